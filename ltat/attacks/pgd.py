@@ -1,0 +1,177 @@
+"""Projected gradient descent, one function for every variant of the literature (Madry et al. 2018).
+
+x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K−1
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ltat.attacks.modes import MODES, attack_mode
+from ltat.attacks.objectives import Objective, cross_entropy
+from ltat.attacks.starts import STARTS
+from ltat.attacks.threat import ThreatModel
+from ltat.errors import LtatError
+from ltat.precision import MixedPrecision, dtype_of
+
+LINF_8 = ThreatModel()
+KEEPS = ("last", "best")
+# Keeps the input gradients of fp16 above its smallest number; the step's direction does not depend on it.
+FP16_LOSS_SCALE = 1024.0
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel = LINF_8,
+    steps: int = 10,
+    step_size: float | Tensor | None = None,
+    start: str = "gauss",
+    objective: Objective = cross_entropy,
+    mode: str = "eval",
+    restarts: int = 1,
+    keep: str = "last",
+    generator: torch.Generator | None = None,
+    precision: str = "fp32",
+    validate: bool = True,
+) -> Tensor:
+    """Adversarial images for ``model`` around ``x``.
+
+    The model comes back as it was, also after an exception: the mode of every submodule, ``requires_grad``,
+    ``.grad``, and all buffers (but for ``mode="train"``, which by definition moves running statistics). No
+    weight gradient is computed. It works under ``torch.no_grad()`` and ``torch.inference_mode()``.
+
+    Args:
+        model: images [B, ch, H, W] → logits [B, C].
+        x: clean images [B, ch, H, W], fp32 in the threat model's box.
+        y: labels [B], int64 in [0, C).
+        threat: norm, ε (one number or one per image) and box.
+        steps: K ≥ 0; with 0 the start itself, projected.
+        step_size: a, one number or a tensor [B], in pixel units; ε/4 if None.
+        start: a name in ``STARTS``.
+        objective: the loss per image to ascend; see ``Objective``.
+        mode: a name in ``MODES``.
+        restarts: independent starts; per image the one with the largest objective is returned.
+        keep: ``"last"`` iterate of each restart, or the ``"best"`` of all iterates by the objective.
+            ``"best"`` and ``restarts > 1`` cost one forward more per restart.
+        generator: source of the start noise (its own device); torch's global one if None.
+        precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        validate: check the arguments; the checks read values back from the device, so the trainer skips them.
+
+    Returns:
+        Images [B, ch, H, W] of x's dtype, detached, in the ball up to fp32 rounding and in the box.
+
+    Raises:
+        LtatError: a wrong argument, told with its value.
+    """
+    step_size = threat.eps / 4 if step_size is None else step_size
+    if validate:
+        _check_choices(start, mode, keep, precision)
+        _check_numbers(steps, step_size, restarts)
+        _check_batch(x, y, threat)
+    with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad():
+        x, y = _recordable(x), _recordable(y)
+        largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
+        ascent = _Ascent(MixedPrecision(model, precision), y, objective, largest_label)
+        best = _Best(x)
+        for _ in range(restarts):
+            x_adv = threat.random_start(x, start, generator)
+            for t in range(steps):
+                loss, grad = ascent.loss_and_gradient(x_adv)
+                if keep == "best" and t > 0:
+                    best.update(x_adv, loss)
+                x_adv = threat.step(x_adv, grad, x, step_size, inplace=True)
+            if steps == 0:
+                x_adv = threat.project(x_adv, x)
+            if keep == "last" and restarts == 1:
+                return x_adv
+            with torch.no_grad():
+                best.update(x_adv, ascent.loss(x_adv))
+    return best.x_adv
+
+
+class _Best:
+    """Per image the candidate with the largest loss so far; a NaN loss never wins over a number."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x_adv = x
+        self.loss: Tensor | None = None
+
+    def update(self, x_adv: Tensor, loss: Tensor) -> None:
+        if self.loss is None:
+            self.x_adv, self.loss = x_adv.clone(), loss
+            return
+        better = (loss > self.loss) | self.loss.isnan()
+        self.loss = torch.where(better, loss, self.loss)
+        self.x_adv = torch.where(better.reshape(-1, *([1] * (x_adv.dim() - 1))), x_adv, self.x_adv)
+
+
+class _Ascent:
+    """The objective of one batch and its gradient with respect to the images."""
+
+    def __init__(self, model: MixedPrecision, y: Tensor, objective: Objective, largest_label: int) -> None:
+        self.model = model
+        self.y = y
+        self.objective = objective
+        self.largest_label = largest_label
+        self.scale = FP16_LOSS_SCALE if model.precision == "fp16" else 1.0
+
+    def loss(self, x_adv: Tensor) -> Tensor:
+        """Loss per image, [B]."""
+        logits = self.model(x_adv)
+        if logits.shape[1] <= self.largest_label:
+            raise LtatError(
+                f"label {self.largest_label} does not fit a model of {logits.shape[1]} classes: "
+                "use the model and the labels of one dataset"
+            )
+        return self.objective(logits, self.y, x_adv)
+
+    def loss_and_gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss [B] and the gradient of its sum, both detached.
+
+        The sum, not the mean: each image then has the gradient it would have alone, and half precision does
+        not underflow with the batch size.
+        """
+        leaf = x_adv.detach().requires_grad_(True)
+        loss = self.loss(leaf)
+        (gradient,) = torch.autograd.grad(loss.sum() * self.scale, leaf)
+        return loss.detach(), gradient
+
+
+def _recordable(tensor: Tensor) -> Tensor:
+    # Autograd cannot save a tensor that was made under inference mode; its copy is an ordinary one.
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _check_choices(start: str, mode: str, keep: str, precision: str) -> None:
+    for what, name, known in (("start", start, STARTS), ("mode", mode, MODES), ("keep", keep, KEEPS)):
+        if name not in known:
+            raise LtatError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
+    dtype_of(precision)
+
+
+def _check_numbers(steps: int, step_size: float | Tensor, restarts: int) -> None:
+    if steps < 0:
+        raise LtatError(f"steps is {steps}: give 0 or more")
+    if restarts < 1:
+        raise LtatError(f"restarts is {restarts}: give 1 or more")
+    sizes = torch.as_tensor(step_size)
+    if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
+        raise LtatError(f"step_size is {sizes.min().item()}: give a finite one, 0 or more")
+
+
+def _check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    if len(x) == 0 or y.shape != x.shape[:1]:
+        raise LtatError(f"{len(x)} images but labels of shape {tuple(y.shape)}: give one label per image")
+    if y.dtype != torch.int64 or int(y.min()) < 0:
+        raise LtatError(f"labels of {y.dtype} from {y.min().item()}: they must be int64 in [0, classes)")
+    if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+        raise LtatError("the images hold NaN or infinite values or are not floats: give finite fp32 images")
+    low, high = threat.box
+    if float(x.min()) < low or float(x.max()) > high:
+        raise LtatError(
+            f"pixels range over [{x.min().item():.4g}, {x.max().item():.4g}], outside the box {threat.box}: "
+            "scale the images to it"
+        )
+    threat.validate(len(x))

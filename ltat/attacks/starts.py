@@ -1,0 +1,68 @@
+"""Where an attack begins. The published methods differ here, and the difference shows in their numbers.
+
+Every start maps (x, threat, generator) to a fresh tensor. Only ``uniform_clamp`` and ``zero`` are sure to lie
+in the box; the others take their first gradient unclamped, as the reference codes do. For ℓ2, uniform means
+uniform in the ball (a Gaussian direction times U^(1/d)).
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ltat.attacks.threat import ThreatModel
+
+Start = Callable[[Tensor, "ThreatModel", torch.Generator | None], Tensor]
+
+START_NOISE = 0.001
+
+
+def gauss(x: Tensor, threat: "ThreatModel", generator: torch.Generator | None) -> Tensor:
+    """x + 0.001·N(0, 1), unclamped: AT-BSL, TRADES, MART, TAET, RSLAD, AdaAD, IGDM in training."""
+    return x + START_NOISE * _noise(torch.randn, x, generator)
+
+
+def uniform(x: Tensor, threat: "ThreatModel", generator: torch.Generator | None) -> Tensor:
+    """x + U(−ε, ε), unclamped: REAT, ARD, and the evaluations of AT-BSL and TRADES."""
+    return x + threat.radius(x) * _uniform_in_unit_ball(x, threat.norm, generator)
+
+
+def uniform_clamp(x: Tensor, threat: "ThreatModel", generator: torch.Generator | None) -> Tensor:
+    """``uniform``, then clamped to the box: AWP, Rice et al., torchattacks."""
+    return uniform(x, threat, generator).clamp_(*threat.box)
+
+
+def pos_uniform(x: Tensor, threat: "ThreatModel", generator: torch.Generator | None) -> Tensor:
+    """x + ε·U(0, 1), one-sided and unclamped: RoBal in training."""
+    return x + threat.radius(x) * _uniform_in_unit_ball(x, threat.norm, generator).abs_()
+
+
+def zero(x: Tensor, threat: "ThreatModel", generator: torch.Generator | None) -> Tensor:
+    """x itself."""
+    return x.clone()
+
+
+STARTS: dict[str, Start] = {
+    "gauss": gauss,
+    "uniform": uniform,
+    "uniform_clamp": uniform_clamp,
+    "pos_uniform": pos_uniform,
+    "zero": zero,
+}
+
+
+def _noise(draw: Callable[..., Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
+    # A CPU generator serves a GPU batch too: then the noise is the same on every device.
+    device = x.device if generator is None else generator.device
+    return draw(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+
+
+def _uniform_in_unit_ball(x: Tensor, norm: str, generator: torch.Generator | None) -> Tensor:
+    if norm == "linf":
+        return _noise(torch.rand, x, generator).mul_(2).sub_(1)
+    direction = _noise(torch.randn, x, generator).flatten(1)
+    dimension = direction.shape[1]
+    radius = _noise(torch.rand, x.new_empty(len(x), 1), generator) ** (1 / dimension)
+    return (radius * torch.nn.functional.normalize(direction, dim=1)).reshape(x.shape)
