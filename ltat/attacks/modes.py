@@ -25,7 +25,7 @@ MODES: dict[str, Callable[[nn.Module], None]] = {
     "train_frozen_stats": _train_frozen_stats,
 }
 """``eval``: running statistics. ``train``: batch statistics, and by its nature the running statistics move
-with every gradient (Rice's PGD-AT, AWP, ARD). ``train_frozen_stats``: batch statistics, running ones untouched.
+with every gradient (Rice's PGD-AT, AWP, ARD). ``train_frozen_stats``: batch statistics, but those stay.
 """
 
 
@@ -53,7 +53,7 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
 
 @contextmanager
 def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, training-mode batch norm normalises by the batch and leaves its running statistics untouched."""
+    """Inside, training-mode batch norm normalises by the batch and leaves its running statistics alone."""
     tracking = _tracking(model)
     try:
         _stop_tracking(model)
@@ -66,8 +66,8 @@ def _tracking(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if getattr(module, "track_running_stats", False)]
 
 
-# A norm layer in training mode that does not track hands no buffer to its kernel, so the running statistics stay
-# bit-identical without a copy. setattr, because nn.Module types every attribute as a tensor or a module.
+# A norm layer in training mode that does not track hands no buffer to its kernel, so the running statistics
+# stay bit-identical without a copy. setattr, because nn.Module types attributes as tensors or modules.
 def _stop_tracking(model: nn.Module) -> None:
     for module in _tracking(model):
         setattr(module, "track_running_stats", False)  # noqa: B010

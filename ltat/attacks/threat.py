@@ -55,8 +55,8 @@ class ThreatModel:
     ) -> Tensor:
         """A fresh tensor holding the named start point around ``x`` (see ``ltat.attacks.starts``).
 
-        It may lie outside the box, and for ``"gauss"`` with a tiny ε outside the ball: the published attacks take
-        their first gradient there, and the first step projects.
+        It may lie outside the box, and for ``"gauss"`` with a tiny ε outside the ball: the published attacks
+        take their first gradient there, and the first step projects.
         """
         if start not in STARTS:
             raise LtatError(f"unknown start {start!r}: use one of {', '.join(STARTS)}")
@@ -75,7 +75,7 @@ class ThreatModel:
         return self.step(x_adv, torch.zeros_like(x_adv), x, 0.0)
 
     def contains(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """Whether each ``x_adv`` [B, …] is legal: in the box exactly, in the ball up to fp32 rounding; bool [B].
+        """Whether each ``x_adv`` [B, …] is legal: in the box exactly, in the ball up to rounding; bool [B].
 
         x + ε is itself rounded when stored as an fp32 pixel, so ℓ∞ allows one ulp at the largest legal pixel
         value (2**-23 ≈ 1.2e-7 for the box [0, 1]) and ℓ2 that much for every pixel. NaN is never legal.
