@@ -1,0 +1,32 @@
+"""Datasets, their long-tailed and balanced subsets, and the batches made of them."""
+
+from ltat.data.augment import Augment
+from ltat.data.balanced import balanced_indices, balanced_sizes
+from ltat.data.datasets import DATASETS, DatasetSpec, load_dataset
+from ltat.data.holdout import holdout_indices, stratified_subset
+from ltat.data.loader import Batch, InMemoryLoader
+from ltat.data.longtail import longtail_counts, longtail_indices
+from ltat.data.plans import BalancedPlan, FixedPlan, IndexPlan, ShufflePlan
+from ltat.data.split import Dataset, Split, index_hash
+
+__all__ = [
+    "DATASETS",
+    "Augment",
+    "BalancedPlan",
+    "Batch",
+    "Dataset",
+    "DatasetSpec",
+    "FixedPlan",
+    "InMemoryLoader",
+    "IndexPlan",
+    "ShufflePlan",
+    "Split",
+    "balanced_indices",
+    "balanced_sizes",
+    "holdout_indices",
+    "index_hash",
+    "load_dataset",
+    "longtail_counts",
+    "longtail_indices",
+    "stratified_subset",
+]

@@ -1,0 +1,151 @@
+"""Every dataset by name, and the one function that loads them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ltat.data.cifar import cifar10_source, cifar100_source, load_cifar
+from ltat.data.digits import load_digits
+from ltat.data.longtail import longtail_indices
+from ltat.data.npz import load_array, load_npz
+from ltat.data.split import Dataset, Split, check_positions
+from ltat.errors import LtatError
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """How a dataset is read, and the usual way to train on it.
+
+    Attributes:
+        load: ``load(data_dir, download)`` gives the full dataset.
+        default_ratio: the imbalance ratio of the main published setting, or "natural" (the set as it is).
+        flip: whether mirrored images keep their class.
+        pad: pixels of padding before the random crop.
+        needs_dir: whether ``data_dir`` must be given.
+        summary: one line for people.
+    """
+
+    load: Callable[[Path, bool], Dataset]
+    default_ratio: float | str
+    flip: bool
+    pad: int
+    needs_dir: bool
+    summary: str
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "digits": DatasetSpec(load_digits, 20.0, False, 1, False, "scikit-learn's digits, 8x8 grey, 10 classes"),
+    "cifar10": DatasetSpec(
+        partial(load_cifar, cifar10_source), 50.0, True, 4, True, "CIFAR-10, 32x32 colour, 10 classes"
+    ),
+    "cifar100": DatasetSpec(
+        partial(load_cifar, cifar100_source), 10.0, True, 4, True, "CIFAR-100, 32x32 colour, 100 classes"
+    ),
+    "npz": DatasetSpec(
+        load_npz, "natural", True, 4, True, "your own images: train.npz and test.npz in a folder"
+    ),
+}
+
+
+def load_dataset(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    imbalance_ratio: float | str = "natural",
+    subset_seed: int = 0,
+    imbalance: str = "exp",
+    class_order: str = "label",
+    split_file: str | Path | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Load a dataset by name; the test split is always the full one.
+
+    Args:
+        name: a key of ``DATASETS``.
+        data_dir: the folder the dataset lies in (``digits`` needs none).
+        imbalance_ratio: "natural" keeps the training set as it is; a number of at least 1 takes the
+            long-tailed subset of that ratio (``longtail_indices``).
+        subset_seed: seed of the subset; 0 is the published one.
+        imbalance: profile of the subset, "exp" or "step".
+        class_order: "label" or "permuted".
+        split_file: an .npy or .npz file of training positions to use instead of drawing a subset.
+        download: fetch a missing dataset, where it has an address.
+
+    Raises:
+        LtatError: an unknown name, a missing folder, broken files, or a training class without images.
+    """
+    spec = _spec(name)
+    folder = _folder(name, spec, data_dir)
+    dataset = spec.load(folder, download)
+    if split_file is not None:
+        if imbalance_ratio != "natural":
+            raise LtatError(
+                f"a split file and imbalance ratio {imbalance_ratio} exclude each other; "
+                "with a split file, set the ratio to natural"
+            )
+        chosen = _positions_from_file(Path(split_file), dataset.train)
+        dataset = replace(dataset, train=dataset.train.subset(chosen))
+    elif imbalance_ratio != "natural":
+        chosen = longtail_indices(
+            dataset.train.labels,
+            _ratio(imbalance_ratio),
+            subset_seed,
+            num_classes=dataset.num_classes,
+            kind=imbalance,
+            class_order=class_order,
+        )
+        dataset = replace(dataset, train=dataset.train.subset(chosen))
+    _check_no_empty_class(dataset)
+    return dataset
+
+
+def _spec(name: str) -> DatasetSpec:
+    if name not in DATASETS:
+        raise LtatError(f"unknown dataset {name!r}; choose one of {', '.join(DATASETS)}")
+    return DATASETS[name]
+
+
+def _folder(name: str, spec: DatasetSpec, data_dir: str | Path | None) -> Path:
+    if data_dir is None:
+        if spec.needs_dir:
+            raise LtatError(f"dataset {name!r} lies in a folder; say which with --data-dir")
+        return Path()
+    return Path(data_dir).expanduser()
+
+
+def _ratio(value: float | str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise LtatError(
+            f"imbalance ratio {value!r} is neither a number nor 'natural'; give one of these"
+        ) from None
+
+
+def _positions_from_file(path: Path, train: Split) -> np.ndarray:
+    arrays = load_array(path)
+    if len(arrays) != 1:
+        raise LtatError(
+            f"{path} holds {len(arrays)} arrays ({', '.join(sorted(arrays))}); "
+            "a split file holds exactly one, the training positions"
+        )
+    positions = check_positions(next(iter(arrays.values())), len(train))
+    values, copies = np.unique(positions, return_counts=True)
+    if (copies > 1).any():
+        raise LtatError(
+            f"{path} names image {values[np.argmax(copies)]} more than once; list each image once"
+        )
+    return positions
+
+
+def _check_no_empty_class(dataset: Dataset) -> None:
+    counts = dataset.train.counts
+    if not counts.all():
+        empty = int(np.argmin(counts))
+        raise LtatError(
+            f"{dataset.name}: class {empty} ({dataset.class_names[empty]}) has no training image; "
+            "add images of it or leave the class out"
+        )

@@ -1,0 +1,63 @@
+"""Deterministic parts of a set: a validation slice for honest selection, and small evaluation samples."""
+
+import numpy as np
+
+from ltat.data.grouping import images_by_class, resolve_labels
+from ltat.errors import LtatError
+from ltat.seeding import numpy_generator
+
+
+def holdout_indices(
+    labels: np.ndarray, fraction: float, seed: int, num_classes: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split positions into training and validation, in proportion to the classes.
+
+    Class c gives round(fraction · n_c) images to validation, but at least 1 and at most n_c - 1.
+
+    Returns:
+        ``(train, validation)``, int64, each ascending.
+
+    Raises:
+        LtatError: a fraction outside (0, 1), or a class with fewer than two images.
+    """
+    labels, num_classes = resolve_labels(labels, num_classes)
+    if not 0 < fraction < 1:
+        raise LtatError(f"held-out fraction {fraction} is not between 0 and 1; 0.1 holds out a tenth")
+    held = [
+        _holdout_class(own, fraction, numpy_generator(seed, "holdout", c), c)
+        for c, own in enumerate(images_by_class(labels, num_classes))
+    ]
+    validation = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), validation, assume_unique=True), validation
+
+
+def _holdout_class(
+    own: np.ndarray, fraction: float, generator: np.random.Generator, label: int
+) -> np.ndarray:
+    if len(own) < 2:
+        raise LtatError(
+            f"class {label} has {len(own)} training image(s), too few to hold one out; "
+            "lower the imbalance ratio or select on the test set"
+        )
+    count = min(max(round(fraction * len(own)), 1), len(own) - 1)
+    return generator.permutation(own)[:count]
+
+
+def stratified_subset(labels: np.ndarray, n: int, num_classes: int | None = None) -> np.ndarray:
+    """The positions of n images with classes as even as they allow, without randomness.
+
+    Takes the first image of every class, then the second of every class, and so on.
+
+    Returns:
+        int64 [n], ascending.
+
+    Raises:
+        LtatError: n below 1 or above the number of images.
+    """
+    labels, num_classes = resolve_labels(labels, num_classes)
+    if not 1 <= n <= len(labels):
+        raise LtatError(f"{n} examples were asked of {len(labels)} images; choose 1..{len(labels)}")
+    turn = np.empty(len(labels), dtype=np.int64)
+    for own in images_by_class(labels, num_classes):
+        turn[own] = np.arange(len(own))
+    return np.sort(np.lexsort((labels, turn))[:n])

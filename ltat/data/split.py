@@ -1,0 +1,127 @@
+"""What a dataset is: uint8 images, labels, and where each image came from."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ltat.errors import LtatError
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and labels of one part (training or test) of a dataset, held in memory.
+
+    Attributes:
+        images: uint8 [N, H, W, C], C-contiguous, 0..255.
+        labels: int64 [N], each in [0, num_classes).
+        num_classes: number of classes; a class may be empty here (``load_dataset`` refuses that in training).
+        indices: int64 [N], position of each image in the set it was taken from.
+
+    Raises:
+        LtatError: a wrong type or shape, differing lengths, no images, or a label out of range.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_classes: int
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        for name in ("labels", "indices"):
+            _check_vector(name, getattr(self, name), len(self.images))
+        check_labels(self.labels, self.num_classes)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Images per class, int64 [num_classes]."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> "Split":
+        """The images at these positions of this split, in that order; ``indices`` follows the source."""
+        indices = check_positions(indices, len(self))
+        return Split(self.images[indices], self.labels[indices], self.num_classes, self.indices[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split over the same classes and image shape."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            raise LtatError(
+                f"{self.name}: training images are {self.train.images.shape[1:]} but test images are "
+                f"{self.test.images.shape[1:]}; store both in the same height, width and channels"
+            )
+        if not self.train.num_classes == self.test.num_classes == len(self.class_names):
+            raise LtatError(
+                f"{self.name}: {self.train.num_classes} training classes, {self.test.num_classes} test "
+                f"classes and {len(self.class_names)} class names do not agree; give one name per class"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self.train.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def index_hash(indices: np.ndarray) -> str:
+    """SHA-256 (hex) of the indices as little-endian int64 bytes: one line that names a subset."""
+    return hashlib.sha256(np.ascontiguousarray(indices, dtype="<i8").tobytes()).hexdigest()
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Refuse integer labels [N] outside [0, num_classes), naming the first and its position."""
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(wrong):
+        raise LtatError(
+            f"label {labels[wrong[0]]} at position {wrong[0]} is outside 0..{num_classes - 1}; "
+            "correct the labels or the number of classes"
+        )
+
+
+def check_positions(indices: np.ndarray, size: int) -> np.ndarray:
+    """The indices as int64 [M], refused unless they are integers in [0, size) (repeats are allowed)."""
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
+        raise LtatError(
+            f"indices are {indices.dtype} with {indices.ndim} dimensions; give a vector of integers"
+        )
+    wrong = np.flatnonzero((indices < 0) | (indices >= size))
+    if len(wrong):
+        raise LtatError(f"index {indices[wrong[0]]} is outside the set of {size} images; use 0..{size - 1}")
+    return indices.astype(np.int64)
+
+
+def _check_images(images: np.ndarray) -> None:
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+        kind = getattr(images, "dtype", type(images).__name__)
+        broken = " with NaN" if np.issubdtype(kind, np.floating) and np.isnan(images).any() else ""
+        raise LtatError(f"images are {kind}{broken}; store them as uint8, 0..255")
+    if images.ndim != 4 or 0 in images.shape:
+        raise LtatError(f"images have shape {images.shape}; store them as [N, H, W, C], none of them 0")
+    if not images.flags.c_contiguous:
+        raise LtatError("images are not C-contiguous; pass np.ascontiguousarray(images)")
+
+
+def _check_vector(name: str, values: np.ndarray, length: int) -> None:
+    if not isinstance(values, np.ndarray) or values.dtype != np.int64 or values.shape != (length,):
+        shape = getattr(values, "shape", None)
+        kind = getattr(values, "dtype", type(values).__name__)
+        raise LtatError(f"{name} are {kind} of shape {shape} for {length} images; give int64 [{length}]")

@@ -1,0 +1,74 @@
+"""Files that are either complete or not there."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from ltat.errors import LtatError
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a crash at any moment leaves the old file or the new one, whole.
+
+    The folder is made if it is missing. Raises ``LtatError`` when the disk is full or the place cannot be
+    written; nothing half-written stays behind.
+    """
+    atomic_write_all({Path(path): data})
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """``atomic_write_bytes`` for text, as UTF-8."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_all(contents: Mapping[Path, bytes]) -> None:
+    """Write several files that belong together (all in one folder), each one atomically.
+
+    All are safely on the disk before the first takes its final name, so only the renames stand between the
+    old set and the new one.
+    """
+    try:
+        for folder in {path.parent for path in contents}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            written = [(stack.enter_context(_temporary(path, data)), path) for path, data in contents.items()]
+            for temporary, path in written:
+                os.replace(temporary, path)
+        for folder in {path.parent for path in contents}:
+            _sync_folder(folder)
+    except OSError as error:
+        names = ", ".join(str(path) for path in contents)
+        raise LtatError(
+            f"cannot write {names}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[str]:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's 0600 would hide results from the group
+            os.fsync(file.fileno())
+        yield name
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

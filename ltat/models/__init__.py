@@ -1,0 +1,17 @@
+"""Classifiers for small images, and how they are kept on disk."""
+
+from ltat.models.base import Classifier
+from ltat.models.card import ModelCard, load_model, read_card, save_model
+from ltat.models.published import load_published
+from ltat.models.registry import MODELS, build_model
+
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "ModelCard",
+    "build_model",
+    "load_model",
+    "load_published",
+    "read_card",
+    "save_model",
+]

@@ -1,0 +1,205 @@
+"""A saved model: ``NAME.safetensors`` (weights) and ``NAME.json`` (a card that says what they are)."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ltat.errors import LtatError
+from ltat.files import atomic_write_all
+from ltat.models.base import Classifier
+from ltat.models.registry import MODELS, build_model
+
+CARD_FORMAT = 1
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What stands in the JSON file beside the weights.
+
+    Attributes:
+        format: version of this card's layout.
+        name: key in ``MODELS``; the architecture is built from it, never read from the weights.
+        num_classes: outputs.
+        in_channels: channels of the images.
+        normalize: (mean, std) per channel applied inside the model, or None.
+        class_names: one per class, or empty.
+        sha256: of the weights file (hex).
+        extra: anything else worth keeping: dataset, method, epoch, metrics, training counts.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    format: int
+    name: str
+    num_classes: int
+    in_channels: int
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None
+    class_names: tuple[str, ...]
+    sha256: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_model(
+    model: Classifier, path: str | Path, *, extra: Mapping[str, Any], class_names: Sequence[str] = ()
+) -> None:
+    """Write ``path``.safetensors and ``path``.json; each is whole at any moment, and nothing is pickled.
+
+    Args:
+        model: built by ``build_model``.
+        path: with or without the ``.safetensors`` suffix.
+        extra: JSON values (NumPy numbers and arrays are turned into plain ones) for the card.
+        class_names: one per class, or empty.
+
+    Raises:
+        LtatError: a model that is not in ``MODELS``, values JSON cannot hold, or an unwritable place.
+    """
+    if getattr(model, "name", None) not in MODELS:
+        raise LtatError(
+            f"a {type(model).__name__} cannot be saved by name; build the model with build_model "
+            f"({', '.join(MODELS)})"
+        )
+    weights_path, card_path = _paths(path)
+    weights = _serialize(model)
+    card = ModelCard(
+        format=CARD_FORMAT,
+        name=model.name,
+        num_classes=model.num_classes,
+        in_channels=model.in_channels,
+        normalize=_plain_normalization(model),
+        class_names=tuple(class_names),
+        sha256=hashlib.sha256(weights).hexdigest(),
+        extra=dict(extra),
+    )
+    atomic_write_all({weights_path: weights, card_path: _to_json(card).encode()})
+
+
+def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Classifier:
+    """Read a model saved by ``save_model``, in evaluation mode.
+
+    The checksum, the names and the shapes are compared before anything of the file is used, and no code
+    from it is ever executed.
+
+    Args:
+        path: with or without the ``.safetensors`` suffix.
+        device: where the model goes.
+
+    Raises:
+        LtatError: a missing, truncated, altered or foreign file.
+    """
+    weights_path, _ = _paths(path)
+    card = read_card(path)
+    tensors = _read_weights(weights_path, card.sha256)
+    with torch.device("meta"):  # shapes only: a card cannot make us allocate a giant
+        skeleton = _build(card)
+    check_state(skeleton, tensors, str(weights_path))
+    model = _build(card)
+    model.load_state_dict(tensors)
+    return model.to(device).eval()
+
+
+def read_card(path: str | Path) -> ModelCard:
+    """The card of a saved model, checked for its layout but not against the weights.
+
+    Raises:
+        LtatError: a missing or damaged card, or one of another format version.
+    """
+    _, card_path = _paths(path)
+    text = _read(card_path).decode("utf-8", errors="replace")
+    try:
+        card = TypeAdapter(ModelCard).validate_python(json.loads(text))
+    except (ValueError, RecursionError, ValidationError) as error:
+        reason = str(error).partition("\n")[0]
+        raise LtatError(f"{card_path} is not a model card ({reason}); save the model again") from error
+    if card.format != CARD_FORMAT:
+        raise LtatError(
+            f"{card_path} has card format {card.format}, this version reads {CARD_FORMAT}; update ltat"
+        )
+    return card
+
+
+def check_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse tensors whose names, shapes or kinds (floating or not) differ from the model's state.
+
+    Raises:
+        LtatError: naming the first difference.
+    """
+    expected = model.state_dict()
+    for key in expected.keys() - tensors.keys():
+        raise LtatError(f"{source} lacks {key!r}; it was saved from another architecture")
+    for key in tensors.keys() - expected.keys():
+        raise LtatError(f"{source} holds an unexpected {key!r}; it was saved from another architecture")
+    for key, tensor in tensors.items():
+        want = expected[key]
+        if tensor.shape != want.shape or tensor.is_floating_point() != want.is_floating_point():
+            raise LtatError(
+                f"{source}: {key!r} is {tensor.dtype} {tuple(tensor.shape)} where the model has "
+                f"{want.dtype} {tuple(want.shape)}; it was saved from another architecture or class count"
+            )
+
+
+def _build(card: ModelCard) -> Classifier:
+    return build_model(
+        card.name, num_classes=card.num_classes, in_channels=card.in_channels, normalize=card.normalize
+    )
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    stem = path.name.removesuffix(_SUFFIX)
+    if not stem:
+        raise LtatError(f"{str(path)!r} names no model file; give a path such as runs/first/best")
+    return path.with_name(stem + _SUFFIX), path.with_name(stem + ".json")
+
+
+def _serialize(model: Classifier) -> bytes:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return safetensors.torch.save(state)
+
+
+def _plain_normalization(model: Classifier) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    if model.normalization is None:
+        return None
+    mean, std = model.normalization
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _to_json(card: ModelCard) -> str:
+    try:
+        return json.dumps(asdict(card), indent=2, default=lambda value: value.tolist()) + "\n"
+    except (TypeError, AttributeError, ValueError) as error:
+        raise LtatError(
+            f"extra cannot be written as JSON ({error}); keep numbers, strings and lists"
+        ) from error
+
+
+def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    data = _read(path)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise LtatError(
+            f"{path} does not have the checksum its card names, so it was damaged or replaced; "
+            "copy both files again"
+        )
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise LtatError(f"{path} is not a safetensors file ({error}); save the model again") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise LtatError(
+            f"{path} cannot be read ({error.strerror}); "
+            "a saved model is NAME.safetensors with NAME.json beside it"
+        ) from error

@@ -1,0 +1,48 @@
+"""Every model by name."""
+
+from collections.abc import Callable
+
+from ltat.errors import LtatError
+from ltat.models.base import Classifier, Normalization
+from ltat.models.mobilenet import MobileNetV2
+from ltat.models.preactresnet import PreActResNet
+from ltat.models.resnet import ResNet
+from ltat.models.small import SmallNet
+from ltat.models.wideresnet import WideResNet
+
+MODELS: dict[str, Callable[[int, int, Normalization | None], Classifier]] = {
+    "resnet18": ResNet,
+    "preactresnet18": PreActResNet,
+    "wrn34-10": WideResNet,
+    "mobilenetv2": MobileNetV2,
+    "small": SmallNet,
+}
+
+
+def build_model(
+    name: str, *, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None
+) -> Classifier:
+    """A new model with random weights (from torch's global generator), in training mode.
+
+    Args:
+        name: a key of ``MODELS``.
+        num_classes: number of outputs, at least 2.
+        in_channels: channels of the images, at least 1.
+        normalize: (mean, std) per channel, applied inside the model; None leaves pixels in [0, 1].
+
+    Returns:
+        A ``Classifier``: images [B, in_channels, H, W] in [0, 1] to logits [B, num_classes].
+
+    Raises:
+        LtatError: an unknown name, or a number out of range.
+    """
+    if name not in MODELS:
+        raise LtatError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    if num_classes < 2 or in_channels < 1:
+        raise LtatError(
+            f"{num_classes} classes and {in_channels} channels make no classifier; "
+            "give at least 2 classes and 1 channel"
+        )
+    model = MODELS[name](num_classes, in_channels, normalize)
+    model.name = name
+    return model
