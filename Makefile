@@ -1,0 +1,44 @@
+# Everything a newcomer needs: `make demo`, `make test`. The environment is made once, in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BUILT := $(VENV)/.built
+NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.txt' 2>/dev/null)
+
+.PHONY: demo test lint format build clean
+
+demo: $(BUILT)
+	@echo "[3/3] training and comparing on real digits"
+	$(BIN)/ltat demo
+
+test: $(BUILT)
+	@echo "[3/3] running the tests"
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' | xargs $(BIN)/clang-format -i
+
+build: $(BUILT)
+
+$(READY): pyproject.toml
+	@echo "[1/3] making the environment $(VENV) (torch is a large download)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*(repr(r) for r in p["dependencies"] + p["optional-dependencies"]["dev"]))')
+	@touch $@
+
+$(BUILT): $(READY) $(NATIVE)
+	@echo "[2/3] building the native kernels"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info ltat/*.so

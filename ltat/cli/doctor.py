@@ -1,0 +1,54 @@
+"""`ltat doctor`."""
+
+import platform
+import shutil
+import sys
+
+import click
+
+from ltat import __version__
+
+
+@click.command("doctor")
+def command() -> None:
+    """Show versions, devices and the native build, and for what is missing the line that fixes it."""
+    import torch
+
+    from ltat.training.environment import package_versions
+
+    click.echo(f"ltat {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name, version in package_versions().items():
+        click.echo(f"  {name} {version}")
+    click.echo(f"threads: {torch.get_num_threads()}")
+    click.echo(f"GPU: {gpu_line()}")
+    missing = [f"{name} is missing: pip install {name}" for name, v in package_versions().items() if v == "missing"]
+    for line in [*native_lines(), *missing]:
+        click.echo(line)
+
+
+def gpu_line() -> str:
+    """The GPUs that torch sees, or why none."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    built = torch.version.cuda
+    return f"none (torch is built for CUDA {built} and sees no device)" if built else "none (torch is a CPU build)"
+
+
+def native_lines() -> list[str]:
+    """The state of the compiled kernels, and how to build what is not there."""
+    from ltat import native
+
+    info = native.build_info()
+    if info is None:
+        return [
+            "native kernels: not built; everything runs on the slower pure-PyTorch twins",
+            f"  fix: {sys.executable} -m pip install --no-build-isolation --force-reinstall --no-deps ltat  "
+            "(in a clone: make build)",
+        ]
+    lines = ["native kernels: built"] + [f"  {key}: {value}" for key, value in info.items()]
+    if not info.get("cuda_archs"):
+        hint = "LTAT_CUDA=ON make build" if shutil.which("nvcc") else "install the CUDA toolkit (nvcc), then make build"
+        lines.append(f"  CUDA kernels: not built; fix: {hint}")
+    return lines

@@ -1,0 +1,51 @@
+"""The command group; a command's module is imported when the command is used, so that `--help` is quick."""
+
+import importlib
+
+import click
+
+from ltat import __version__
+from ltat.errors import LtatError
+
+COMMANDS = {
+    "train": "Train by a method, on long-tailed data, into a run folder.",
+    "eval": "Evaluate a checkpoint: clean, PGD and AutoAttack, tail classes apart.",
+    "data": "Look at a data set, or write it in the npz layout.",
+    "doctor": "Show versions, devices and the native build, and what is missing.",
+    "demo": "Train and compare three models on real digits, in minutes on a CPU.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of a researcher's day."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"ltat.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table above, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; wrong use becomes one sentence and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except LtatError as error:
+            failure = click.ClickException(str(error))
+            failure.exit_code = 2
+            raise failure from None
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ltat")
+def main() -> None:
+    """Adversarial training on long-tailed data: robust also on the rare classes."""

@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ltat.config.sections import read_quotient
+from ltat.errors import LtatError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Ratio(click.ParamType):
+    """An imbalance ratio of at least 1, or the word ``natural``."""
+
+    name = "R|natural"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Read the number; its range is checked with the other settings."""
+        if value == "natural":
+            return "natural"
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'natural'.", param, ctx)
+
+
+class Radius(click.ParamType):
+    """A number, or a quotient such as 8/255."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the number or the quotient."""
+        try:
+            return float(read_quotient(value))  # type: ignore[arg-type]
+        except ValueError:
+            self.fail(f"{value!r} is no number; write for example 8/255 or 0.03.", param, ctx)
+
+
+def dataset_options(command: Command) -> Command:
+    """--dataset, --data-dir, --imbalance-ratio and --download."""
+    options = [
+        click.option("--dataset", metavar="D", help="digits, cifar10, cifar100 or npz."),
+        click.option("--data-dir", metavar="DIR", help="Where the data set lies."),
+        click.option("--imbalance-ratio", type=Ratio(), help="Largest over smallest class; natural keeps all."),
+        click.option("--download/--no-download", default=None, help="Fetch the data set if it is not there."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def comma_separated(text: str | None) -> tuple[str, ...] | None:
+    """``a,b`` as ``("a", "b")``.
+
+    Raises:
+        LtatError: a name is empty.
+    """
+    if text is None:
+        return None
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise LtatError(f"the list {text!r} has an empty name; write for example clean,pgd20")
+    return names

@@ -1,0 +1,107 @@
+"""`ltat train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ltat.cli.options import dataset_options
+from ltat.config import RunConfig, from_toml, load_config, to_toml
+
+NAMES = {
+    "dataset": "data.name",
+    "data_dir": "data.dir",
+    "imbalance_ratio": "data.imbalance_ratio",
+    "download": "data.download",
+    "method": "method",
+    "model": "model.name",
+    "teacher": "teacher.path",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "precision": "train.precision",
+    "device": "train.device",
+    "seed": "seed.train",
+}
+"""From the options to the settings they stand for."""
+
+
+@click.command("train")
+@click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
+@dataset_options
+@click.option("--method", metavar="M", help="self-distill (default), at-bsl or pgd-at.")
+@click.option("--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, mobilenetv2 or small.")
+@click.option("--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one first.")
+@click.option("--epochs", type=int, metavar="N")
+@click.option("--batch-size", type=int, metavar="N")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the network body.")
+@click.option("--device", metavar="auto|cpu|cuda")
+@click.option("--seed", type=int, metavar="N", help="Of training; seed.subset and seed.db are set apart.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
+@click.option("--resume", is_flag=True, help="Continue the run that stands in the run folder.")
+@click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="Any other setting; repeatable.")
+@click.option("--show-config", is_flag=True, help="Print the resolved settings and stop.")
+def command(
+    recipe: str | None,
+    out: Path | None,
+    resume: bool,
+    assignments: tuple[str, ...],
+    show_config: bool,
+    **options: Any,
+) -> None:
+    """Train a robust classifier on long-tailed data.
+
+    Settings come from the method's published ones, then the recipe, then the options, then --set. `--show-config`
+    prints them all; docs/settings.md explains each.
+    """
+    from ltat.methods import find_method
+    from ltat.training.task import resolve
+
+    settings = {NAMES[name]: value for name, value in options.items()}
+    config = load_config(
+        lambda name: find_method(name).Config,
+        recipe=recipe or resumed_settings(out, resume),
+        settings=settings,
+        assignments=assignments,
+    )
+    if show_config:
+        click.echo(to_toml(resolve(config)), nl=False)
+        return
+    folder = out or default_folder(resolve(config))
+    show_report(train_resumably(config, folder, resume), folder)
+
+
+def resumed_settings(out: Path | None, resume: bool) -> dict[str, Any] | None:
+    """The settings of the run to resume, so that `--resume --out DIR` needs nothing else."""
+    if not resume or out is None or not (out / "config.toml").exists():
+        return None
+    return from_toml(out / "config.toml")
+
+
+def default_folder(config: RunConfig) -> Path:
+    """runs/DATASET-RATIO-MODEL-METHOD-sSEED."""
+    data = config.data
+    ratio = data.imbalance_ratio if data.imbalance_ratio == "natural" else f"ir{data.imbalance_ratio:g}"
+    return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{config.method}-s{config.seed.train}"
+
+
+def train_resumably(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
+    """Train; an interruption tells how to go on."""
+    from ltat.training.run import train
+
+    try:
+        return train(config, folder, resume=resume)
+    except KeyboardInterrupt:
+        raise click.ClickException(f"interrupted; continue with `ltat train --out {folder} --resume`") from None
+
+
+def show_report(report: dict[str, Any], folder: Path) -> None:
+    """The table of a run, and where its files lie."""
+    from rich.console import Console
+
+    from ltat.evaluation import render_table
+
+    Console().print(render_table(list(report.values())))
+    for role, evaluation in report.items():
+        for flag in evaluation["flags"]:
+            click.echo(f"{role}: {flag}")
+    click.echo(f"run folder: {folder}")

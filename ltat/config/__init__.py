@@ -1,0 +1,40 @@
+"""The typed settings of a run: what they are (:mod:`sections`) and where they come from (:mod:`loading`)."""
+
+from ltat.config.loading import from_toml, list_recipes, load_config, to_toml
+from ltat.config.sections import (
+    AttackSection,
+    AugmentSection,
+    BalancedSection,
+    BslSection,
+    DataSection,
+    EvalSection,
+    ModelSection,
+    OptimSection,
+    RunConfig,
+    ScheduleSection,
+    Section,
+    SeedSection,
+    SelectSection,
+    TrainSection,
+)
+
+__all__ = [
+    "AttackSection",
+    "AugmentSection",
+    "BalancedSection",
+    "BslSection",
+    "DataSection",
+    "EvalSection",
+    "ModelSection",
+    "OptimSection",
+    "RunConfig",
+    "ScheduleSection",
+    "Section",
+    "SeedSection",
+    "SelectSection",
+    "TrainSection",
+    "from_toml",
+    "list_recipes",
+    "load_config",
+    "to_toml",
+]

@@ -1,0 +1,173 @@
+"""Every setting of a run, typed, with the defaults the field shares.
+
+A training method adds sections of its own, or other defaults, by subclassing :class:`RunConfig`; see
+:mod:`ltat.methods`. A setting left out (``None``) is filled from the data set when the run starts, and the
+resolved configuration is saved with the run.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def read_quotient(value: object) -> object:
+    """Read ``"8/255"`` as the quotient, as the field writes radii; anything else passes through."""
+    if isinstance(value, str) and value.count("/") == 1:
+        numerator, denominator = value.split("/")
+        try:
+            return float(numerator) / float(denominator)
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+Quotient = Annotated[float, BeforeValidator(read_quotient), Field(allow_inf_nan=False)]
+NonNegative = Annotated[Quotient, Field(ge=0)]
+Positive = Annotated[Quotient, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown names are errors, values never change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class DataSection(Section):
+    """Which images, and which long-tailed subset of them (METHODS: long-tailed construction)."""
+
+    name: str = "cifar10"
+    dir: str | None = None
+    imbalance_ratio: Annotated[Quotient, Field(ge=1)] | Literal["natural"] | None = None
+    imbalance: Literal["exp", "step"] = "exp"
+    class_order: str = "label"
+    split_file: str | None = None
+    download: bool = False
+    sampling: Literal["natural", "balanced"] = "natural"
+
+
+class BalancedSection(Section):
+    """The balanced sub-dataset D_B: gamma * n_min images of every class (ICLR 2025, section 4)."""
+
+    gamma: Positive | Literal["ir/2"] = "ir/2"
+    resample: Literal["once", "per_epoch"] = "once"
+    remainder: Literal["no_replace", "replace"] = "no_replace"
+    partial: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
+
+
+class AugmentSection(Section):
+    """Random crop after padding by ``pad`` pixels, and a horizontal flip with probability 1/2."""
+
+    pad: Natural | None = None
+    flip: bool | None = None
+    pad_mode: Literal["zero", "reflect"] = "zero"
+
+
+class ModelSection(Section):
+    """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model."""
+
+    name: str = "resnet18"
+    normalize: Literal["none", "train"] = "none"
+
+
+class AttackSection(Section):
+    """The attack of training, and the threat model that evaluation shares (radii for pixels in [0, 1])."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: NonNegative = 8 / 255
+    steps: Natural = 10
+    step: NonNegative = 2 / 255
+    start: str = "gauss"
+    loss: str = "ce"
+    mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
+
+
+class OptimSection(Section):
+    """Stochastic gradient descent."""
+
+    lr: NonNegative = 0.1
+    momentum: Annotated[Quotient, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    wd: NonNegative = 5e-4
+    wd_skip_bn: bool = False
+
+
+class ScheduleSection(Section):
+    """The learning rate over epochs.
+
+    A milestone below or equal to 1 is a share of the run's epochs, so that a shortened run keeps the shape;
+    one above 1 is an epoch. With ``milestone_base = 1`` the rate drops *in* that epoch (the first is 1), with 0
+    after that many completed epochs.
+    """
+
+    kind: str = "step"
+    milestones: tuple[Positive, ...] = (0.75, 0.9)
+    milestone_base: Literal[0, 1] = 1
+    factor: Positive = 0.1
+    warmup: Natural = 0
+
+
+class TrainSection(Section):
+    """Length, batches, and the machine's side of training."""
+
+    epochs: Count = 100
+    batch_size: Count = 128
+    drop_last: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = "auto"
+    deterministic: bool = False
+
+
+class SelectSection(Section):
+    """How the best checkpoint is chosen.
+
+    ``set="val"`` holds out ``holdout`` of the training images, class by class, and never looks at the test set;
+    ``set="test"`` selects on the test set as the papers do, and every report of such a run says so. ``metric``
+    is an attack of :func:`ltat.evaluate`; left out, it is PGD-10 on held-out images and PGD-20 on the test set.
+    """
+
+    set: Literal["val", "test", "none"] = "val"
+    metric: str | None = None
+    every: Count = 1
+    from_epoch: Count = Field(default=1, alias="from")
+    holdout: Annotated[Quotient, Field(gt=0, lt=1)] = 0.05
+
+
+class EvalSection(Section):
+    """The evaluation at the end of a run, on the test set."""
+
+    attacks: tuple[str, ...] = ("clean", "pgd20")
+    n_examples: Count | None = None
+    batch_size: Count = 256
+
+
+class SeedSection(Section):
+    """Seeds of the subset, of D_B (the subset's when left out) and of training, apart from each other."""
+
+    subset: Natural = 0
+    db: Natural | None = None
+    train: Natural = 0
+
+
+class BslSection(Section):
+    """Balanced softmax: log-prior tau * log n_c added to the logits (Ren et al. 2020; AT-BSL, CVPR 2024)."""
+
+    tau: NonNegative = 1.0
+
+
+class RunConfig(Section):
+    """The settings that every method shares."""
+
+    method: str
+    data: DataSection = DataSection()
+    db: BalancedSection = BalancedSection()
+    aug: AugmentSection = AugmentSection()
+    model: ModelSection = ModelSection()
+    attack: AttackSection = AttackSection()
+    optim: OptimSection = OptimSection()
+    lr: ScheduleSection = ScheduleSection()
+    train: TrainSection = TrainSection()
+    select: SelectSection = SelectSection()
+    eval: EvalSection = EvalSection()
+    seed: SeedSection = SeedSection()

@@ -1,0 +1,162 @@
+"""What a training method is: an attack objective and a loss, with hooks for the few that need more.
+
+The trainer calls, in this order and knowing no method by name::
+
+    model = method.prepare_model(model)                         # once
+    method.begin_epoch(progress)                                # every epoch
+        x_adv = method.attack(model, batch, progress, generator)
+        with method.perturbed_weights(model, batch, x_adv):     # every step
+            terms = method.loss(model, batch, x_adv, progress)
+            terms.loss.backward()
+        optimizer.step()
+    method.end_epoch(progress)
+
+``model`` returns fp32 logits whatever the precision of its body. How the literature fits: TRADES and the
+distillation family override ``objective``; MART and TRADES run more forwards in ``loss``; AWP is
+``perturbed_weights``; RoBal replaces the classifier in ``prepare_model`` and adjusts logits in ``deployed``; REAT
+gathers its per-class predictions in ``loss``, turns them into weights in ``end_epoch`` and keeps them in
+``state_dict``; TAET's first stage returns clean images from ``attack``.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ltat.attacks import Objective, ThreatModel, pgd
+from ltat.config import RunConfig
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods.objectives import inner_objective
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands: ``epoch`` counts from 1 to ``epochs``."""
+
+    epoch: int
+    epochs: int
+
+
+class LossTerms(NamedTuple):
+    """What a method's loss returns.
+
+    ``loss`` is the 0-dim value to minimise, ``logits`` [B, C] the model's detached logits on the adversarial
+    images, ``logs`` 0-dim detached tensors by name, averaged over the epoch by the trainer.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    logs: dict[str, Tensor]
+
+
+class Method:
+    """Base of every training method: plain PGD on the configured objective, no hooks, no state.
+
+    A subclass states its settings in ``Config`` (a :class:`ltat.config.RunConfig` whose defaults are the published
+    ones), and implements :meth:`loss`.
+
+    Args:
+        config: the run's settings, an instance of the class's ``Config``.
+        class_counts: training images per class, [C], on the training device.
+        teacher: a network with the same classes, for methods that distil.
+
+    Raises:
+        LtatError: the settings do not fit together, or a teacher is missing.
+    """
+
+    Config: ClassVar[type[RunConfig]]
+
+    def __init__(self, config: RunConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        self.config = config
+        self.class_counts = class_counts
+        self.teacher = teacher
+        self.threat = ThreatModel(norm=config.attack.norm, eps=config.attack.eps)
+
+    @classmethod
+    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
+        """The settings with every one filled that the number of classes decides, as they are saved with the run."""
+        del num_classes
+        return config
+
+    @classmethod
+    def teacher_config(cls, config: RunConfig) -> RunConfig | None:
+        """Settings of the teacher stage that must come first, or ``None`` where the method needs no teacher."""
+        del config
+        return None
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """Change the freshly built network before training (another classifier, a warm start)."""
+        return model
+
+    def deployed(self, model: nn.Module) -> nn.Module:
+        """The network to evaluate and attack after training, with any post-hoc adjustment inside."""
+        return model
+
+    def begin_epoch(self, progress: Progress) -> None:
+        """Called before an epoch's first batch."""
+
+    def end_epoch(self, progress: Progress) -> None:
+        """Called after an epoch's last batch."""
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        """The per-sample loss that the training attack ascends, ``attack.loss`` of the settings."""
+        del model
+        return inner_objective(self.config.attack.loss, batch, self.log_prior, self.teacher)
+
+    def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
+        """Adversarial images [B, C, H, W] in [0, 1] for a batch, without gradient."""
+        del progress
+        settings = self.config.attack
+        return pgd(
+            model,
+            batch.images,
+            batch.labels,
+            threat=self.threat,
+            steps=settings.steps,
+            step_size=settings.step,
+            start=settings.start,
+            objective=self.objective(model, batch),
+            mode=settings.mode,
+            generator=generator,
+            precision=self.config.train.precision,
+            validate=False,
+        )
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """The loss of the outer minimisation; ``model`` is in training mode."""
+        raise NotImplementedError
+
+    def perturbed_weights(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> AbstractContextManager[Any]:
+        """A context in which loss and gradient are taken at perturbed weights, restored on leaving (AWP)."""
+        del model, batch, x_adv
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive an interruption, as tensors, numbers and strings only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        del state
+
+    @property
+    def log_prior(self) -> Tensor:
+        """log n_c of the training set, [C]; methods with a temperature override it."""
+        return self.class_counts.float().log()
+
+
+def require_teacher(teacher: nn.Module | None, class_counts: Tensor, method: str) -> nn.Module:
+    """The teacher, frozen, once it is there and has the right classes.
+
+    Raises:
+        LtatError: no teacher, or one with another number of classes.
+    """
+    if teacher is None:
+        raise LtatError(f"method {method!r} distils from a teacher and none was given; name one with --teacher")
+    classes = getattr(teacher, "num_classes", len(class_counts))
+    if classes != len(class_counts):
+        raise LtatError(f"the teacher has {classes} classes and the data {len(class_counts)}; choose another teacher")
+    return teacher.requires_grad_(False)

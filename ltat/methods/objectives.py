@@ -1,0 +1,77 @@
+"""What the training attack ascends: per-sample losses over (logits, labels, adversarial images)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.attacks import Objective, cross_entropy
+from ltat.data import Batch
+from ltat.errors import LtatError
+
+Builder = Callable[[Batch, Tensor, "nn.Module | None"], Objective]
+
+
+def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) per sample, [B], formed in log space.
+
+    Gradients flow through both arguments and stay finite where a target probability underflows to zero.
+    """
+    log_p, log_q = F.log_softmax(target_logits, dim=1), F.log_softmax(logits, dim=1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
+
+
+def _plain(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del batch, log_prior, teacher
+    return cross_entropy
+
+
+def _balanced_softmax(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del batch, teacher
+    return lambda logits, labels, x_adv: cross_entropy(logits + log_prior, labels, x_adv)
+
+
+def _teacher_on_clean(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del log_prior
+    network = _needed(teacher, "kl-clean")
+    with torch.no_grad():
+        target = network(batch.images).float()
+    return lambda logits, labels, x_adv: kl_divergence(target, logits)
+
+
+def _teacher_on_adversarial(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del batch, log_prior
+    network = _needed(teacher, "kl-adv")
+    return lambda logits, labels, x_adv: kl_divergence(network(x_adv).float(), logits)
+
+
+def _needed(teacher: nn.Module | None, loss: str) -> nn.Module:
+    if teacher is None:
+        raise LtatError(f"attack.loss={loss} compares with a teacher and this method has none; use attack.loss=ce")
+    return teacher
+
+
+INNER_LOSSES: dict[str, Builder] = {
+    "ce": _plain,
+    "bsl": _balanced_softmax,
+    "kl-clean": _teacher_on_clean,  # RSLAD's inner maximisation: sum KL(T(x) || S(x'))
+    "kl-adv": _teacher_on_adversarial,  # AdaAD's: sum KL(T(x') || S(x')), gradient through both networks
+}
+
+
+def inner_objective(name: str, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    """The objective called ``name`` in ``attack.loss``, for one batch.
+
+    Args:
+        name: a key of :data:`INNER_LOSSES`.
+        batch: the clean batch under attack.
+        log_prior: tau * log n_c, [C].
+        teacher: the frozen teacher, for the two objectives that compare with it.
+
+    Raises:
+        LtatError: an unknown name, or no teacher where one is compared with.
+    """
+    if name not in INNER_LOSSES:
+        raise LtatError(f"attack.loss={name} is unknown; choose one of {', '.join(INNER_LOSSES)}")
+    return INNER_LOSSES[name](batch, log_prior, teacher)

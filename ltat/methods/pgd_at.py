@@ -1,0 +1,35 @@
+"""Plain adversarial training (Madry et al., ICLR 2018), in the setting of the long-tailed repositories.
+
+    min_w  mean_i CE( f_w(x'_i), y_i ),   x' = PGD on CE, network in evaluation mode
+
+This is also the first stage of the main method: on the balanced sub-dataset D_B it trains the self-teacher.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.config import RunConfig, ScheduleSection
+from ltat.data import Batch
+from ltat.methods.base import LossTerms, Method, Progress
+
+
+class PgdAtConfig(RunConfig):
+    """The published settings: SGD 0.1, 100 epochs, x0.1 from epochs 75 and 90, and again in epoch 100."""
+
+    method: Literal["pgd-at"] = "pgd-at"
+    lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
+
+
+class PgdAt(Method):
+    """PGD adversarial training: cross-entropy on adversarial images."""
+
+    Config = PgdAtConfig
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """Mean cross-entropy of the logits on ``x_adv`` [B, C, H, W]."""
+        del progress
+        logits = model(x_adv)
+        loss = F.cross_entropy(logits, batch.labels)
+        return LossTerms(loss, logits.detach(), {"cls": loss.detach()})

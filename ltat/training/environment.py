@@ -1,0 +1,76 @@
+"""The device of a run, its determinism, and the record of the machine it ran on."""
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from ltat import __version__, native
+from ltat.errors import LtatError
+
+PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "safetensors", "pydantic", "click")
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one; else the device called ``name``.
+
+    Raises:
+        LtatError: an unknown device, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise LtatError(f"there is no device {name!r}; use auto, cpu or cuda") from None
+    if device.type not in ("cpu", "cuda"):
+        raise LtatError(f"device {name!r} is not supported; use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LtatError(f"device {name!r} was asked for and torch sees no GPU; use --device cpu, or see `ltat doctor`")
+    return device
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Inside, with ``wanted``, torch uses deterministic algorithms only; on leaving, as before."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        if wanted:
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what results depend on."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "missing"
+
+
+def environment_record(device: torch.device) -> dict[str, Any]:
+    """What ``env.json`` holds: versions, machine, device and the native build."""
+    return {
+        "ltat": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+        "device": device.type,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "native": native.build_info(),
+        "command": sys.argv[1:],
+    }

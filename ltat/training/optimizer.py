@@ -1,0 +1,26 @@
+"""Stochastic gradient descent as the settings say."""
+
+import torch
+from torch import nn
+
+from ltat.config import OptimSection
+
+
+def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.SGD:
+    """SGD over the model's parameters; one-dimensional ones escape weight decay with ``wd_skip_bn``."""
+    decayed = [p for p in model.parameters() if p.ndim > 1 or not settings.wd_skip_bn]
+    spared = [p for p in model.parameters() if p.ndim <= 1 and settings.wd_skip_bn]
+    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.wd,
+        nesterov=settings.nesterov,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every parameter group the learning rate ``lr``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

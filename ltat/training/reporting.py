@@ -1,0 +1,79 @@
+"""What a person sees while a run goes on: a bar with images/s and the time left, or plain lines in a log."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+QUIET_SECONDS = 5.0
+
+
+class _ImagesPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} images/s")
+
+
+class Reporter:
+    """Shows the progress of long work on a console; a context manager.
+
+    In a terminal there is one bar per stage; elsewhere a line per epoch, at most one every few seconds.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), _ImagesPerSecond(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._task: Any = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def begin(self, stage: str, total: int) -> None:
+        """Start a stage of ``total`` images; an unfinished one is taken as done."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(stage, total=total)
+        self._last_line = 0.0
+
+    def advance(self, images: int) -> None:
+        """Count ``images`` more."""
+        self._progress.advance(self._task, images)
+
+    def epoch(self, row: dict[str, Any], epochs: int) -> None:
+        """Tell how an epoch ended."""
+        line = epoch_line(row, epochs)
+        self._progress.update(self._task, description=line)
+        now, final = time.monotonic(), row["epoch"] == epochs
+        if not self.console.is_terminal and (final or now - self._last_line > QUIET_SECONDS):
+            self.say(line)
+            self._last_line = now
+
+    def evaluation(self, stage: str, done: int, total: int) -> None:
+        """Progress of an evaluation, as :func:`ltat.evaluate` tells it."""
+        if self._task is None or self._progress.tasks[-1].description != stage:
+            self.begin(stage, total)
+        self._progress.update(self._task, completed=done, total=total)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """One epoch's figures in a line."""
+    parts = [
+        f"{row['stage']} {row['epoch']}/{epochs}",
+        f"loss {row['loss']:.3f}",
+        f"train adv {row['train_adv']:.1f} %",
+    ]
+    if row.get("score") is not None:
+        parts.append(f"{row['select']} {row['score']:.1f} %")
+    return "  ".join([*parts, f"{row['images_per_s']:,.0f} images/s"])

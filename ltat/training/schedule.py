@@ -1,0 +1,47 @@
+"""The learning rate of an epoch."""
+
+import math
+from collections.abc import Callable
+
+from ltat.config import ScheduleSection
+from ltat.errors import LtatError
+
+
+def _step(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
+    passed = sum(epoch >= first for first in drop_epochs(schedule, epochs))
+    return schedule.factor**passed
+
+
+def _cosine(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
+    del schedule
+    return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def _constant(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
+    del schedule, epoch, epochs
+    return 1.0
+
+
+SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
+    "step": _step,
+    "cosine": _cosine,
+    "constant": _constant,
+}
+
+
+def drop_epochs(schedule: ScheduleSection, epochs: int) -> list[int]:
+    """The epochs, counted from 1, in which the step schedule first uses each smaller rate."""
+    absolute = [int(m * epochs) if m <= 1 else int(m) for m in schedule.milestones]
+    return [m + 1 - schedule.milestone_base for m in absolute]
+
+
+def learning_rate(schedule: ScheduleSection, base: float, epoch: int, epochs: int) -> float:
+    """The learning rate in ``epoch`` (from 1 to ``epochs``), with a linear warm-up over the first ``warmup``.
+
+    Raises:
+        LtatError: an unknown kind of schedule.
+    """
+    if schedule.kind not in SCHEDULES:
+        raise LtatError(f"lr.kind={schedule.kind} is unknown; choose one of {', '.join(SCHEDULES)}")
+    warm = min(1.0, epoch / schedule.warmup) if schedule.warmup else 1.0
+    return base * warm * SCHEDULES[schedule.kind](schedule, epoch, epochs)

@@ -1,0 +1,139 @@
+"""From settings to data: the long-tailed set, its held-out part, and the loaders of the stages."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltat.config import RunConfig
+from ltat.data import (
+    Augment,
+    BalancedPlan,
+    Dataset,
+    InMemoryLoader,
+    ShufflePlan,
+    Split,
+    find_spec,
+    holdout_indices,
+    index_hash,
+    load_dataset,
+)
+from ltat.errors import LtatError
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """The data of a run: ``dataset.train`` is D, of which ``train`` is trained on and ``val`` held out."""
+
+    dataset: Dataset
+    train: Split
+    val: Split | None
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill the settings left out that the data set decides: ratio, augmentation, the seed of D_B.
+
+    Raises:
+        LtatError: an unknown data set.
+    """
+    spec = find_spec(config.data.name)
+    default_ratio = "natural" if config.data.split_file else spec.default_ratio
+    ratio = default_ratio if config.data.imbalance_ratio is None else config.data.imbalance_ratio
+    pad = spec.pad if config.aug.pad is None else config.aug.pad
+    flip = spec.flip if config.aug.flip is None else config.aug.flip
+    db_seed = config.seed.subset if config.seed.db is None else config.seed.db
+    metric = config.select.metric or ("pgd20" if config.select.set == "test" else "pgd10")
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"imbalance_ratio": ratio}),
+            "aug": config.aug.model_copy(update={"pad": pad, "flip": flip}),
+            "seed": config.seed.model_copy(update={"db": db_seed}),
+            "select": config.select.model_copy(update={"metric": metric}),
+        }
+    )
+
+
+def load_data(config: RunConfig) -> TaskData:
+    """Load the data set of resolved settings and hold out the validation part.
+
+    Raises:
+        LtatError: whatever :func:`ltat.data.load_dataset` finds, or a class too small to hold anything out.
+    """
+    data = config.data
+    dataset = load_dataset(
+        data.name,
+        data.dir,
+        imbalance_ratio=data.imbalance_ratio or "natural",
+        subset_seed=config.seed.subset,
+        imbalance=data.imbalance,
+        class_order=data.class_order,
+        split_file=data.split_file,
+        download=data.download,
+    )
+    if config.select.set != "val":
+        return TaskData(dataset, dataset.train, None)
+    train = dataset.train
+    kept, held = holdout_indices(train.labels, config.select.holdout, config.seed.subset, train.num_classes)
+    return TaskData(dataset, train.subset(kept), train.subset(held))
+
+
+def _natural(split: Split, config: RunConfig) -> ShufflePlan:
+    return ShufflePlan(len(split), config.seed.train)
+
+
+def _balanced(split: Split, config: RunConfig) -> BalancedPlan:
+    db = config.db
+    return BalancedPlan(
+        split.labels,
+        split.num_classes,
+        db.gamma,
+        db_seed=config.seed.subset if config.seed.db is None else config.seed.db,
+        seed=config.seed.train,
+        resample=db.resample,
+        remainder=db.remainder,
+        partial=db.partial,
+    )
+
+
+SAMPLING = {"natural": _natural, "balanced": _balanced}
+
+
+def build_loader(split: Split, config: RunConfig, device: torch.device) -> InMemoryLoader:
+    """The batches of a stage, by its ``data.sampling`` and ``aug`` settings.
+
+    Raises:
+        LtatError: batches larger than the data.
+    """
+    plan = SAMPLING[config.data.sampling](split, config)
+    aug = config.aug
+    return InMemoryLoader(
+        split,
+        plan,
+        batch_size=config.train.batch_size,
+        augment=Augment(pad=aug.pad or 0, flip=bool(aug.flip), pad_mode=aug.pad_mode),
+        seed=config.seed.train,
+        device=device,
+        drop_last=config.train.drop_last,
+    )
+
+
+def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over a split, for pixels in [0, 1]."""
+    pixels = split.images.reshape(-1, split.images.shape[-1])
+    mean, deviation = pixels.mean(axis=0, dtype=np.float64) / 255, pixels.std(axis=0, dtype=np.float64) / 255
+    if (deviation == 0).any():
+        raise LtatError("model.normalize=train needs images that vary and a channel is constant; use none")
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def index_record(data: TaskData, config: RunConfig) -> dict[str, Any]:
+    """Which images are used for what, as positions in the source set, each list with its hash."""
+    lists = {"subset": data.dataset.train.indices, "train": data.train.indices}
+    if data.val is not None:
+        lists["val"] = data.val.indices
+    lists["balanced"] = data.train.indices[_balanced(data.train, config).first_draw]
+    return {
+        name: {"n": len(indices), "sha256": index_hash(indices), "indices": indices.tolist()}
+        for name, indices in lists.items()
+    }

@@ -1,0 +1,172 @@
+"""The training loop, as the algorithm stands on paper:
+
+    for every epoch, for every batch (x, y):
+        x' = attack(S, x, y)
+        minimise loss(S, x, x', y)
+
+The teacher and the student are trained by this same loop, with another method and another index plan.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ltat.config import RunConfig
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods import LossTerms, Method, Progress
+from ltat.precision import MixedPrecision
+from ltat.seeding import torch_generator
+from ltat.training.optimizer import build_optimizer, set_learning_rate
+from ltat.training.schedule import learning_rate
+
+Row = dict[str, Any]
+FINITE_CHECK_STEPS = 50  # on a GPU, where reading the loss would stall every step
+
+
+class Loader(Protocol):
+    """Batches of an epoch, the same for the same epoch number."""
+
+    batch_size: int
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, e: int, start: int = 0) -> Iterable[Batch]:
+        """The batches of epoch ``e``, from batch ``start`` on."""
+        ...
+
+
+@dataclass
+class Stage:
+    """Everything that one run of the loop needs.
+
+    ``name`` tells the stages of a run apart, in the metrics and in the random streams.
+    """
+
+    name: str
+    config: RunConfig
+    model: nn.Module
+    method: Method
+    loader: Loader
+    device: torch.device
+
+
+@dataclass
+class EpochSums:
+    """Sums over an epoch, kept on the device so that no step waits for the host."""
+
+    classes: int
+    device: torch.device
+    logs: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    correct: Tensor = field(init=False)
+    seen: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.correct = torch.zeros(self.classes, device=self.device)
+        self.seen = torch.zeros(self.classes, device=self.device)
+
+    @torch.no_grad()
+    def add(self, terms: LossTerms, labels: Tensor) -> None:
+        """Count one step."""
+        self.steps += 1
+        for name, value in {"loss": terms.loss.detach(), **terms.logs}.items():
+            self.logs[name] = self.logs.get(name, 0) + value
+        hits = (terms.logits.argmax(dim=1) == labels).float()
+        self.correct.index_add_(0, labels, hits)
+        self.seen.index_add_(0, labels, torch.ones_like(hits))
+
+    def row(self) -> Row:
+        """The epoch's means: losses, and accuracy on the training attack in percent, overall and per class."""
+        correct, seen = self.correct.tolist(), self.seen.tolist()
+        means: Row = {name: float(total) / self.steps for name, total in self.logs.items()}
+        means["train_adv"] = 100 * sum(correct) / sum(seen)
+        means["train_adv_per_class"] = [100 * c / n if n else None for c, n in zip(correct, seen, strict=True)]
+        return means
+
+
+class Trainer:
+    """Runs the epochs of a stage.
+
+    Args:
+        stage: the network, method, data and settings.
+        on_step: called after every step with the number of images.
+    """
+
+    def __init__(self, stage: Stage, on_step: Callable[[int], None] = lambda images: None) -> None:
+        self.stage = stage
+        self.on_step = on_step
+        self.network = MixedPrecision(stage.model, stage.config.train.precision)
+        self.optimizer = build_optimizer(stage.model, stage.config.optim)
+        scaled = stage.config.train.precision == "fp16"
+        self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
+        self.epoch = 0
+
+    def run_epoch(self) -> Row:
+        """Train the next epoch and return its figures.
+
+        Raises:
+            LtatError: the loss is no longer finite.
+        """
+        stage, epochs = self.stage, self.stage.config.train.epochs
+        progress = Progress(self.epoch + 1, epochs)
+        lr = learning_rate(stage.config.lr, stage.config.optim.lr, progress.epoch, epochs)
+        set_learning_rate(self.optimizer, lr)
+        sums = EpochSums(len(stage.method.class_counts), stage.device)
+        started = time.perf_counter()
+        self.network.train()
+        stage.method.begin_epoch(progress)
+        for step, batch in enumerate(stage.loader.epoch(progress.epoch)):
+            sums.add(self.train_step(batch, progress, step), batch.labels)
+            self.on_step(len(batch.labels))
+            self._require_finite(sums, progress, step)
+        stage.method.end_epoch(progress)
+        self._require_finite(sums, progress, step=None)
+        self.epoch = progress.epoch
+        row = {"stage": stage.name, "epoch": progress.epoch, "lr": lr, **sums.row()}
+        seconds = time.perf_counter() - started
+        return {**row, "seconds": seconds, "images_per_s": sum(sums.seen.tolist()) / seconds}
+
+    def train_step(self, batch: Batch, progress: Progress, step: int) -> LossTerms:
+        """Attack one batch and take one optimiser step on it."""
+        stage = self.stage
+        stream = f"{stage.name}/attack"
+        noise = torch_generator(stage.config.seed.train, stream, progress.epoch, step, device=stage.device)
+        x_adv = stage.method.attack(self.network, batch, progress, noise)
+        self.optimizer.zero_grad(set_to_none=True)
+        with stage.method.perturbed_weights(self.network, batch, x_adv):
+            terms = stage.method.loss(self.network, batch, x_adv, progress)
+            self.scaler.scale(terms.loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return terms
+
+    def _require_finite(self, sums: EpochSums, progress: Progress, step: int | None) -> None:
+        look = step is None or self.stage.device.type == "cpu" or (step + 1) % FINITE_CHECK_STEPS == 0
+        if look and not torch.isfinite(sums.logs["loss"]):
+            raise LtatError(
+                f"the loss of stage {self.stage.name!r} is no longer finite in epoch {progress.epoch}; "
+                "lower optim.lr, or train with --precision fp32"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs; random draws are keyed by epoch and step and need nothing."""
+        return {
+            "epoch": self.epoch,
+            "model": self.stage.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "method": self.stage.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the epoch in which :meth:`state_dict` was taken."""
+        self.stage.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.stage.method.load_state_dict(state["method"])
+        self.epoch = int(state["epoch"])
