@@ -6,14 +6,14 @@ x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K�
 import torch
 from torch import Tensor, nn
 
+from ltat.attacks.checks import check_batch
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
-from ltat.attacks.threat import ThreatModel
+from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.errors import LtatError
 from ltat.precision import MixedPrecision, dtype_of
 
-LINF_8 = ThreatModel()
 KEEPS = ("last", "best")
 # Keeps the input gradients of fp16 above its smallest number; the step's direction does not depend on it.
 FP16_LOSS_SCALE = 1024.0
@@ -69,7 +69,7 @@ def pgd(
     if validate:
         _check_choices(start, mode, keep, precision)
         _check_numbers(steps, step_size, restarts)
-        _check_batch(x, y, threat)
+        check_batch(x, y, threat)
     with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad():
         x, y = _recordable(x), _recordable(y)
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
@@ -159,19 +159,3 @@ def _check_numbers(steps: int, step_size: float | Tensor, restarts: int) -> None
     sizes = torch.as_tensor(step_size)
     if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
         raise LtatError(f"step_size is {sizes.min().item()}: give a finite one, 0 or more")
-
-
-def _check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-    if len(x) == 0 or y.shape != x.shape[:1]:
-        raise LtatError(f"{len(x)} images but labels of shape {tuple(y.shape)}: give one label per image")
-    if y.dtype != torch.int64 or int(y.min()) < 0:
-        raise LtatError(f"labels of {y.dtype} from {y.min().item()}: they must be int64 in [0, classes)")
-    if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-        raise LtatError("the images hold NaN or infinite values or are not floats: give finite fp32 images")
-    low, high = threat.box
-    if float(x.min()) < low or float(x.max()) > high:
-        raise LtatError(
-            f"pixels range over [{x.min().item():.4g}, {x.max().item():.4g}], outside the box {threat.box}: "
-            "scale the images to it"
-        )
-    threat.validate(len(x))

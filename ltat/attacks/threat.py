@@ -107,3 +107,7 @@ def _check_radius(eps: float | Tensor) -> None:
     bad = values[~(torch.isfinite(values) & (values >= 0))]
     if bad.numel():
         raise LtatError(f"eps is {bad[0].item()}: a radius must be finite and not negative, such as 8/255")
+
+
+LINF_8 = ThreatModel()
+"""ℓ∞ with ε = 8/255 in [0, 1], the field's usual one."""

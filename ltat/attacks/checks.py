@@ -1,0 +1,28 @@
+"""Checks of what an attack is given."""
+
+import torch
+from torch import Tensor
+
+from ltat.attacks.threat import ThreatModel
+from ltat.errors import LtatError
+
+
+def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    """Refuses images [B, …] that are not finite or not in the box, and labels that do not fit them.
+
+    Raises:
+        LtatError: naming the offending value.
+    """
+    if len(x) == 0 or y.shape != x.shape[:1]:
+        raise LtatError(f"{len(x)} images but labels of shape {tuple(y.shape)}: give one label per image")
+    if y.dtype != torch.int64 or int(y.min()) < 0:
+        raise LtatError(f"labels of {y.dtype} from {y.min().item()}: they must be int64 in [0, classes)")
+    if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+        raise LtatError("the images hold NaN or infinite values or are not floats: give finite fp32 images")
+    low, high = threat.box
+    if float(x.min()) < low or float(x.max()) > high:
+        raise LtatError(
+            f"pixels range over [{x.min().item():.4g}, {x.max().item():.4g}], outside the box {threat.box}: "
+            "scale the images to it"
+        )
+    threat.validate(len(x))

@@ -1,0 +1,115 @@
+"""The one place that touches pyautoattack, the authors' implementation of AutoAttack."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyautoattack
+import torch
+from pyautoattack import checks
+from torch import Tensor, nn
+
+from ltat.attacks.threat import ThreatModel
+from ltat.precision import MixedPrecision
+
+VERSION = f"pyautoattack {pyautoattack.__version__}"
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+NORM_NAMES = {"linf": "Linf", "l2": "L2"}
+MAX_TARGETS = 9
+TARGETED_DLR_CLASSES = 4
+
+
+class Contiguous(nn.Module):
+    """The model as the package needs it: NCHW-contiguous images in, fp32 logits out.
+
+    The package views gradients as [B, pixels], which a channels_last one refuses; a gradient has the memory
+    format of its images.
+    """
+
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.model = MixedPrecision(model, precision)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, ch, H, W]."""
+        logits: Tensor = self.model(x.contiguous())
+        return logits
+
+
+def num_targets(num_classes: int) -> int:
+    """Target classes of the targeted attacks: the official 9, or all there are."""
+    return min(MAX_TARGETS, num_classes - 1)
+
+
+def possible_stages(num_classes: int) -> tuple[str, ...]:
+    """The stages of ``standard`` whose losses exist for this many classes."""
+    enough = num_classes >= TARGETED_DLR_CLASSES
+    return tuple(stage for stage in STAGES if enough or stage != "apgd-t")
+
+
+def build(
+    model: nn.Module, threat: ThreatModel, num_classes: int, seed: int, device: torch.device
+) -> pyautoattack.AutoAttack:
+    """The package's ``standard`` ensemble with its targets fitted to the number of classes."""
+    package = pyautoattack.AutoAttack(
+        model, norm=NORM_NAMES[threat.norm], eps=threat.eps, seed=seed, version="standard", device=device
+    )
+    package.apgd_targeted.n_target_classes = num_targets(num_classes)
+    package.fab.n_target_classes = num_targets(num_classes)
+    return package
+
+
+def run_stage(
+    package: pyautoattack.AutoAttack, stage: str, x: Tensor, y: Tensor
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Runs one stage on one batch of images that are classified correctly.
+
+    Returns:
+        ``x_adv`` [B, …], ``fooled`` bool [B], and the package's warnings. The global random state and the
+        interpreter's trace function are left as found.
+    """
+    package.attacks_to_run = [stage]
+    with _own_random_state(x.device), _own_trace_function(), _warnings_of(package.logger) as warnings:
+        x_adv, predicted = package.run_standard_evaluation(x, y, batch_size=len(x))
+    return x_adv, predicted != y, warnings
+
+
+@contextmanager
+def _own_random_state(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield
+
+
+@contextmanager
+def _own_trace_function() -> Iterator[None]:
+    # The package looks for dynamic defences by tracing a forward pass. Its counts are global and never reset,
+    # and its tracer stays behind when the forward raises.
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+    tracer = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
+class _Collector(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _warnings_of(logger: logging.Logger) -> Iterator[list[str]]:
+    collector = _Collector()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(collector)
+    try:
+        yield collector.messages
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = propagate
