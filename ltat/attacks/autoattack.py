@@ -36,7 +36,7 @@ class AutoAttackResult:
         x_adv: fp32 [N, ch, H, W] on the device of ``x``; the clean image where no stage succeeded.
         survivors: for ``"clean"`` and then each stage in order, bool [N] on the CPU: still correct.
         flags: what one must know before quoting the number, one sentence each.
-        settings: what was run: package, version, stages, targets, seed, batch size.
+        settings: what was run: package, version, targets, seed, batch size.
     """
 
     x_adv: Tensor
@@ -117,7 +117,6 @@ class _Run:
         self.settings: dict[str, object] = {
             "package": official.VERSION,
             "version": "standard",
-            "stages": list(self.stages),
             "targets": official.num_targets(self.num_classes),
             "seed": seed,
             "batch_size": batch_size,
@@ -195,9 +194,7 @@ def _square_flags(survivors: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _fingerprint(
-    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, settings: dict[str, object]
-) -> str:
+def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, settings: dict[str, object]) -> str:
     """SHA-256 over everything the result depends on."""
     head = [settings, threat.norm, threat.eps, repr(model), list(x.shape)]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())

@@ -17,8 +17,10 @@ def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
         raise LtatError(f"{len(x)} images but labels of shape {tuple(y.shape)}: give one label per image")
     if y.dtype != torch.int64 or int(y.min()) < 0:
         raise LtatError(f"labels of {y.dtype} from {y.min().item()}: they must be int64 in [0, classes)")
-    if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-        raise LtatError("the images hold NaN or infinite values or are not floats: give finite fp32 images")
+    if x.dtype != torch.float32:
+        raise LtatError(f"the images are {x.dtype}: give float32, the dtype of image and perturbation throughout")
+    if not bool(torch.isfinite(x).all()):
+        raise LtatError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite: give finite images")
     low, high = threat.box
     if float(x.min()) < low or float(x.max()) > high:
         raise LtatError(

@@ -60,9 +60,7 @@ def build(
     return package
 
 
-def run_stage(
-    package: pyautoattack.AutoAttack, stage: str, x: Tensor, y: Tensor
-) -> tuple[Tensor, Tensor, list[str]]:
+def run_stage(package: pyautoattack.AutoAttack, stage: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[str]]:
     """Runs one stage on one batch of images that are classified correctly.
 
     Returns:

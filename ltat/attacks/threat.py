@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltat.attacks._step import pgd_step
 from ltat.attacks.starts import STARTS
 from ltat.errors import LtatError
+from ltat.ops import pgd_step
 
 NORMS = ("linf", "l2")
 
@@ -50,9 +50,7 @@ class ThreatModel:
         """ε as a number, or as a tensor [B, 1, …] that broadcasts against ``x``."""
         return per_image(self.eps, x)
 
-    def random_start(
-        self, x: Tensor, start: str = "gauss", generator: torch.Generator | None = None
-    ) -> Tensor:
+    def random_start(self, x: Tensor, start: str = "gauss", generator: torch.Generator | None = None) -> Tensor:
         """A fresh tensor holding the named start point around ``x`` (see ``ltat.attacks.starts``).
 
         It may lie outside the box, and for ``"gauss"`` with a tiny ε outside the ball: the published attacks
@@ -66,9 +64,7 @@ class ThreatModel:
         self, x_adv: Tensor, grad: Tensor, x: Tensor, step_size: float | Tensor, *, inplace: bool = False
     ) -> Tensor:
         """One ascent step along ``grad`` (its sign for ℓ∞, its direction for ℓ2), back into ball and box."""
-        return pgd_step(
-            x_adv, grad, x, eps=self.eps, step=step_size, norm=self.norm, box=self.box, inplace=inplace
-        )
+        return pgd_step(x_adv, grad, x, eps=self.eps, step=step_size, norm=self.norm, box=self.box, inplace=inplace)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The point of ball and box that a step of length zero from ``x_adv`` reaches."""

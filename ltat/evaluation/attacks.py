@@ -1,0 +1,201 @@
+"""The attacks an evaluation knows by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``autoattack``.
+
+To add one, write a function from ``Subject`` to ``Outcome`` and enter it in ``ATTACKS``; another loss for PGD is
+one line in ``PGD_LOSSES``.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
+from ltat.attacks.modes import attack_mode
+from ltat.errors import LtatError
+from ltat.precision import MixedPrecision
+from ltat.seeding import torch_generator
+
+OnProgress = Callable[[str, int, int], None]
+START = "uniform"
+LSA_SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is attacked, and how.
+
+    Attributes:
+        model: the classifier, on ``device``.
+        images: uint8 [N, H, W, ch]; pixel value v stands for v / 255.
+        labels: int64 [N].
+        correct: bool [N], images the model classifies correctly before any attack.
+        threat: the threat model.
+        batch_size: images at once.
+        seed: of every random start.
+        device: where the model is.
+        precision: of the network body.
+        state_dir: folder in which a long attack keeps its state, or None.
+        on_progress: called as (stage, done, total).
+    """
+
+    model: nn.Module
+    images: np.ndarray
+    labels: np.ndarray
+    correct: np.ndarray
+    threat: ThreatModel
+    batch_size: int
+    seed: int
+    device: torch.device
+    precision: str
+    state_dir: Path | None
+    on_progress: OnProgress
+
+    def batches(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+        """(positions, images fp32 [b, ch, H, W] in [0, 1], labels [b]) of the chosen positions, in order."""
+        for start in range(0, len(chosen), self.batch_size):
+            batch = chosen[start : start + self.batch_size]
+            x = as_tensor(self.images[batch]).to(self.device)
+            yield batch, x, torch.from_numpy(self.labels[batch]).to(self.device)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an attack left.
+
+    Attributes:
+        correct: bool [N], correct before and after the attack.
+        settings: what was run, for the report.
+        flags: what one must know before quoting the number, one sentence each.
+    """
+
+    correct: np.ndarray
+    settings: dict[str, Any] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+
+def as_tensor(images: np.ndarray) -> Tensor:
+    """uint8 [N, H, W, ch] → fp32 [N, ch, H, W] in [0, 1], contiguous."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
+
+
+def predict(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Which images are classified correctly, and which have finite logits: two bool [B].
+
+    An image whose logits are not finite counts as wrong: NaN compares false to everything, so its class would be
+    an accident.
+    """
+    with attack_mode(model, "eval"), torch.inference_mode():
+        logits = MixedPrecision(model, precision)(x)
+    finite = logits.isfinite().all(1)
+    return (logits.argmax(1) == y) & finite, finite
+
+
+def clean(subject: Subject) -> Outcome:
+    """No attack."""
+    return Outcome(subject.correct.copy())
+
+
+def gradient_attack(subject: Subject, *, name: str, steps: int) -> Outcome:
+    """PGD with K steps of ε/4 from a uniform start, model in eval mode, on the images that are clean-correct."""
+    correct = subject.correct.copy()
+    victims = np.flatnonzero(correct)
+    counts: Counter[str] = Counter()
+    for done, (batch, x, y) in enumerate(subject.batches(victims)):
+        generator = torch_generator(subject.seed, f"evaluate {name}{steps}", int(batch[0]))
+        x_adv = pgd(
+            subject.model,
+            x,
+            y,
+            threat=subject.threat,
+            steps=steps,
+            start=START,
+            objective=PGD_LOSSES[name][1],
+            generator=generator,
+            precision=subject.precision,
+        )
+        legal = subject.threat.contains(x_adv, x)
+        survived, finite = predict(subject.model, x_adv, y, subject.precision)
+        correct[batch] = (survived | ~legal).cpu().numpy()
+        counts["adversarial images broke the threat model and were not counted"] += int((~legal).sum())
+        counts["adversarial images have logits that are not finite and count as wrong"] += int((~finite).sum())
+        counts["clean images have a zero gradient: it may be masked"] += _zero_gradients(subject, x, y)
+        subject.on_progress(f"{name}{steps}", min((done + 1) * subject.batch_size, len(victims)), len(victims))
+    flags = [f"{count} of {len(victims)} {what}" for what, count in counts.items() if count]
+    return Outcome(correct, {"attack": _pgd_settings(subject.threat, steps, name)}, flags)
+
+
+def _pgd_settings(threat: ThreatModel, steps: int, name: str) -> dict[str, Any]:
+    return {
+        "steps": steps,
+        "step_size": threat.eps / 4,
+        "start": START,
+        "mode": "eval",
+        "loss": PGD_LOSSES[name][0],
+    }
+
+
+def _zero_gradients(subject: Subject, x: Tensor, y: Tensor) -> int:
+    """How many images have a cross-entropy gradient of exactly zero: PGD cannot leave them, other attacks may."""
+    leaf = x.clone().requires_grad_(True)
+    with attack_mode(subject.model, "eval"), torch.enable_grad():
+        loss = F.cross_entropy(MixedPrecision(subject.model, subject.precision)(leaf), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, leaf)
+    return int((gradient.flatten(1) == 0).all(1).sum())
+
+
+def auto_attack(subject: Subject) -> Outcome:
+    """AutoAttack ``standard`` on all images; see ``ltat.attacks.autoattack``."""
+    from ltat.attacks.autoattack import autoattack  # noqa: PLC0415  (its package is needed here alone)
+
+    correct = subject.correct.copy()
+    victims = np.flatnonzero(correct)
+    if len(victims) == 0:
+        return Outcome(correct, {"stages": {"clean": 0}}, ["no image is classified correctly, so nothing was attacked"])
+    result = autoattack(
+        subject.model,
+        as_tensor(subject.images[victims]),
+        torch.from_numpy(subject.labels[victims]),
+        threat=subject.threat,
+        batch_size=subject.batch_size,
+        seed=subject.seed,
+        state_path=None if subject.state_dir is None else subject.state_dir / "autoattack",
+        precision=subject.precision,
+        on_progress=lambda stage, done, total: subject.on_progress(f"autoattack {stage}", done, total),
+    )
+    correct[victims] = result.robust.numpy()
+    stages = {stage: int(alive.sum()) for stage, alive in result.survivors.items()}
+    return Outcome(correct, {"stages": stages, **result.settings}, list(result.flags))
+
+
+PGD_LOSSES: dict[str, tuple[str, Objective]] = {
+    "pgd": ("ce", cross_entropy),
+    "cw": ("cw", OBJECTIVES["cw"]),
+    "lsa": ("ce of 10·logits", lambda logits, y, x_adv: cross_entropy(LSA_SCALE * logits, y, x_adv)),
+}
+"""Attacks whose names end in the number of steps: what the loss is called, and the loss. ``lsa`` sees through
+masking by large logits (AT-BSL's probe)."""
+
+ATTACKS: dict[str, Callable[[Subject], Outcome]] = {"clean": clean, "autoattack": auto_attack}
+
+
+def parse_attack(name: str) -> Callable[[Subject], Outcome]:
+    """The attack of a name such as ``"clean"`` or ``"pgd20"``.
+
+    Raises:
+        LtatError: unknown name, or steps missing or out of place.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    match = re.fullmatch(r"([a-z]+)([1-9]\d*)", name)
+    if match is None or match[1] not in PGD_LOSSES:
+        choices = [*ATTACKS, *(f"{prefix}<steps>" for prefix in PGD_LOSSES)]
+        raise LtatError(f"unknown attack {name!r}: use {', '.join(choices)}, such as pgd20")
+    return partial(gradient_attack, name=match[1], steps=int(match[2]))

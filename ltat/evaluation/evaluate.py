@@ -1,0 +1,220 @@
+"""Evaluating a model: clean and under attack, overall and for the rare classes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from ltat.attacks import ThreatModel
+from ltat.attacks.modes import attack_mode
+from ltat.attacks.threat import LINF_8
+from ltat.data.holdout import stratified_subset
+from ltat.data.split import Dataset, Split
+from ltat.errors import LtatError
+from ltat.evaluation.attacks import Outcome, Subject, as_tensor, parse_attack, predict
+from ltat.evaluation.metrics import summarise
+from ltat.precision import MixedPrecision, dtype_of
+
+DEFAULT_ATTACKS = ("clean", "pgd20")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        model: name of the model.
+        dataset: name of the data.
+        threat: the threat model.
+        labels: int64 [N].
+        num_classes: C.
+        train_counts: training images per class [C], or None.
+        outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
+        flags: every flag, each with the attack it belongs to.
+    """
+
+    model: str
+    dataset: str
+    threat: ThreatModel
+    labels: np.ndarray
+    num_classes: int
+    train_counts: Sequence[int] | np.ndarray | None
+    outcomes: dict[str, Outcome]
+    flags: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for ``json.dumps``; accuracies in percent, None where a group is empty or unknown."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "n": len(self.labels),
+            "threat_model": {
+                "norm": self.threat.norm,
+                "eps": self.threat.eps,
+                "box": list(self.threat.box),
+            },
+            **{name: {**self.summary(name), **o.settings} for name, o in self.outcomes.items()},
+            "flags": list(self.flags),
+        }
+
+    def summary(self, attack: str) -> dict[str, Any]:
+        """Accuracies under one of the attacks; see ``ltat.evaluation.metrics.summarise``."""
+        correct = self.outcomes[attack].correct
+        return summarise(correct, self.labels, self.num_classes, self.train_counts)
+
+    def table(self) -> Table:
+        """The evaluation as a table for the terminal."""
+        from ltat.evaluation.report import render_table  # noqa: PLC0415  (report stands on this class)
+
+        return render_table([self])
+
+
+def evaluate(
+    model: nn.Module,
+    data: Split | Dataset,
+    *,
+    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    threat: ThreatModel = LINF_8,
+    train_counts: Sequence[int] | np.ndarray | None = None,
+    n_examples: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    precision: str = "fp32",
+    name: str = "",
+    state_dir: Path | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Accuracy of ``model`` on ``data``, clean and under each attack.
+
+    Robust means correct before and after the attack, so no robust accuracy can exceed the clean one. The model
+    runs in eval mode and comes back as it was.
+
+    Args:
+        model: images fp32 [B, ch, H, W] in [0, 1] → logits [B, C].
+        data: a split, or a dataset, of which the test split is taken and, unless given, the training counts.
+        attacks: names such as ``clean``, ``pgd20``, ``autoattack``; see ``ltat.evaluation.attacks``.
+        threat: norm, ε and box of every attack.
+        train_counts: training images per class [C], which define tail, many, medium and few.
+        n_examples: evaluate that many images, classes as even as they allow; all if None.
+        batch_size: images at once.
+        seed: of every random start.
+        device: where to run; the model's own if None. The model is moved there, and stays.
+        precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        name: of the model, for the report; its class if empty.
+        state_dir: folder in which AutoAttack keeps finished batches, so that an interrupted run can go on.
+        on_progress: called as (stage, images done, images in all).
+
+    Raises:
+        LtatError: an unknown attack, a model of another number of classes, or a setting out of range.
+    """
+    chosen = {attack: parse_attack(attack) for attack in attacks}
+    _check(chosen, threat, batch_size, precision)
+    split, dataset, train_counts = _resolve(data, train_counts)
+    if n_examples is not None:
+        split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
+    subject, flags = _meet(
+        model if device is None else model.to(device),
+        split,
+        threat=threat,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        state_dir=state_dir,
+        on_progress=on_progress or _silent,
+    )
+    outcomes = {attack: run(subject) for attack, run in chosen.items()}
+    flags += [f"{attack}: {flag}" for attack, outcome in outcomes.items() for flag in outcome.flags]
+    flags += _contradictions(outcomes)
+    return Evaluation(
+        model=name or type(model).__name__,
+        dataset=dataset,
+        threat=threat,
+        labels=split.labels,
+        num_classes=split.num_classes,
+        train_counts=train_counts,
+        outcomes=outcomes,
+        flags=flags,
+    )
+
+
+def _resolve(
+    data: Split | Dataset, train_counts: Sequence[int] | np.ndarray | None
+) -> tuple[Split, str, Sequence[int] | np.ndarray | None]:
+    if isinstance(data, Split):
+        return data, "", train_counts
+    return data.test, data.name, data.train.counts if train_counts is None else train_counts
+
+
+def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) -> tuple[Subject, list[str]]:
+    """Runs the model on the clean images, checks what it gives, and makes it the attacks' subject."""
+    device = next(model.parameters(), torch.empty(0)).device
+    batch_size, on_progress = settings["batch_size"], settings["on_progress"]
+    correct, undefined = [], 0
+    for start in range(0, len(split), batch_size):
+        x = as_tensor(split.images[start : start + batch_size]).to(device)
+        y = torch.from_numpy(split.labels[start : start + batch_size]).to(device)
+        if start == 0:
+            _check_classes(model, x[:1], split.num_classes, precision)
+        right, finite = predict(model, x, y, precision)
+        correct.append(right.cpu().numpy())
+        undefined += int((~finite).sum())
+        on_progress("clean", start + len(y), len(split))
+    subject = Subject(
+        model=model,
+        images=split.images,
+        labels=split.labels,
+        correct=np.concatenate(correct),
+        device=device,
+        precision=precision,
+        **settings,
+    )
+    wrong = f"clean: {undefined} of {len(split)} images have logits that are not finite and count as wrong"
+    return subject, [wrong] if undefined else []
+
+
+def _check_classes(model: nn.Module, x: Tensor, num_classes: int, precision: str) -> None:
+    with attack_mode(model, "eval"), torch.inference_mode():
+        shape = tuple(MixedPrecision(model, precision)(x).shape)
+    if shape != (1, num_classes):
+        raise LtatError(
+            f"the model answers one image with shape {shape} where the data have {num_classes} classes: "
+            "evaluate it on the dataset it was trained for"
+        )
+
+
+def _contradictions(outcomes: dict[str, Outcome]) -> list[str]:
+    """Results that cannot both be right: more accurate under attack, or AutoAttack weaker than another."""
+    share = {attack: float(outcome.correct.mean()) for attack, outcome in outcomes.items()}
+    flags = [
+        f"{attack}: accuracy {robust:.2%} under attack is above the clean {share['clean']:.2%}"
+        for attack, robust in share.items()
+        if "clean" in share and robust > share["clean"]
+    ]
+    strongest = share.get("autoattack")
+    if strongest is None:
+        return flags
+    return flags + [
+        f"autoattack: leaves {strongest:.2%}, more than {attack} with {robust:.2%}: its attacks were misled"
+        for attack, robust in share.items()
+        if robust < strongest
+    ]
+
+
+def _check(attacks: dict[str, Any], threat: ThreatModel, batch_size: int, precision: str) -> None:
+    if not attacks:
+        raise LtatError("no attack was named: give at least 'clean'")
+    if isinstance(threat.eps, Tensor):
+        raise LtatError("an evaluation has one radius for all images: give eps as a number")
+    if batch_size < 1:
+        raise LtatError(f"batch_size is {batch_size}: give 1 or more")
+    dtype_of(precision)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
