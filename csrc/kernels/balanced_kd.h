@@ -1,0 +1,81 @@
+// Balanced softmax cross-entropy plus up to two distillation divergences, value and gradient in one pass.
+//
+//   cls = 1/B sum_b CE(s + log_prior, y)
+//   kd  = unit * sum_b [ KL(softmax(t / T) || softmax(s' / T)) + KL(softmax((t+ - t-) / T) || softmax((s -
+//   s-) / T)) ] loss = cls_weight * cls + kd_weight * kd
+//
+// s' is s, or s + log_prior where the student is compared with its bias on; unit is T^2 / B or T^2 / (B * C).
+// Every divergence is formed from log-probabilities, so a target probability of exactly 0 contributes 0.
+#pragma once
+
+#include <cmath>
+
+#include "common.h"
+
+namespace ltat {
+
+struct Logits {
+  const void* data;  // [batch, classes], contiguous; null when the form does not use it
+  DType dtype;
+};
+
+struct BalancedKdArgs {
+  Logits student;
+  Logits teacher;                                     // the direct divergence, or null
+  Logits student_minus, teacher_plus, teacher_minus;  // the divergence of differences, or all null
+  const int64_t* target;                              // [batch]
+  const float* log_prior;                             // [classes]
+  float cls_weight, kd_weight, temperature;
+  bool elementmean, on_biased;
+  int64_t batch, classes;
+  float* row_cls;     // [batch]
+  float* row_kd;      // [batch]
+  float* loss;        // [1]
+  float* parts;       // [2]: cls, kd
+  float* grad_adv;    // [batch, classes], or null: no gradient wanted
+  float* grad_minus;  // [batch, classes], or null
+};
+
+LTAT_INLINE bool target_in_range(const BalancedKdArgs& args, int64_t target) {
+  return target >= 0 && target < args.classes;
+}
+
+LTAT_INLINE double kd_unit(const BalancedKdArgs& args) {
+  const double temperature = args.temperature;
+  const double count = static_cast<double>(args.batch) * (args.elementmean ? args.classes : 1);
+  return temperature * temperature / count;
+}
+
+// d loss / d (logit + log_prior) is this times (softmax - onehot); a target out of range poisons the row.
+LTAT_INLINE float cls_grad_scale(const BalancedKdArgs& args, int64_t target) {
+  return target_in_range(args, target) ? args.cls_weight / static_cast<float>(args.batch) : NAN;
+}
+
+// d loss / d (student logit of a divergence) is this times (q - p): T^2 of the loss against 1/T of the
+// softmax.
+LTAT_INLINE float kd_grad_scale(const BalancedKdArgs& args) {
+  return static_cast<float>(args.kd_weight * kd_unit(args) / args.temperature);
+}
+
+LTAT_INLINE float kl_term(float p, float log_p, float log_q) {
+  return p == 0.0f ? 0.0f : p * (log_p - log_q);
+}
+
+LTAT_INLINE void write_losses(const BalancedKdArgs& args, double cls_sum, double kd_sum) {
+  const float cls = static_cast<float>(cls_sum / static_cast<double>(args.batch));
+  const float kd = static_cast<float>(kd_sum * kd_unit(args));
+  args.parts[0] = cls;
+  args.parts[1] = kd;
+  *args.loss = args.cls_weight * cls + args.kd_weight * kd;
+}
+
+// Floats of scratch one thread needs on the CPU: four rows, padded to whole vectors.
+LTAT_INLINE int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }
+LTAT_INLINE int64_t balanced_kd_scratch_size(int64_t classes) { return 4 * padded_classes(classes); }
+
+void balanced_kd_cpu(const BalancedKdArgs& args, ParallelFor parallel_for);
+
+// Enqueue on a CUDA stream; the return value is an error message, or null.
+const char* balanced_kd_cuda(const BalancedKdArgs& args, void* stream);
+
+}  // namespace ltat

@@ -1,0 +1,58 @@
+// What every kernel shares: element types, the two tiny conversions, and the way a kernel asks for threads.
+// No torch header may be included from this folder.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+// Internal linkage on purpose: the same header is compiled once per instruction set, and an external inline
+// function could be merged across those objects, putting AVX-512 code where only SSE2 is known to exist.
+#ifdef __CUDACC__
+#define LTAT_INLINE static __host__ __device__ __forceinline__
+#else
+#define LTAT_INLINE static inline
+#endif
+
+namespace ltat {
+
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+LTAT_INLINE float float_from_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+LTAT_INLINE uint32_t bits_from_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+LTAT_INLINE float to_float(float value) { return value; }
+
+LTAT_INLINE float to_float(BFloat16 value) {
+  return float_from_bits(static_cast<uint32_t>(value.bits) << 16);
+}
+
+LTAT_INLINE float to_float(Float16 value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  // The product moves the exponent bias from 15 to 127 and is exact for subnormals too.
+  const uint32_t finite = bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f);
+  const uint32_t special = 0x7f800000u | (magnitude << 13);
+  return float_from_bits(sign | (magnitude >= 0x7c00u ? special : finite));
+}
+
+// Runs body(context, begin, end) over disjoint ranges covering [0, size), ranges of at least `grain` items.
+using RangeBody = void (*)(void* context, int64_t begin, int64_t end);
+using ParallelFor = void (*)(int64_t size, int64_t grain, void* context, RangeBody body);
+
+}  // namespace ltat

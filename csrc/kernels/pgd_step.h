@@ -1,0 +1,83 @@
+// One step of projected gradient ascent: move along the gradient, project onto the eps-ball, clamp to the
+// box. The functions here are the whole formula; the CPU and the CUDA kernels only bring the data to them.
+#pragma once
+
+#include <cmath>
+
+#include "common.h"
+
+namespace ltat {
+
+struct PgdStepArgs {
+  float* out;          // [batch, sample_size]; may be x_adv itself
+  const float* x_adv;  // [batch, sample_size]
+  const void* grad;    // [batch, sample_size] of grad_dtype
+  const float* x;      // [batch, sample_size]
+  DType grad_dtype;
+  const float* eps_each;   // [batch], or null: eps for all
+  const float* step_each;  // [batch], or null: step for all
+  float eps, step;
+  float lo, hi;
+  int64_t batch, sample_size;
+};
+
+// A radius that is negative or NaN poisons its sample: where no host may look at it (a CUDA tensor), that is
+// the only way of being heard.
+LTAT_INLINE float eps_of(const PgdStepArgs& args, int64_t sample) {
+  const float eps = args.eps_each ? args.eps_each[sample] : args.eps;
+  return eps >= 0.0f ? eps : NAN;
+}
+
+LTAT_INLINE float step_of(const PgdStepArgs& args, int64_t sample) {
+  return args.step_each ? args.step_each[sample] : args.step;
+}
+
+// -1, 0 or 1; NaN stays NaN.
+LTAT_INLINE float sign_keeping_nan(float value) {
+  return value > 0.0f ? 1.0f : (value < 0.0f ? -1.0f : value);
+}
+
+LTAT_INLINE float clamp_keeping_nan(float value, float lo, float hi) {
+  const float raised = value < lo ? lo : value;
+  return raised > hi ? hi : raised;
+}
+
+LTAT_INLINE float linf_step(float x_adv, float grad, float x, float eps, float step, float lo, float hi) {
+  const float moved = x_adv + step * sign_keeping_nan(grad);
+  const float low = x - eps;
+  const float high = x + eps;
+  const float bound_low = low < lo ? lo : low;
+  const float bound_high = high > hi ? hi : high;
+  return low != low ? low : clamp_keeping_nan(moved, bound_low, bound_high);
+}
+
+// Squares and norms are double: the square of an input gradient of 1e-25 would vanish in float.
+LTAT_INLINE double square(float value) { return static_cast<double>(value) * static_cast<double>(value); }
+
+// Factor of the gradient in an l2 step; a zero gradient does not move.
+LTAT_INLINE double l2_move_scale(double squared_grad, float step) {
+  return squared_grad == 0.0 ? 0.0 : static_cast<double>(step) / sqrt(squared_grad);
+}
+
+LTAT_INLINE float l2_delta(float x_adv, float grad, float x, double move_scale) {
+  return (x_adv - x) + static_cast<float>(static_cast<double>(grad) * move_scale);
+}
+
+// Factor that brings a perturbation back onto the ball; written so that a NaN on either side stays NaN.
+LTAT_INLINE float l2_shrink(double squared_delta, float eps) {
+  const double norm = sqrt(squared_delta);
+  return norm <= eps ? 1.0f : static_cast<float>(eps / norm);
+}
+
+LTAT_INLINE float l2_apply(float x, float delta, float shrink, float lo, float hi) {
+  return clamp_keeping_nan(x + delta * shrink, lo, hi);
+}
+
+void pgd_step_linf_cpu(const PgdStepArgs& args, ParallelFor parallel_for);
+void pgd_step_l2_cpu(const PgdStepArgs& args, ParallelFor parallel_for);
+
+// Enqueue on a CUDA stream; the return value is an error message, or null.
+const char* pgd_step_linf_cuda(const PgdStepArgs& args, void* stream);
+const char* pgd_step_l2_cuda(const PgdStepArgs& args, void* stream);
+
+}  // namespace ltat

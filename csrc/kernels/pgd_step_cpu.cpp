@@ -1,0 +1,95 @@
+// Compiled once per instruction set, each time into its own namespace (see isa.h).
+#include "isa.h"
+
+namespace ltat::LTAT_ISA {
+namespace {
+
+// Partial sums live in a fixed number of lanes, so that every instruction set adds in the same order.
+constexpr int kLanes = 8;
+
+template <class Term>
+double lane_sum(int64_t size, Term term) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += term(i + lane);
+  }
+  for (int lane = 0; i < size; ++i, ++lane) lanes[lane] += term(i);
+  double sum = 0.0;
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+template <class Grad>
+void linf_segment(const PgdStepArgs& args, int64_t sample, int64_t begin, int64_t end) {
+  const float eps = eps_of(args, sample), step = step_of(args, sample), lo = args.lo, hi = args.hi;
+  const float *x_adv = args.x_adv, *x = args.x;
+  const Grad* grad = static_cast<const Grad*>(args.grad);
+  float* out = args.out;
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) {
+    out[i] = linf_step(x_adv[i], to_float(grad[i]), x[i], eps, step, lo, hi);
+  }
+}
+
+template <class Grad>
+void linf_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
+  while (begin < end) {
+    const int64_t sample = begin / args.sample_size;
+    const int64_t sample_end = (sample + 1) * args.sample_size;
+    const int64_t stop = sample_end < end ? sample_end : end;
+    linf_segment<Grad>(args, sample, begin, stop);
+    begin = stop;
+  }
+}
+
+template <class Grad>
+void l2_sample(const PgdStepArgs& args, int64_t sample) {
+  const int64_t offset = sample * args.sample_size, size = args.sample_size;
+  const float lo = args.lo, hi = args.hi;
+  const float *x_adv = args.x_adv + offset, *x = args.x + offset;
+  const Grad* grad = static_cast<const Grad*>(args.grad) + offset;
+  float* out = args.out + offset;
+
+  const double squared_grad = lane_sum(size, [=](int64_t i) { return square(to_float(grad[i])); });
+  const double scale = l2_move_scale(squared_grad, step_of(args, sample));
+  const double squared_delta =
+      lane_sum(size, [=](int64_t i) { return square(l2_delta(x_adv[i], to_float(grad[i]), x[i], scale)); });
+  const float shrink = l2_shrink(squared_delta, eps_of(args, sample));
+#pragma omp simd
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = l2_apply(x[i], l2_delta(x_adv[i], to_float(grad[i]), x[i], scale), shrink, lo, hi);
+  }
+}
+
+template <class Grad>
+void l2_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
+  for (int64_t sample = begin; sample < end; ++sample) l2_sample<Grad>(args, sample);
+}
+
+}  // namespace
+
+void pgd_step_linf_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
+  switch (args.grad_dtype) {
+    case DType::kFloat32:
+      return linf_range<float>(args, begin, end);
+    case DType::kBFloat16:
+      return linf_range<BFloat16>(args, begin, end);
+    case DType::kFloat16:
+      return linf_range<Float16>(args, begin, end);
+  }
+}
+
+void pgd_step_l2_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
+  switch (args.grad_dtype) {
+    case DType::kFloat32:
+      return l2_range<float>(args, begin, end);
+    case DType::kBFloat16:
+      return l2_range<BFloat16>(args, begin, end);
+    case DType::kFloat16:
+      return l2_range<Float16>(args, begin, end);
+  }
+}
+
+}  // namespace ltat::LTAT_ISA

@@ -1,0 +1,59 @@
+// A test is a function; CHECK notes a failure and goes on. Small enough to need no framework, which an empty
+// machine would have to download.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+namespace ltat::test {
+
+using Test = void (*)();
+
+inline std::vector<Test>& tests() {
+  static std::vector<Test> all;
+  return all;
+}
+inline int& failures() {
+  static int count = 0;
+  return count;
+}
+
+struct Register {
+  explicit Register(Test test) { tests().push_back(test); }
+};
+
+inline void serial(int64_t size, int64_t, void* context, void (*body)(void*, int64_t, int64_t)) {
+  body(context, 0, size);
+}
+
+// One item at a time, last first: as far from `serial` as a legal schedule can be.
+inline void scattered(int64_t size, int64_t, void* context, void (*body)(void*, int64_t, int64_t)) {
+  for (int64_t i = size - 1; i >= 0; --i) body(context, i, i + 1);
+}
+
+// Numbers in [-1, 1) that are the same everywhere.
+inline std::vector<float> noise(size_t size, uint32_t seed) {
+  std::vector<float> values(size);
+  uint32_t state = seed * 2654435761u + 1u;
+  for (float& value : values) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<float>(state >> 8) / static_cast<float>(1 << 23) - 1.0f;
+  }
+  return values;
+}
+
+}  // namespace ltat::test
+
+#define TEST(name)                                         \
+  static void name();                                      \
+  static const ltat::test::Register register_##name(name); \
+  static void name()
+
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    if (!(condition)) {                                                   \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+      ++ltat::test::failures();                                           \
+    }                                                                     \
+  } while (0)

@@ -1,0 +1,9 @@
+#include "../kernels/isa.h"
+#include "check.h"
+
+int main() {
+  for (ltat::test::Test test : ltat::test::tests()) test();
+  std::printf("%zu tests on %s, %d failed checks\n", ltat::test::tests().size(), ltat::cpu_kernels().isa,
+              ltat::test::failures());
+  return ltat::test::failures() != 0;
+}

@@ -1,0 +1,80 @@
+// What both ops need of LibTorch's stable ABI: element types, torch's threads, the current CUDA stream.
+#pragma once
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "../kernels/common.h"
+
+// Defined only where torch itself was built with CUDA; weak, so that one binary loads in either.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
+                                                                                   void** stream);
+
+namespace ltat {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::kFloat32;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+      return DType::kFloat32;
+  }
+}
+
+inline void check_dtype(const Tensor& tensor, ScalarType dtype, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
+}
+
+inline void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cuda() == reference.is_cuda() && tensor.get_device() == reference.get_device(),
+                  name, " lies on another device");
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
+}
+
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// torch's own pool: a second OpenMP runtime would fight it for the cores.
+inline void torch_threads(int64_t size, int64_t grain, void* context, RangeBody body) {
+  torch::stable::parallel_for(0, size, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+}
+
+inline void* current_stream(const Tensor& tensor) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream,
+                  "this torch has no CUDA; install a CUDA build of torch");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream) == 0,
+                  "torch gave no current CUDA stream");
+  return stream;
+}
+
+inline void check_launch(const char* error) {
+  STD_TORCH_CHECK(error == nullptr, "CUDA kernel launch failed: ", error);
+}
+
+}  // namespace ltat

@@ -1,0 +1,116 @@
+"""Finding and loading the two native libraries; everything in ltat works without them, only slower.
+
+``_ops.so`` holds the torch operators, ``_native`` the host helpers over NumPy arrays. The environment variable
+``LTAT_NATIVE`` decides what a missing build means: unset, the pure-Python twins take over; ``1``, an error;
+``0``, the native libraries are ignored even where they exist.
+"""
+
+import functools
+import importlib
+import os
+import types
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ltat.errors import LtatError
+
+REMEDY = "pip install --no-build-isolation . (needs a C++ compiler, cmake, ninja and an installed torch)"
+_OPS = Path(__file__).with_name("_ops.so")
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """What of the native build can be used, and the one line that fixes what cannot."""
+
+    ops: bool
+    host: bool
+    cuda: bool
+    problem: str | None
+    remedy: str | None
+
+
+def op_devices() -> frozenset[str]:
+    """Device types ("cpu", "cuda") on which the native torch operators run, after registering them.
+
+    Raises:
+        LtatError: ``LTAT_NATIVE=1`` and the library is missing or cannot be loaded.
+    """
+    problem = _ops_problem()
+    if problem is not None:
+        if _wanted() == "1":
+            raise LtatError(f"LTAT_NATIVE=1, but {problem}; build with: {REMEDY}")
+        return frozenset()
+    import torch  # noqa: PLC0415
+
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(d for d in ("cpu", "cuda") if has("ltat::pgd_step", d.upper()))
+
+
+@functools.cache
+def host() -> types.ModuleType | None:
+    """The pybind11 module with ``longtail_counts``, ``group_by_class`` and ``build_info``, or None.
+
+    Raises:
+        LtatError: ``LTAT_NATIVE=1`` and the module is missing.
+    """
+    if _wanted() == "0":
+        return None
+    try:
+        return importlib.import_module("ltat._native")
+    except ImportError as error:
+        if _wanted() == "1":
+            raise LtatError(f"LTAT_NATIVE=1, but ltat._native is missing ({error}); build with: {REMEDY}") from error
+        return None
+
+
+def build_info() -> dict[str, Any]:
+    """Compiler, CUDA architectures (None without CUDA), instruction set and torch headers; {} without a build."""
+    module = host()
+    return module.build_info() if module is not None else {}
+
+
+def status() -> NativeStatus:
+    """The state of the native build, for ``ltat doctor``; raises nothing."""
+    problem = _ops_problem()
+    devices = op_devices() if problem is None else frozenset()
+    host_found = _host_found()
+    if problem is None and not host_found:
+        problem = "ltat/_native is missing (Python's headers were not found when building)"
+    return NativeStatus(
+        ops=bool(devices),
+        host=host_found,
+        cuda="cuda" in devices,
+        problem=problem,
+        remedy=None if problem is None else REMEDY,
+    )
+
+
+def _host_found() -> bool:
+    try:
+        return host() is not None
+    except LtatError:
+        return False
+
+
+def _wanted() -> str:
+    return os.environ.get("LTAT_NATIVE", "")
+
+
+@functools.cache
+def _ops_problem() -> str | None:
+    """Loads ``_ops.so``; None, or why it cannot be used."""
+    if _wanted() == "0":
+        return "LTAT_NATIVE=0 turns the native kernels off"
+    if not _OPS.exists():
+        return "ltat/_ops.so was not built"
+    import torch  # noqa: PLC0415 - `ltat doctor` and the data code ask for host() without paying for torch
+
+    try:
+        torch.ops.load_library(str(_OPS))
+    except OSError as error:
+        problem = f"ltat/_ops.so does not load under torch {torch.__version__} ({error})"
+        warnings.warn(f"{problem}; the pure-Python twins take over. Rebuild with: {REMEDY}", stacklevel=3)
+        return problem
+    return None

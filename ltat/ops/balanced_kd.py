@@ -1,0 +1,295 @@
+"""Balanced softmax cross-entropy plus distillation, value and gradient in one pass.
+
+Balanced softmax: Ren et al. 2020 (logit adjustment: Menon et al. 2021). Distillation with temperature: Hinton et
+al. 2015. Matching logit differences along the perturbation (igdm): Lee, Cho and Kim 2025.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltat import native
+from ltat.errors import LtatError
+
+# Loading registers the operator; it happens here because torch.compile could not trace it later.
+_NATIVE_DEVICES = native.op_devices()
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_REDUCTIONS = ("batchmean", "elementmean")
+
+
+class BalancedKD(NamedTuple):
+    """The loss, and its two parts before weighting; all 0-dim float32, only ``loss`` carries a gradient."""
+
+    loss: Tensor
+    cls: Tensor
+    kd: Tensor
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Which divergences a form adds up: the direct one to the named teacher logits, and the one of differences."""
+
+    teacher: str | None
+    differences: bool
+
+    def needs(self) -> tuple[str, ...]:
+        direct = () if self.teacher is None else (self.teacher,)
+        return tuple(dict.fromkeys((*direct, *(_DIFFERENCE_INPUTS if self.differences else ()))))
+
+
+_DIFFERENCE_INPUTS = ("student_minus", "teacher_adv", "teacher_minus")
+_FORMS = {
+    "none": _Form(None, False),
+    "igdm": _Form(None, True),
+    "kl_adv": _Form("teacher_adv", False),
+    "kl_clean": _Form("teacher_clean", False),
+    "kl_adv+igdm": _Form("teacher_adv", True),
+}
+KD_FORMS = tuple(_FORMS)
+
+
+def balanced_kd(
+    student_adv: Tensor,
+    target: Tensor,
+    log_prior: Tensor,
+    *,
+    form: str = "none",
+    student_minus: Tensor | None = None,
+    teacher_adv: Tensor | None = None,
+    teacher_minus: Tensor | None = None,
+    teacher_clean: Tensor | None = None,
+    cls_weight: float = 1.0,
+    kd_weight: float = 1.0,
+    temperature: float = 1.0,
+    reduction: str = "batchmean",
+    on_biased: bool = False,
+) -> BalancedKD:
+    """``cls_weight * CE(student_adv + log_prior, target) + kd_weight * KD``, computed in float32 log space.
+
+    KD by ``form``, with p = softmax(teacher / T), q = softmax(student / T) and KL(p || q), times T^2 so that its
+    gradient keeps its scale when T changes (Hinton's convention):
+
+    - ``none``: 0
+    - ``igdm``: teacher = teacher_adv - teacher_minus, student = student_adv - student_minus
+    - ``kl_adv``: teacher = teacher_adv, student = student_adv
+    - ``kl_clean``: teacher = teacher_clean, student = student_adv
+    - ``kl_adv+igdm``: the sum of the two
+
+    A teacher probability of exactly 0 contributes 0, with a finite gradient.
+
+    Args:
+        student_adv: logits [B, C] on the adversarial images; float32, bfloat16 or float16; B, C >= 1.
+        target: int64 [B], 0..C-1.
+        log_prior: float32 [C], tau * log n of the training classes, or zeros for plain cross-entropy.
+        form: one of ``KD_FORMS``.
+        student_minus: the student's logits at x - delta, for igdm.
+        teacher_adv: the teacher's logits on the adversarial images; detached, like every teacher tensor.
+        teacher_minus: the teacher's logits at x - delta, for igdm.
+        teacher_clean: the teacher's logits on the clean images, for kl_clean.
+        cls_weight: weight of the cross-entropy.
+        kd_weight: weight of the distillation term (alpha).
+        temperature: T > 0.
+        reduction: of the KL: "batchmean" (sum / B) or "elementmean" (sum / (B * C)).
+        on_biased: the student of the direct divergences is student_adv + log_prior (cancels in igdm).
+
+    Returns:
+        ``BalancedKD(loss, cls, kd)``, 0-dim float32; ``loss`` is differentiable once, with respect to
+        ``student_adv`` and ``student_minus``.
+
+    Raises:
+        LtatError: an unknown form or reduction, a missing tensor, shapes, dtypes or devices that do not fit, a
+            teacher tensor that requires a gradient, a target out of range (on CUDA, where nobody may look
+            without waiting, the loss is NaN instead), T <= 0.
+        RuntimeError: a second derivative is asked of the native operator.
+    """
+    teachers = {"teacher_adv": teacher_adv, "teacher_minus": teacher_minus, "teacher_clean": teacher_clean}
+    given = {"student_minus": student_minus, **teachers}
+    chosen = _choose(form, given)
+    _check(student_adv, target, log_prior, chosen)
+    _check_settings(temperature, reduction)
+    native_here = student_adv.device.type in _NATIVE_DEVICES
+    compute: Callable[..., BalancedKD] = _native_loss if native_here else balanced_kd_twin
+    return compute(
+        student_adv,
+        target,
+        log_prior,
+        form=form,
+        **chosen,
+        cls_weight=cls_weight,
+        kd_weight=kd_weight,
+        temperature=temperature,
+        reduction=reduction,
+        on_biased=on_biased,
+    )
+
+
+def balanced_kd_twin(
+    student_adv: Tensor,
+    target: Tensor,
+    log_prior: Tensor,
+    *,
+    form: str = "none",
+    student_minus: Tensor | None = None,
+    teacher_adv: Tensor | None = None,
+    teacher_minus: Tensor | None = None,
+    teacher_clean: Tensor | None = None,
+    cls_weight: float = 1.0,
+    kd_weight: float = 1.0,
+    temperature: float = 1.0,
+    reduction: str = "batchmean",
+    on_biased: bool = False,
+) -> BalancedKD:
+    """The specification of ``balanced_kd`` in plain PyTorch, without its checks; same arguments, same result."""
+    logits = student_adv.float()
+    biased = logits + log_prior
+    cls = F.cross_entropy(biased, target)
+    kd = torch.zeros((), device=logits.device)
+    plan = _FORMS[form]
+    teacher = {"teacher_adv": teacher_adv, "teacher_clean": teacher_clean}.get(plan.teacher or "")
+    if teacher is not None:
+        kd = kd + _kl_twin(teacher.float(), biased if on_biased else logits, temperature)
+    if plan.differences:
+        assert student_minus is not None and teacher_adv is not None and teacher_minus is not None
+        teacher_difference = teacher_adv.float() - teacher_minus.float()
+        kd = kd + _kl_twin(teacher_difference, logits - student_minus.float(), temperature)
+    if reduction == "elementmean":
+        kd = kd / logits.shape[1]
+    return BalancedKD(cls_weight * cls + kd_weight * kd, cls.detach(), kd.detach())
+
+
+def _kl_twin(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T^2 * batchmean KL(softmax(teacher / T) || softmax(student / T))."""
+    log_p = F.log_softmax(teacher / temperature, dim=1)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    p = log_p.exp()
+    return temperature**2 * torch.where(p == 0, 0.0, p * (log_p - log_q)).sum() / len(student)
+
+
+def _native_loss(
+    student_adv: Tensor,
+    target: Tensor,
+    log_prior: Tensor,
+    *,
+    form: str,
+    cls_weight: float,
+    kd_weight: float,
+    temperature: float,
+    reduction: str,
+    on_biased: bool,
+    **chosen: Tensor,
+) -> BalancedKD:
+    plan = _FORMS[form]
+    differences = [chosen[name] for name in _DIFFERENCE_INPUTS] if plan.differences else [None, None, None]
+    wants_grad = student_adv.requires_grad or (plan.differences and chosen["student_minus"].requires_grad)
+    loss, parts, _, _ = torch.ops.ltat.balanced_kd(
+        student_adv,
+        target,
+        log_prior,
+        None if plan.teacher is None else chosen[plan.teacher],
+        *differences,
+        float(cls_weight),
+        float(kd_weight),
+        float(temperature),
+        reduction == "elementmean",
+        on_biased,
+        torch.is_grad_enabled() and wants_grad,
+    )
+    cls, kd = parts.detach().unbind()
+    return BalancedKD(loss, cls, kd)
+
+
+def _choose(form: str, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    """The tensors the form needs; those it does not need may be given and are ignored."""
+    if form not in _FORMS:
+        raise LtatError(f"unknown distillation form {form!r}; choose one of {', '.join(KD_FORMS)}")
+    chosen: dict[str, Tensor] = {}
+    for name in _FORMS[form].needs():
+        tensor = given[name]
+        if tensor is None:
+            raise LtatError(f"form {form!r} needs {name}; pass it, or choose another form")
+        if name.startswith("teacher") and tensor.requires_grad:
+            raise LtatError(f"{name} requires a gradient, but none flows to the teacher; detach() it")
+        chosen[name] = tensor
+    return chosen
+
+
+def _check(student: Tensor, target: Tensor, log_prior: Tensor, others: dict[str, Tensor]) -> None:
+    if student.ndim != 2 or 0 in student.shape:
+        raise LtatError(f"student_adv has shape {tuple(student.shape)}; give logits [B, C] with B, C >= 1")
+    batch, classes = student.shape
+    _check_tensor("target", target, (batch,), (torch.int64,), student.device)
+    _check_tensor("log_prior", log_prior, (classes,), (torch.float32,), student.device)
+    for name, tensor in {"student_adv": student, **others}.items():
+        _check_tensor(name, tensor, (batch, classes), _DTYPES, student.device)
+    if log_prior.requires_grad:
+        raise LtatError("log_prior requires a gradient, but none flows to it; detach() it")
+    if student.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in target.aminmax())
+        if low < 0 or high >= classes:
+            raise LtatError(f"target {low if low < 0 else high} is outside 0..{classes - 1}; check the labels")
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
+    if tensor.shape != shape:
+        raise LtatError(f"{name} has shape {tuple(tensor.shape)}; give {shape}")
+    if tensor.dtype not in dtypes:
+        names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise LtatError(f"{name} is {tensor.dtype}; convert it to {names}")
+    if tensor.device != device:
+        raise LtatError(f"{name} lies on {tensor.device}, student_adv on {device}; move them to one device")
+
+
+def _check_settings(temperature: float, reduction: str) -> None:
+    if not 0 < temperature < float("inf"):
+        raise LtatError(f"temperature is {temperature}; it must be a number > 0")
+    if reduction not in _REDUCTIONS:
+        raise LtatError(f"unknown reduction {reduction!r}; choose one of {', '.join(_REDUCTIONS)}")
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The gradient computed in the forward pass, times the incoming one; differentiating it once more raises.
+
+    The logits are an input so that autograd sees the dependence: without it a second derivative would be
+    silently zero instead of an error.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, grad: Tensor, grad_loss: Tensor) -> Tensor:
+        return (grad * grad_loss).to(logits.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None, None]:
+        raise RuntimeError("balanced_kd has no second derivative; use balanced_kd_twin where one is needed")
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    student, student_minus = inputs[0], inputs[4]
+    ctx.save_for_backward(student, student_minus, output[2], output[3])
+
+
+def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    student, student_minus, grad_adv, grad_minus = ctx.saved_tensors
+    to_student = _ScaledGradient.apply(student, grad_adv, grad_loss) if ctx.needs_input_grad[0] else None
+    to_minus = _ScaledGradient.apply(student_minus, grad_minus, grad_loss) if ctx.needs_input_grad[4] else None
+    return (to_student, None, None, None, to_minus, *[None] * 8)
+
+
+if _NATIVE_DEVICES:
+    torch.library.register_autograd("ltat::balanced_kd", _backward, setup_context=_setup_context)
+
+    @torch.library.register_fake("ltat::balanced_kd")
+    def _balanced_kd_fake(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        differences, want_grad = arguments[3] is not None, arguments[-1]
+
+        def floats(*shape: int) -> Tensor:
+            return student.new_empty(shape, dtype=torch.float32)
+
+        grad_adv = floats(*student.shape) if want_grad else floats(0)
+        grad_minus = floats(*student.shape) if want_grad and differences else floats(0)
+        return floats(), floats(2), grad_adv, grad_minus

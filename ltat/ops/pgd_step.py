@@ -1,0 +1,196 @@
+"""One step of projected gradient ascent (Madry et al. 2018): step, project onto the eps-ball, clamp to the box."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ltat import native
+from ltat.errors import LtatError
+
+# Loading registers the operators; it happens here because torch.compile could not trace it later.
+_NATIVE_DEVICES = native.op_devices()
+_GRAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pgd_step(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    step: float | Tensor,
+    norm: str = "linf",
+    box: tuple[float, float] = (0.0, 1.0),
+    inplace: bool = False,
+) -> Tensor:
+    """Move ``x_adv`` along ``grad``, then back into the eps-ball about ``x`` and into the box.
+
+    linf: ``clamp(x_adv + step * sign(grad), max(x - eps, lo), min(x + eps, hi))`` with sign(0) = 0.
+    l2: step along ``grad / ||grad||_2`` per sample (a zero gradient does not move), scale the perturbation
+    back to length eps where it is longer, clamp to the box.
+    A NaN in the gradient shows in the result: its pixel for linf, its whole sample for l2.
+
+    Args:
+        x_adv: float32 [B, ...], current adversarial images, any strides.
+        grad: float32, bfloat16 or float16, same shape: gradient of the attacked loss, to be increased.
+        x: float32, same shape, clean images.
+        eps: radius, >= 0, in units of the image; one number, or float32 [B] with one per sample.
+        step: step length, any sign but not NaN; one number, or float32 [B].
+        norm: "linf" or "l2".
+        box: lower and upper bound of every pixel.
+        inplace: write the result into ``x_adv``.
+
+    Returns:
+        float32, same shape and memory order as ``x_adv``; ``x_adv`` itself when ``inplace``. Carries no gradient.
+
+    Raises:
+        LtatError: shapes, dtypes or devices that do not fit, an unknown norm, eps < 0 or NaN, step NaN.
+            Per-sample values on a CUDA device cannot be looked at without waiting for it: there a bad eps
+            makes its sample NaN instead.
+    """
+    _check_tensors(x_adv, grad, x, inplace)
+    _check_norm_and_box(norm, box)
+    _check_amount(eps, "eps", x_adv, minimum=0.0)
+    _check_amount(step, "step", x_adv, minimum=-math.inf)
+    x_adv, grad, x = x_adv.detach(), grad.detach(), x.detach()
+    if x_adv.device.type not in _NATIVE_DEVICES:
+        result = pgd_step_twin(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box)
+        return x_adv.copy_(result) if inplace else result
+    return _native_step(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box, inplace=inplace)
+
+
+def pgd_step_twin(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    step: float | Tensor,
+    norm: str = "linf",
+    box: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """The specification of ``pgd_step`` in plain PyTorch, without its checks; same arguments, same result."""
+    return _TWINS[norm](x_adv, grad, x, eps=_per_sample(eps, x), step=_per_sample(step, x), box=box)
+
+
+def _linf_twin(
+    x_adv: Tensor, grad: Tensor, x: Tensor, *, eps: float | Tensor, step: float | Tensor, box: tuple[float, float]
+) -> Tensor:
+    # The gradient becomes float32 first: with a bfloat16 gradient, `step * sign(grad)` would round the step.
+    sign = grad.float().sign().where(~grad.isnan(), math.nan)
+    eps = _nan_where_negative(eps)
+    low, high = (x - eps).clamp(min=box[0]), (x + eps).clamp(max=box[1])
+    return torch.clamp(x_adv + step * sign, low, high)
+
+
+def _l2_twin(
+    x_adv: Tensor, grad: Tensor, x: Tensor, *, eps: float | Tensor, step: float | Tensor, box: tuple[float, float]
+) -> Tensor:
+    # Norms in float64: the square of an input gradient of 1e-25 vanishes in float32.
+    long_grad = grad.double()
+    grad_norm = _sample_norm(long_grad)
+    scale = torch.where(grad_norm == 0, 0.0, step / grad_norm)
+    delta = (x_adv - x) + (long_grad * scale).float()
+    delta_norm, eps = _sample_norm(delta.double()), _nan_where_negative(eps)
+    shrink = torch.where(delta_norm <= eps, 1.0, eps / delta_norm).float()
+    return torch.clamp(x + delta * shrink, *box)
+
+
+_TWINS: dict[str, Callable[..., Tensor]] = {"linf": _linf_twin, "l2": _l2_twin}
+
+
+def _sample_norm(values: Tensor) -> Tensor:
+    dims = tuple(range(1, values.ndim)) or None
+    return values.abs() if dims is None else torch.linalg.vector_norm(values, dim=dims, keepdim=True)
+
+
+def _per_sample(amount: float | Tensor, x: Tensor) -> float | Tensor:
+    return amount.view(-1, *[1] * (x.ndim - 1)) if isinstance(amount, Tensor) else amount
+
+
+def _nan_where_negative(eps: float | Tensor) -> float | Tensor:
+    return eps.where(eps >= 0, math.nan) if isinstance(eps, Tensor) else eps
+
+
+def _native_step(
+    x_adv: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    *,
+    eps: float | Tensor,
+    step: float | Tensor,
+    norm: str,
+    box: tuple[float, float],
+    inplace: bool,
+) -> Tensor:
+    eps_each, eps_all = _split_amount(eps)
+    step_each, step_all = _split_amount(step)
+    arguments = (x_adv, grad, x, eps_each, step_each, eps_all, step_all, norm == "l2", *box)
+    if not inplace:
+        return torch.ops.ltat.pgd_step(*arguments)
+    torch.ops.ltat.pgd_step_(*arguments)
+    if not torch.compiler.is_compiling():
+        # An operator registered with the dispatcher does not do this, and autograd would not notice the write.
+        torch.autograd.graph.increment_version(x_adv)
+    return x_adv
+
+
+def _split_amount(amount: float | Tensor) -> tuple[Tensor | None, float]:
+    return (amount.detach(), 0.0) if isinstance(amount, Tensor) else (None, float(amount))
+
+
+def _check_tensors(x_adv: Tensor, grad: Tensor, x: Tensor, inplace: bool) -> None:
+    if x_adv.ndim < 1:
+        raise LtatError("x_adv needs a batch dimension, got a single number; pass a tensor [B, ...]")
+    for name, tensor, dtypes in (
+        ("x_adv", x_adv, _GRAD_DTYPES[:1]),
+        ("x", x, _GRAD_DTYPES[:1]),
+        ("grad", grad, _GRAD_DTYPES),
+    ):
+        if tensor.shape != x_adv.shape:
+            raise LtatError(f"{name} has shape {tuple(tensor.shape)}, x_adv {tuple(x_adv.shape)}; give them one shape")
+        if tensor.device != x_adv.device:
+            raise LtatError(f"{name} lies on {tensor.device}, x_adv on {x_adv.device}; move them to one device")
+        if tensor.dtype not in dtypes:
+            names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+            raise LtatError(f"{name} is {tensor.dtype}; convert it to {names}")
+    if inplace and any(s == 0 and n > 1 for s, n in zip(x_adv.stride(), x_adv.shape, strict=True)):
+        raise LtatError("x_adv is expanded, so its elements share memory; clone() it before an in-place step")
+
+
+def _check_norm_and_box(norm: str, box: tuple[float, float]) -> None:
+    if norm not in _TWINS:
+        raise LtatError(f"unknown norm {norm!r}; choose one of {', '.join(_TWINS)}")
+    if not box[0] <= box[1]:
+        raise LtatError(f"the box {box} is empty; give (lower, upper) with lower <= upper")
+
+
+def _check_amount(amount: float | Tensor, name: str, x_adv: Tensor, minimum: float) -> None:
+    wanted = "a number >= 0" if minimum == 0 else "a number"
+    if not isinstance(amount, Tensor):
+        if not amount >= minimum:
+            raise LtatError(f"{name} is {amount}; give {wanted}")
+        return
+    if amount.shape != x_adv.shape[:1] or amount.dtype != torch.float32 or amount.device != x_adv.device:
+        raise LtatError(
+            f"{name} is a {amount.dtype} tensor {tuple(amount.shape)} on {amount.device}; "
+            f"give {wanted}, or float32 [{x_adv.shape[0]}] on {x_adv.device}"
+        )
+    if amount.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((amount >= minimum).all()):
+        bad = int((~(amount >= minimum)).nonzero()[0])
+        raise LtatError(
+            f"{name} of sample {bad} is {float(amount[bad])}; it must be a number{' >= 0' if minimum == 0 else ''}"
+        )
+
+
+if _NATIVE_DEVICES:
+
+    @torch.library.register_fake("ltat::pgd_step")
+    def _pgd_step_fake(x_adv: Tensor, *_: object) -> Tensor:
+        return torch.empty_like(x_adv)
+
+    @torch.library.register_fake("ltat::pgd_step_")
+    def _pgd_step_inplace_fake(x_adv: Tensor, *_: object) -> None:
+        return None

@@ -1,0 +1,77 @@
+"""Drives CMake and Ninja; what is built, and how, stands in CMakeLists.txt."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+FALLBACK = """
+ltat: the native kernels were NOT built ({reason}).
+ltat: the pure-Python build works, only slower. To retry, with a C++ compiler and torch installed:
+ltat:     pip install --no-build-isolation .      (LTAT_NATIVE=1 turns this message into an error)
+"""
+
+
+def build_environment() -> dict[str, str]:
+    """Environment in which cmake and ninja are found where pip put them, also without an active environment."""
+    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])}
+
+
+def find_tool(name: str, env: dict[str, str]) -> str:
+    """Path of a build tool, or the line that installs it."""
+    path = shutil.which(name, path=env["PATH"])
+    if path is None:
+        raise RuntimeError(f"{name} was not found; install it with: pip install {name}")
+    return path
+
+
+class CMakeBuild(build_ext):
+    """Builds _ops.so and _native next to the Python files of the package."""
+
+    def run(self) -> None:
+        """Build, or say in one place that only the pure-Python package is left."""
+        try:
+            self.build_native()
+        except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+            if os.environ.get("LTAT_NATIVE") == "1":
+                raise
+            failed = isinstance(error, subprocess.CalledProcessError)
+            reason = "cmake failed, see its messages above" if failed else error
+            print(FALLBACK.format(reason=reason), file=sys.stderr, flush=True)
+
+    def build_native(self) -> None:
+        """Configure and build into the source tree (in place, editable) or into the wheel's folder."""
+        env = build_environment()
+        cmake, ninja = find_tool("cmake", env), find_tool("ninja", env)
+        in_place = self.inplace or getattr(self, "editable_mode", False)
+        output = ROOT / "ltat" if in_place else Path(self.build_lib).resolve() / "ltat"
+        build = Path(self.build_temp).resolve() / "cmake"
+        configure = [
+            *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DLTAT_OUTPUT_DIR={output}",
+            f"-DLTAT_VERSION={self.distribution.get_version()}",
+            f"-DLTAT_CUDA={os.environ.get('LTAT_CUDA', 'AUTO')}",
+            f"-DLTAT_TESTS={'ON' if in_place else 'OFF'}",
+        ]
+        subprocess.run(configure, check=True, env=env)
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
+        subprocess.run([cmake, "--build", str(build), *jobs], check=True, env=env)
+
+    def get_outputs(self) -> list[str]:
+        """Files that exist; after a fallback there are none."""
+        folder = Path(self.build_lib) / "ltat"
+        return [str(path) for path in (*folder.glob("_ops.so"), *folder.glob("_native*.so"))]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Nothing to copy back: an editable build already wrote into the source tree."""
+        return {}
+
+
+# The empty extension only marks the wheel as platform-dependent.
+setup(ext_modules=[Extension("ltat._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
