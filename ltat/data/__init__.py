@@ -2,7 +2,7 @@
 
 from ltat.data.augment import Augment
 from ltat.data.balanced import balanced_indices, balanced_sizes
-from ltat.data.datasets import DATASETS, DatasetSpec, load_dataset
+from ltat.data.datasets import DATASETS, DatasetSpec, find_spec, load_dataset
 from ltat.data.holdout import holdout_indices, stratified_subset
 from ltat.data.loader import Batch, InMemoryLoader
 from ltat.data.longtail import longtail_counts, longtail_indices
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "balanced_indices",
     "balanced_sizes",
+    "find_spec",
     "holdout_indices",
     "index_hash",
     "load_dataset",

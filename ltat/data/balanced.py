@@ -81,9 +81,7 @@ def _balanced_size(n_min: int, n_max: int, gamma: float | str) -> int:
         return max(1, n_max // 2)
     if isinstance(gamma, str) or not (math.isfinite(gamma) and gamma > 0):
         raise LtatError(f"gamma {gamma!r} is neither 'ir/2' nor a finite number above 0; give one of these")
-    return max(
-        1, math.floor(gamma * n_min + 1e-9)
-    )  # 1e-9: a γ given as IR/2 must not lose an image to rounding
+    return max(1, math.floor(gamma * n_min + 1e-9))  # 1e-9: a γ given as IR/2 must not lose an image to rounding
 
 
 def _draw_class(generator: np.random.Generator, own: np.ndarray, size: int, remainder: str) -> np.ndarray:

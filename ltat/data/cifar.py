@@ -106,14 +106,10 @@ def _read(folder: Path, file: str, md5: str) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise LtatError(
-            f"{path} cannot be read ({error.strerror}); remove {folder} and download again"
-        ) from error
+        raise LtatError(f"{path} cannot be read ({error.strerror}); remove {folder} and download again") from error
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise LtatError(
-            f"{path} has MD5 {found} where {md5} is published; remove {folder} and download again"
-        )
+        raise LtatError(f"{path} has MD5 {found} where {md5} is published; remove {folder} and download again")
     return plain_unpickle(data, path)
 
 
@@ -137,9 +133,7 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
 
 class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.empty(0).__reduce__()[
-            0
-        ]  # NumPy's own rebuilding function, wherever this version keeps it
+        rebuild = np.empty(0).__reduce__()[0]  # NumPy's own rebuilding function, wherever this version keeps it
         allowed = {
             ("numpy.core.multiarray", "_reconstruct"): rebuild,
             ("numpy._core.multiarray", "_reconstruct"): rebuild,

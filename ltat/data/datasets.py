@@ -44,9 +44,7 @@ DATASETS: dict[str, DatasetSpec] = {
     "cifar100": DatasetSpec(
         partial(load_cifar, cifar100_source), 10.0, True, 4, True, "CIFAR-100, 32x32 colour, 100 classes"
     ),
-    "npz": DatasetSpec(
-        load_npz, "natural", True, 4, True, "your own images: train.npz and test.npz in a folder"
-    ),
+    "npz": DatasetSpec(load_npz, "natural", True, 4, True, "your own images: train.npz and test.npz in a folder"),
 }
 
 
@@ -77,7 +75,7 @@ def load_dataset(
     Raises:
         LtatError: an unknown name, a missing folder, broken files, or a training class without images.
     """
-    spec = _spec(name)
+    spec = find_spec(name)
     folder = _folder(name, spec, data_dir)
     dataset = spec.load(folder, download)
     if split_file is not None:
@@ -102,7 +100,8 @@ def load_dataset(
     return dataset
 
 
-def _spec(name: str) -> DatasetSpec:
+def find_spec(name: str) -> DatasetSpec:
+    """The entry of ``DATASETS`` called ``name``; ``LtatError`` with the known names where there is none."""
     if name not in DATASETS:
         raise LtatError(f"unknown dataset {name!r}; choose one of {', '.join(DATASETS)}")
     return DATASETS[name]
@@ -120,9 +119,7 @@ def _ratio(value: float | str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise LtatError(
-            f"imbalance ratio {value!r} is neither a number nor 'natural'; give one of these"
-        ) from None
+        raise LtatError(f"imbalance ratio {value!r} is neither a number nor 'natural'; give one of these") from None
 
 
 def _positions_from_file(path: Path, train: Split) -> np.ndarray:
@@ -135,9 +132,7 @@ def _positions_from_file(path: Path, train: Split) -> np.ndarray:
     positions = check_positions(next(iter(arrays.values())), len(train))
     values, copies = np.unique(positions, return_counts=True)
     if (copies > 1).any():
-        raise LtatError(
-            f"{path} names image {values[np.argmax(copies)]} more than once; list each image once"
-        )
+        raise LtatError(f"{path} names image {values[np.argmax(copies)]} more than once; list each image once")
     return positions
 
 

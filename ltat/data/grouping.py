@@ -1,29 +1,17 @@
 """Which images each class has."""
 
-from types import ModuleType
-
 import numpy as np
 
+from ltat import native
 from ltat.data.split import check_labels
 from ltat.errors import LtatError
-
-
-def native_host() -> ModuleType | None:
-    """The native host helpers, or None without a native build."""
-    try:
-        from ltat.native import host  # noqa: PLC0415  (asked for on first use only)
-    except ModuleNotFoundError:
-        return None
-    return host()
 
 
 def resolve_labels(labels: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
     """Labels as int64 [N] and the number of classes (the largest label + 1 if not given), checked."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
-        raise LtatError(
-            f"labels are {labels.dtype} of shape {labels.shape}; give a non-empty vector of integers"
-        )
+        raise LtatError(f"labels are {labels.dtype} of shape {labels.shape}; give a non-empty vector of integers")
     labels = labels.astype(np.int64)
     num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
     check_labels(labels, num_classes)
@@ -37,8 +25,8 @@ def images_by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
         labels: int64 [N], already checked to lie in [0, num_classes).
         num_classes: number of classes.
     """
-    native = native_host()
-    group = native.group_by_class if native is not None else group_by_class
+    host = native.host()
+    group = group_by_class if host is None else host.group_by_class
     order, offsets = group(labels, num_classes)
     return np.split(order, offsets[1:-1])
 

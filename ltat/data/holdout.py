@@ -31,9 +31,7 @@ def holdout_indices(
     return np.setdiff1d(np.arange(len(labels)), validation, assume_unique=True), validation
 
 
-def _holdout_class(
-    own: np.ndarray, fraction: float, generator: np.random.Generator, label: int
-) -> np.ndarray:
+def _holdout_class(own: np.ndarray, fraction: float, generator: np.random.Generator, label: int) -> np.ndarray:
     if len(own) < 2:
         raise LtatError(
             f"class {label} has {len(own)} training image(s), too few to hold one out; "

@@ -55,8 +55,7 @@ class InMemoryLoader:
             raise LtatError(f"batch size {batch_size} is below 1; give at least 1")
         if drop_last and batch_size > len(plan):
             raise LtatError(
-                f"batch size {batch_size} is larger than the {len(plan)} images of an epoch; "
-                f"choose at most {len(plan)}"
+                f"batch size {batch_size} is larger than the {len(plan)} images of an epoch; choose at most {len(plan)}"
             )
         if augment is not None:
             augment.check_image_size(*split.images.shape[1:3])

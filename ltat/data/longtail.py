@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ltat.data.grouping import images_by_class, native_host, resolve_labels
+from ltat import native
+from ltat.data.grouping import images_by_class, resolve_labels
 from ltat.errors import LtatError
 from ltat.seeding import numpy_generator
 
@@ -44,8 +45,8 @@ def longtail_counts(n_max: int, num_classes: int, ratio: float, kind: str = "exp
         LtatError: an argument out of range, or a class that would keep no image (log n_c enters the losses).
     """
     _check_profile(n_max, num_classes, ratio, kind)
-    native = native_host()
-    count = native.longtail_counts if native is not None else profile_counts
+    host = native.host()
+    count = profile_counts if host is None else host.longtail_counts
     counts = np.asarray(count(n_max, num_classes, float(ratio), kind), dtype=np.int64)
     if not counts.all():
         empty = int(np.flatnonzero(counts == 0)[0])

@@ -55,8 +55,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     missing = [key for key in ("images", "labels") if key not in arrays]
     if missing:
         raise LtatError(
-            f"{path} has no {missing[0]!r} (it holds {sorted(arrays)}); "
-            "store images [N, H, W, C] and labels [N]"
+            f"{path} has no {missing[0]!r} (it holds {sorted(arrays)}); store images [N, H, W, C] and labels [N]"
         )
     for key in ("labels", "index"):
         if key in arrays:

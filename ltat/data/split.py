@@ -100,9 +100,7 @@ def check_positions(indices: np.ndarray, size: int) -> np.ndarray:
     """The indices as int64 [M], refused unless they are integers in [0, size) (repeats are allowed)."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):
-        raise LtatError(
-            f"indices are {indices.dtype} with {indices.ndim} dimensions; give a vector of integers"
-        )
+        raise LtatError(f"indices are {indices.dtype} with {indices.ndim} dimensions; give a vector of integers")
     wrong = np.flatnonzero((indices < 0) | (indices >= size))
     if len(wrong):
         raise LtatError(f"index {indices[wrong[0]]} is outside the set of {size} images; use 0..{size - 1}")

@@ -65,8 +65,7 @@ def save_model(
     """
     if getattr(model, "name", None) not in MODELS:
         raise LtatError(
-            f"a {type(model).__name__} cannot be saved by name; build the model with build_model "
-            f"({', '.join(MODELS)})"
+            f"a {type(model).__name__} cannot be saved by name; build the model with build_model ({', '.join(MODELS)})"
         )
     weights_path, card_path = _paths(path)
     weights = _serialize(model)
@@ -121,9 +120,7 @@ def read_card(path: str | Path) -> ModelCard:
         reason = str(error).partition("\n")[0]
         raise LtatError(f"{card_path} is not a model card ({reason}); save the model again") from error
     if card.format != CARD_FORMAT:
-        raise LtatError(
-            f"{card_path} has card format {card.format}, this version reads {CARD_FORMAT}; update ltat"
-        )
+        raise LtatError(f"{card_path} has card format {card.format}, this version reads {CARD_FORMAT}; update ltat")
     return card
 
 
@@ -148,9 +145,7 @@ def check_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: s
 
 
 def _build(card: ModelCard) -> Classifier:
-    return build_model(
-        card.name, num_classes=card.num_classes, in_channels=card.in_channels, normalize=card.normalize
-    )
+    return build_model(card.name, num_classes=card.num_classes, in_channels=card.in_channels, normalize=card.normalize)
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:
@@ -177,17 +172,14 @@ def _to_json(card: ModelCard) -> str:
     try:
         return json.dumps(asdict(card), indent=2, default=lambda value: value.tolist()) + "\n"
     except (TypeError, AttributeError, ValueError) as error:
-        raise LtatError(
-            f"extra cannot be written as JSON ({error}); keep numbers, strings and lists"
-        ) from error
+        raise LtatError(f"extra cannot be written as JSON ({error}); keep numbers, strings and lists") from error
 
 
 def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise LtatError(
-            f"{path} does not have the checksum its card names, so it was damaged or replaced; "
-            "copy both files again"
+            f"{path} does not have the checksum its card names, so it was damaged or replaced; copy both files again"
         )
     try:
         return safetensors.torch.load(data)
@@ -200,6 +192,5 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise LtatError(
-            f"{path} cannot be read ({error.strerror}); "
-            "a saved model is NAME.safetensors with NAME.json beside it"
+            f"{path} cannot be read ({error.strerror}); a saved model is NAME.safetensors with NAME.json beside it"
         ) from error

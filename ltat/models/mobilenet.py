@@ -45,9 +45,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(Classifier):
     """MobileNetV2 with a stride-1 stem, for images of 32x32 and up."""
 
-    def __init__(
-        self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None) -> None:
         super().__init__(num_classes, in_channels, normalize)
         self.conv1 = conv3x3(in_channels, 32)
         self.bn1 = nn.BatchNorm2d(32)

@@ -33,9 +33,7 @@ class PreActBlock(nn.Module):
 class PreActResNet(Classifier):
     """PreActResNet-18 with a stride-1 3x3 stem, for images of 32x32 and up."""
 
-    def __init__(
-        self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None) -> None:
         super().__init__(num_classes, in_channels, normalize)
         self.conv1 = conv3x3(in_channels, 64)
         self.layer1 = _stage(64, 64, stride=1)

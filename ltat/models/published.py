@@ -49,9 +49,7 @@ def _read(path: Path) -> Any:
     with open(path, "rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
-        raise LtatError(
-            f"{path} is a web page, not a checkpoint; the download asked for a click, so fetch it by hand"
-        )
+        raise LtatError(f"{path} is a web page, not a checkpoint; the download asked for a click, so fetch it by hand")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own exceptions for a damaged file
@@ -66,14 +64,8 @@ def _tensors(content: Any, path: str | Path) -> Mapping[str, Tensor]:
     for key in _NESTED_KEYS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(torch.is_tensor(v) for v in content.values())
-    ):
-        raise LtatError(
-            f"{path} holds no state dict (a mapping of names to tensors); save model.state_dict()"
-        )
+    if not isinstance(content, Mapping) or not content or not all(torch.is_tensor(v) for v in content.values()):
+        raise LtatError(f"{path} holds no state dict (a mapping of names to tensors); save model.state_dict()")
     return content
 
 

