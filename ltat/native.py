@@ -65,10 +65,19 @@ def host() -> types.ModuleType | None:
         return None
 
 
-def build_info() -> dict[str, Any]:
-    """Compiler, CUDA architectures (None without CUDA), instruction set and torch headers; {} without a build."""
-    module = host()
-    return module.build_info() if module is not None else {}
+def build_info() -> dict[str, Any] | None:
+    """What the native build was made with and runs on; None where nothing native can be used.
+
+    Holds "operators" (device types of the torch operators) and, where the host module exists, "version",
+    "compiler", "torch_headers", "torch_target", "isa" (chosen at run time), "cuda_compiler" and "cuda_archs"
+    (both None without CUDA).
+    """
+    state = status()
+    if not state.ops and not state.host:
+        return None
+    devices = sorted(op_devices()) if state.ops else []
+    module = host() if state.host else None
+    return {"operators": ", ".join(devices) or None} | (module.build_info() if module is not None else {})
 
 
 def status() -> NativeStatus:

@@ -107,6 +107,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> balanced_kd(const Tensor& student, co
 }  // namespace
 }  // namespace ltat
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ltat, m) {
+  m.def(
+      "balanced_kd(Tensor student, Tensor target, Tensor log_prior, Tensor? teacher, Tensor? student_minus, "
+      "Tensor? teacher_plus, Tensor? teacher_minus, float cls_weight, float kd_weight, float temperature, "
+      "bool elementmean, bool on_biased, bool want_grad) "
+      "-> (Tensor loss, Tensor parts, Tensor grad_adv, Tensor grad_minus)");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ltat, CPU, m) { m.impl("balanced_kd", TORCH_BOX(&ltat::balanced_kd)); }
 
 #ifdef LTAT_WITH_CUDA

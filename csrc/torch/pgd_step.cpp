@@ -116,6 +116,16 @@ void pgd_step_(Tensor x_adv, const Tensor& grad, const Tensor& x, OptionalTensor
 }  // namespace
 }  // namespace ltat
 
+STABLE_TORCH_LIBRARY_FRAGMENT(ltat, m) {
+  m.def(
+      "pgd_step(Tensor x_adv, Tensor grad, Tensor x, Tensor? eps_each, Tensor? step_each, float eps, float "
+      "step, "
+      "bool l2, float lo, float hi) -> Tensor");
+  m.def(
+      "pgd_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? eps_each, Tensor? step_each, float eps, "
+      "float step, bool l2, float lo, float hi) -> ()");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(ltat, CPU, m) {
   m.impl("pgd_step", TORCH_BOX(&ltat::pgd_step));
   m.impl("pgd_step_", TORCH_BOX(&ltat::pgd_step_));

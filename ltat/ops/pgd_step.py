@@ -57,7 +57,7 @@ def pgd_step(
     x_adv, grad, x = x_adv.detach(), grad.detach(), x.detach()
     if x_adv.device.type not in _NATIVE_DEVICES:
         result = pgd_step_twin(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box)
-        return x_adv.copy_(result) if inplace else result
+        return (x_adv if inplace else torch.empty_like(x_adv)).copy_(result)
     return _native_step(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box, inplace=inplace)
 
 

@@ -1,0 +1,360 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ltat.errors import LtatError
+from ltat.ops import KD_FORMS, balanced_kd, balanced_kd_twin
+
+RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+LOGITS = ("student_adv", "student_minus", "teacher_adv", "teacher_minus", "teacher_clean")
+
+
+def log_softmax(z):
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def divergence(teacher, student, temperature):
+    log_p, log_q = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    return temperature**2 * (np.exp(log_p) * (log_p - log_q)).sum() / len(student)
+
+
+def reference(logits, target, log_prior, *, form, temperature, reduction, on_biased):
+    """(cls, kd) in float64 from the definition; `logits` maps names to float64 arrays."""
+    student = logits["student_adv"]
+    cls = -log_softmax(student + log_prior)[np.arange(len(target)), target].mean()
+    direct = student + log_prior if on_biased else student
+    kd = 0.0
+    if "kl_adv" in form:
+        kd += divergence(logits["teacher_adv"], direct, temperature)
+    if "kl_clean" in form:
+        kd += divergence(logits["teacher_clean"], direct, temperature)
+    if "igdm" in form:
+        teacher = logits["teacher_adv"] - logits["teacher_minus"]
+        kd += divergence(teacher, student - logits["student_minus"], temperature)
+    return cls, kd / student.shape[1] if reduction == "elementmean" else kd
+
+
+def make_inputs(batch, classes, seed=0, device="cpu", *, dtypes=(torch.float32,) * 5, scale=3.0):
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: (scale * torch.randn(batch, classes, generator=generator)).to(device, dtype)
+        for name, dtype in zip(LOGITS, dtypes, strict=True)
+    }
+    tensors["target"] = torch.randint(classes, (batch,), generator=generator).to(device)
+    tensors["log_prior"] = torch.linspace(8.0, 4.0, classes, device=device)
+    return tensors
+
+
+def as_float64(tensors):
+    return {name: value.detach().cpu().double().numpy() for name, value in tensors.items()}
+
+
+def with_gradients(tensors):
+    student, minus = (tensors[name].detach().requires_grad_() for name in ("student_adv", "student_minus"))
+    return tensors | {"student_adv": student, "student_minus": minus}, (student, minus)
+
+
+def gradients(loss, leaves):
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(grads, leaves, strict=True)]
+
+
+@RELAXED
+@given(
+    batch=st.integers(1, 9),
+    classes=st.integers(1, 70),
+    dtypes=st.tuples(*[DTYPES] * 5),
+    form=st.sampled_from(KD_FORMS),
+    temperature=st.sampled_from([1.0, 0.5, 4.0]),
+    reduction=st.sampled_from(["batchmean", "elementmean"]),
+    on_biased=st.booleans(),
+    strided=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_any_form_shape_and_dtype_gives_the_defined_loss(
+    device, *, batch, classes, dtypes, form, temperature, reduction, on_biased, strided, seed
+):
+    tensors = make_inputs(batch, classes, seed, device, dtypes=dtypes)
+    if strided:
+        tensors |= {name: tensors[name].t().contiguous().t() for name in LOGITS}
+    settings_ = {"form": form, "temperature": temperature, "reduction": reduction, "on_biased": on_biased}
+    tensors, leaves = with_gradients(tensors)
+    got = balanced_kd(**tensors, cls_weight=0.7, kd_weight=1.5, **settings_)
+    twin = balanced_kd_twin(**tensors, cls_weight=0.7, kd_weight=1.5, **settings_)
+    arrays = as_float64(tensors)
+    target, log_prior = arrays["target"].astype(int), arrays["log_prior"]
+    cls, kd = reference(arrays, target, log_prior, **settings_)
+    np.testing.assert_allclose(float(got.cls), cls, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(float(got.kd), kd, rtol=1e-5, atol=1e-5 * temperature**2)
+    np.testing.assert_allclose(float(got.loss.detach()), 0.7 * cls + 1.5 * kd, rtol=1e-5, atol=1e-5 * temperature**2)
+    for mine, theirs in zip(gradients(got.loss, leaves), gradients(twin.loss, leaves), strict=True):
+        assert mine.dtype == theirs.dtype
+        tolerance = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[mine.dtype]
+        torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance * temperature / 2)
+
+
+@pytest.mark.parametrize("form", KD_FORMS)
+@pytest.mark.parametrize("on_biased", [False, True])
+def test_gradient_is_the_slope_of_the_float64_loss(device, form, on_biased):
+    tensors, leaves = with_gradients(make_inputs(3, 5, 11, device))
+    got = balanced_kd(**tensors, form=form, kd_weight=0.5, temperature=2.0, on_biased=on_biased)
+    arrays = as_float64(tensors)
+    target, log_prior = arrays["target"].astype(int), arrays["log_prior"]
+
+    def loss():
+        cls, kd = reference(
+            arrays, target, log_prior, form=form, temperature=2.0, reduction="batchmean", on_biased=on_biased
+        )
+        return cls + 0.5 * kd
+
+    for name, grad in zip(("student_adv", "student_minus"), gradients(got.loss, leaves), strict=True):
+        slope = np.zeros((3, 5))
+        for index in np.ndindex(3, 5):
+            middle = arrays[name][index]
+            arrays[name][index] = middle + 1e-5
+            above = loss()
+            arrays[name][index] = middle - 1e-5
+            slope[index] = (above - loss()) / 2e-5
+            arrays[name][index] = middle
+        np.testing.assert_allclose(grad.cpu(), slope, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_counts_are_plain_cross_entropy_and_a_constant_shift_changes_nothing(device):
+    tensors, leaves = with_gradients(make_inputs(6, 10, 1, device))
+    student, target = tensors["student_adv"], tensors["target"]
+    flat = balanced_kd(student, target, torch.full((10,), math.log(500.0), device=device))
+    plain = torch.nn.functional.cross_entropy(student, target)
+    torch.testing.assert_close(flat.loss, plain, rtol=1e-6, atol=2e-6)
+    prior = tensors["log_prior"]
+    one, other = (balanced_kd(student, target, prior + shift) for shift in (0.0, 3.0))
+    torch.testing.assert_close(one.loss, other.loss, rtol=2e-6, atol=2e-6)
+    grad = gradients(one.loss, leaves)[0]
+    assert grad.sum(dim=1).abs().max() < 1e-6, "a balanced softmax gradient sums to zero over the classes"
+
+
+def test_identical_networks_have_no_difference_to_distil(device):
+    tensors = make_inputs(6, 10, 2, device)
+    tensors |= {"teacher_adv": tensors["student_adv"], "teacher_minus": tensors["student_minus"]}
+    tensors, leaves = with_gradients(tensors)
+    got = balanced_kd(**tensors, form="igdm", cls_weight=0.0)
+    assert got.kd.abs() < 1e-6
+    assert all(grad.abs().max() < 1e-6 for grad in gradients(got.loss, leaves))
+
+
+def test_a_constant_logit_offset_of_either_network_is_invisible_to_igdm(device):
+    tensors = make_inputs(6, 10, 3, device)
+    plain = balanced_kd(**tensors, form="igdm").kd
+    offset = torch.linspace(-2, 2, 10, device=device)
+    for pair in (("student_adv", "student_minus"), ("teacher_adv", "teacher_minus")):
+        moved = tensors | {name: tensors[name] + offset for name in pair}
+        torch.testing.assert_close(balanced_kd(**moved, form="igdm").kd, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_linear_network_gives_igdm_its_jacobian_alone(device):
+    generator = torch.Generator().manual_seed(4)
+    weight, x, delta, bias = (torch.randn(size, generator=generator) for size in ((10, 7), (3, 7), (3, 7), (10,)))
+    plus, minus = ((x + sign * delta) @ weight.T + bias for sign in (1, -1))
+    target, prior = torch.zeros(3, dtype=torch.int64), torch.zeros(10)
+    teacher = torch.randn(3, 10, generator=generator)
+    got = balanced_kd(
+        *(t.to(device) for t in (plus, target, prior)),
+        form="igdm",
+        student_minus=minus.to(device),
+        teacher_adv=teacher.to(device),
+        teacher_minus=torch.zeros_like(teacher).to(device),
+    ).kd
+    expected = divergence(teacher.double().numpy(), (2 * delta @ weight.T).double().numpy(), 1.0)
+    np.testing.assert_allclose(float(got), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", KD_FORMS[1:])
+def test_elementmean_is_batchmean_over_the_classes(device, form):
+    tensors = make_inputs(6, 10, 5, device)
+    batch, element = (balanced_kd(**tensors, form=form, reduction=r).kd for r in ("batchmean", "elementmean"))
+    torch.testing.assert_close(element * 10, batch, rtol=1e-6, atol=1e-6)
+
+
+def test_a_high_temperature_keeps_the_gradients_scale(device):
+    # As T grows, T^2 KL tends to the variance of the logit difference over 2: finite, independent of T.
+    tensors, leaves = with_gradients(make_inputs(6, 10, 6, device, scale=1.0))
+    arrays = as_float64(tensors)
+    gap = arrays["student_adv"] - arrays["teacher_adv"]
+    got = balanced_kd(**tensors, form="kl_adv", temperature=100.0, cls_weight=0.0)
+    np.testing.assert_allclose(float(got.kd), gap.var(axis=1).mean() / 2, rtol=0.05)
+    slope = (gap - gap.mean(axis=1, keepdims=True)) / 10 / 6
+    np.testing.assert_allclose(gradients(got.loss, leaves)[0].cpu(), slope, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", KD_FORMS[1:])
+def test_a_teacher_probability_of_zero_has_a_finite_value_and_gradient(device, form):
+    tensors = make_inputs(4, 6, 7, device)
+    for name in ("teacher_adv", "teacher_clean"):
+        tensors[name] = torch.tensor([200.0, 0, 0, 0, 0, -200.0], device=device).repeat(4, 1)
+    tensors, leaves = with_gradients(tensors)
+    got = balanced_kd(**tensors, form=form)
+    twin = balanced_kd_twin(**tensors, form=form)
+    assert got.loss.isfinite()
+    torch.testing.assert_close(got.loss, twin.loss, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(gradients(got.loss, leaves), gradients(twin.loss, leaves), strict=True):
+        assert mine.isfinite().all()
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_the_teacher_excludes_contributes_nothing(device):
+    tensors, leaves = with_gradients(make_inputs(4, 6, 8, device))
+    tensors["teacher_adv"][:, 2] = -math.inf
+    got = balanced_kd(**tensors, form="kl_adv")
+    assert got.loss.isfinite() and gradients(got.loss, leaves)[0].isfinite().all()
+
+
+def test_huge_logits_do_not_overflow_and_nan_is_not_hidden(device):
+    tensors = make_inputs(4, 6, 9, device, scale=3e4)
+    assert balanced_kd(**tensors, form="kl_adv+igdm").loss.isfinite()
+    tensors["student_adv"][1, 1] = math.nan
+    assert balanced_kd(**tensors).loss.isnan()
+
+
+def test_a_scaled_half_precision_gradient_does_not_underflow(device):
+    # Mixed precision multiplies the loss; a gradient stored in half precision before that would be 0.
+    student = torch.tensor([[9.0, -9.0]], device=device, dtype=torch.float16, requires_grad=True)
+    target, prior = torch.tensor([0], device=device), torch.zeros(2, device=device)
+    loss = balanced_kd(student, target, prior, cls_weight=1e-2).loss
+    (grad,) = torch.autograd.grad(loss * 65536, [student])
+    expected = 1e-2 * 65536 / (1 + math.exp(18.0))
+    np.testing.assert_allclose(float(grad[0, 1]), expected, rtol=2e-2)
+
+
+def test_only_the_loss_carries_a_gradient_and_only_when_one_is_wanted(device):
+    tensors, _ = with_gradients(make_inputs(4, 6, 10, device))
+    got = balanced_kd(**tensors, form="igdm")
+    assert got.loss.requires_grad and not got.cls.requires_grad and not got.kd.requires_grad
+    with torch.no_grad():
+        assert not balanced_kd(**tensors, form="igdm").loss.requires_grad
+    assert all(part.dtype == torch.float32 and part.ndim == 0 for part in got)
+
+
+def test_the_minus_branch_alone_can_be_trained(device):
+    tensors = make_inputs(4, 6, 12, device)
+    minus = tensors["student_minus"].requires_grad_()
+    (grad,) = torch.autograd.grad(balanced_kd(**tensors, form="igdm").loss, [minus])
+    (expected,) = torch.autograd.grad(balanced_kd_twin(**tensors, form="igdm").loss, [minus])
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-6)
+
+
+def bad_calls():
+    good = make_inputs(4, 6)
+    wide = torch.randn(4, 7)
+    return [
+        ({"form": "kl"}, "unknown distillation form 'kl'"),
+        ({"form": "igdm", "student_minus": None}, "needs student_minus"),
+        ({"form": "kl_clean", "teacher_clean": None}, "needs teacher_clean"),
+        ({"form": "kl_adv", "teacher_adv": wide}, r"teacher_adv has shape \(4, 7\)"),
+        ({"form": "kl_adv", "teacher_adv": good["teacher_adv"].double()}, "teacher_adv is torch.float64"),
+        ({"form": "kl_adv", "teacher_adv": good["teacher_adv"].clone().requires_grad_()}, "detach"),
+        ({"form": "kl_adv", "teacher_adv": good["teacher_adv"].to("meta")}, "lies on meta"),
+        ({"target": torch.tensor([0, 1, 2, 6])}, r"target 6 is outside 0\.\.5"),
+        ({"target": torch.tensor([0, 1, 2, -1])}, r"target -1 is outside"),
+        ({"target": good["target"].int()}, "target is torch.int32"),
+        ({"target": torch.zeros(3, dtype=torch.int64)}, r"target has shape \(3,\)"),
+        ({"log_prior": torch.zeros(7)}, r"log_prior has shape \(7,\)"),
+        ({"log_prior": torch.zeros(6, dtype=torch.float64)}, "log_prior is torch.float64"),
+        ({"student_adv": torch.randn(6)}, r"student_adv has shape \(6,\)"),
+        ({"student_adv": torch.randn(0, 6)}, r"student_adv has shape \(0, 6\)"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"reduction": "mean"}, "unknown reduction 'mean'"),
+    ]
+
+
+@pytest.mark.parametrize(("change", "message"), bad_calls())
+def test_wrong_use_is_one_clear_sentence(change, message):
+    with pytest.raises(LtatError, match=message):
+        balanced_kd(**(make_inputs(4, 6) | change))
+
+
+def test_a_target_out_of_range_on_a_device_poisons_the_loss_and_not_the_context():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    tensors, leaves = with_gradients(make_inputs(4, 6, device="cuda"))
+    tensors["target"][2] = 6
+    got = balanced_kd(**tensors)
+    grad = gradients(got.loss, leaves)[0]
+    assert got.loss.isnan() and grad[2].isnan().all() and grad[0].isfinite().all()
+    assert torch.ones(2, device="cuda").sum() == 2
+
+
+def test_a_target_out_of_range_reaches_no_memory_even_without_pythons_check(native_device):
+    tensors = make_inputs(4, 6)
+    operands = [tensors["student_adv"], tensors["target"] + 6, tensors["log_prior"], None, None, None, None]
+    if native_device.type == "cpu":
+        with pytest.raises(RuntimeError, match=r"is outside 0\.\.5"):
+            torch.ops.ltat.balanced_kd(*operands, 1.0, 1.0, 1.0, False, False, True)
+
+
+def test_a_second_derivative_is_refused_instead_of_silently_wrong(native_device):
+    tensors, (student, _) = with_gradients(make_inputs(4, 6, device=native_device))
+    loss = balanced_kd(**tensors, form="kl_adv").loss
+    (grad,) = torch.autograd.grad(loss, [student], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad((grad * grad).sum() + (student * student).sum(), [student])
+
+
+def test_gradient_work_is_skipped_when_nobody_asks(native_device):
+    tensors = make_inputs(4, 6, device=native_device)
+    operands = [tensors[name] for name in ("student_adv", "target", "log_prior")]
+    _, _, grad_adv, grad_minus = torch.ops.ltat.balanced_kd(
+        *operands, None, None, None, None, 1.0, 1.0, 1.0, False, False, False
+    )
+    assert grad_adv.numel() == 0 and grad_minus.numel() == 0
+
+
+@pytest.mark.parametrize("classes", [10, 1000, 3000])
+def test_threads_and_repetition_do_not_change_a_bit(native_device, classes):
+    tensors, leaves = with_gradients(make_inputs(128, classes, 13, native_device))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            got = balanced_kd(**tensors, form="kl_adv+igdm")
+            results.append((*(part.detach() for part in got), *gradients(got.loss, leaves)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("classes", [1000, 1025, 3000])
+def test_many_classes_agree_with_the_twin(native_device, classes):
+    tensors, leaves = with_gradients(make_inputs(5, classes, 14, native_device))
+    got, twin = (f(**tensors, form="kl_adv+igdm") for f in (balanced_kd, balanced_kd_twin))
+    torch.testing.assert_close(got.loss, twin.loss, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(gradients(got.loss, leaves), gradients(twin.loss, leaves), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("want_grad", [False, True])
+def test_operator_keeps_its_contract_with_torch(native_device, differences, want_grad):
+    tensors = make_inputs(4, 6, 15, native_device)
+    if want_grad:
+        tensors, _ = with_gradients(tensors)
+    names = ("student_adv", "target", "log_prior", "teacher_clean")
+    extra = ("student_minus", "teacher_adv", "teacher_minus")
+    operands = [tensors[n] for n in names] + [tensors[n] if differences else None for n in extra]
+    torch.library.opcheck(torch.ops.ltat.balanced_kd.default, (*operands, 1.0, 0.5, 2.0, False, True, want_grad))
+
+
+def test_torch_compile_sees_one_graph(native_device):
+    tensors, leaves = with_gradients(make_inputs(4, 6, 16, native_device))
+    compiled = torch.compile(lambda t: balanced_kd(**t, form="kl_adv+igdm"), backend="aot_eager", fullgraph=True)
+    got, expected = compiled(tensors), balanced_kd(**tensors, form="kl_adv+igdm")
+    assert torch.equal(got.loss, expected.loss)
+    for mine, theirs in zip(gradients(got.loss, leaves), gradients(expected.loss, leaves), strict=True):
+        assert torch.equal(mine, theirs)

@@ -1,0 +1,237 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ltat.errors import LtatError
+from ltat.ops import pgd_step, pgd_step_twin
+from tests.ops.layouts import LAYOUTS
+
+RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SHAPES = st.one_of(
+    st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 7), st.integers(1, 70)),
+    st.tuples(st.integers(1, 9)),
+)
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+NORMS = st.sampled_from(["linf", "l2"])
+
+
+def per_sample(amount: float | Tensor, ndim: int) -> float | np.ndarray:
+    """Broadcastable float64; a Python number as the float32 the kernels compute with."""
+    if isinstance(amount, Tensor):
+        return amount.cpu().double().numpy().reshape(-1, *[1] * (ndim - 1))
+    return float(np.float32(amount))
+
+
+def reference(x_adv, grad, x, *, eps, step, norm, box=(0.0, 1.0)):
+    """The definition in float64, written sample-free for linf and with explicit norms for l2."""
+    a, g, c = (t.detach().cpu().double().numpy() for t in (x_adv, grad, x))
+    eps, step = per_sample(eps, a.ndim), per_sample(step, a.ndim)
+    if norm == "linf":
+        moved = a + step * np.sign(g)
+        return np.clip(np.clip(moved, c - eps, c + eps), *box)
+    axes = tuple(range(1, a.ndim))
+    length = np.sqrt((g**2).sum(axis=axes, keepdims=True)) if axes else np.abs(g)
+    direction = np.divide(g, length, out=np.zeros_like(g), where=length > 0)
+    delta = a + step * direction - c
+    radius = np.sqrt((delta**2).sum(axis=axes, keepdims=True)) if axes else np.abs(delta)
+    shrink = np.minimum(1.0, np.divide(eps, radius, out=np.ones_like(radius), where=radius > 0))
+    return np.clip(c + delta * shrink, *box)
+
+
+def make_inputs(shape, dtype, seed, device="cpu"):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(shape, generator=generator)
+    x_adv = x + 0.2 * (torch.rand(shape, generator=generator) - 0.5)
+    grad = torch.randn(shape, generator=generator)
+    grad[torch.rand(shape, generator=generator) < 0.1] = 0.0
+    return x_adv.to(device), grad.to(device, dtype), x.to(device)
+
+
+@RELAXED
+@given(
+    shape=SHAPES,
+    dtype=DTYPES,
+    norm=NORMS,
+    layouts=st.tuples(*[st.sampled_from(sorted(LAYOUTS))] * 3),
+    each=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_any_shape_layout_and_dtype_gives_the_defined_step(device, *, shape, dtype, norm, layouts, each, seed):
+    values = make_inputs(shape, dtype, seed, device)
+    x_adv, grad, x = (LAYOUTS[name](value) for name, value in zip(layouts, values, strict=True))
+    eps = torch.linspace(0.0, 0.3, shape[0], device=device) if each else 0.07
+    step = torch.linspace(-0.1, 0.2, shape[0], device=device) if each else 0.03
+    got = pgd_step(x_adv, grad, x, eps=eps, step=step, norm=norm)
+    assert got.shape == x_adv.shape and got.dtype == torch.float32
+    assert got.stride() == torch.empty_like(x_adv).stride()
+    np.testing.assert_allclose(got.cpu(), reference(x_adv, grad, x, eps=eps, step=step, norm=norm), rtol=0, atol=3e-7)
+    twin = pgd_step_twin(x_adv, grad, x, eps=eps, step=step, norm=norm)
+    if norm == "linf":
+        assert torch.equal(got, twin)
+    torch.testing.assert_close(got, twin, rtol=0, atol=3e-7)
+    in_place = x_adv.clone(memory_format=torch.preserve_format)
+    assert torch.equal(pgd_step(in_place, grad, x, eps=eps, step=step, norm=norm, inplace=True), got)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_in_place_writes_its_view_and_nothing_beside_it(device, layout, norm):
+    x_adv, grad, x = make_inputs((4, 3, 6, 8), torch.float32, 1, device)
+    view = LAYOUTS[layout](x_adv)
+    storage = view._base
+    before = None if storage is None else storage.clone()
+    result = pgd_step(view, grad, x, eps=0.05, step=0.02, norm=norm, inplace=True)
+    assert result.data_ptr() == view.data_ptr()
+    assert torch.equal(result, view)
+    torch.testing.assert_close(view, pgd_step_twin(x_adv, grad, x, eps=0.05, step=0.02, norm=norm), rtol=0, atol=3e-7)
+    if before is not None:
+        mask = torch.ones_like(storage, dtype=torch.bool)
+        mask.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(False)
+        assert torch.equal(storage[mask], before[mask])
+
+
+def test_expanded_inputs_are_read_as_what_they_stand_for(device):
+    x_adv, grad, x = make_inputs((1, 3, 4, 4), torch.float32, 2, device)
+    many = [t.expand(5, 3, 4, 4) for t in (x_adv, grad, x)]
+    got = pgd_step(*many, eps=0.1, step=0.02)
+    assert torch.equal(got, pgd_step(*(t.contiguous() for t in many), eps=0.1, step=0.02))
+    with pytest.raises(LtatError, match="expanded"):
+        pgd_step(*many, eps=0.1, step=0.02, inplace=True)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (3, 0, 4), (0,)])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_empty_batch_is_no_crash(device, shape, norm):
+    empty = torch.empty(shape, device=device)
+    for inplace in (False, True):
+        assert pgd_step(empty, empty, empty, eps=0.1, step=0.1, norm=norm, inplace=inplace).shape == shape
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_step_stays_in_the_ball_and_in_the_box(device, norm):
+    x_adv, _, x = make_inputs((16, 3, 8, 8), torch.float32, 3, device)
+    eps = 8 / 255
+    for k in range(10):
+        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(k)).to(device)
+        x_adv = pgd_step(x_adv, grad, x, eps=eps, step=2 / 255, norm=norm)
+        delta = (x_adv.double() - x.double()).flatten(1)
+        size = delta.abs().max() if norm == "linf" else delta.norm(dim=1).max()
+        assert size <= eps * (1 + 1e-6) + 2**-24, "outside the ball"
+        assert x_adv.min() >= 0.0 and x_adv.max() <= 1.0, "outside the box"
+
+
+def test_zero_gradient_does_not_move_and_nan_is_not_hidden(device):
+    x = torch.full((2, 5), 0.5, device=device)
+    grad = torch.tensor([[0.0, -0.0, math.nan, 1.0, -1.0], [0.0] * 5], device=device)
+    linf = pgd_step(x, grad, x, eps=0.1, step=0.05)
+    torch.testing.assert_close(linf[0, [0, 1, 3, 4]].cpu(), torch.tensor([0.5, 0.5, 0.55, 0.45]))
+    assert linf[0, 2].isnan() and torch.equal(linf[1], x[1])
+    l2 = pgd_step(x, grad, x, eps=0.1, step=0.05, norm="l2")
+    assert l2[0].isnan().all() and torch.equal(l2[1], x[1])
+    broken = x.clone()
+    broken[0, 0] = math.nan
+    assert pgd_step(x, torch.ones_like(x), broken, eps=0.1, step=0.05)[0, 0].isnan()
+
+
+def test_a_tiny_l2_gradient_still_gives_a_full_step(device):
+    # The squares of these entries are 0 in float32.
+    x = torch.full((1, 4), 0.5, device=device)
+    moved = pgd_step(x, torch.full_like(x, 1e-25), x, eps=1.0, step=0.2, norm="l2")
+    torch.testing.assert_close(moved, x + 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_gradient_does_not_round_the_step(device, dtype):
+    x = torch.full((1, 8), 0.5, device=device)
+    moved = pgd_step(x, torch.ones_like(x, dtype=dtype), x, eps=1.0, step=2 / 255)
+    assert torch.equal(moved, x + torch.tensor(2 / 255, device=device))
+
+
+def test_autograd_notices_an_in_place_step(device):
+    weight = torch.ones(3, device=device, requires_grad=True)
+    image = torch.rand(3, device=device)
+    product = (weight * image).sum()  # keeps `image` for the backward pass
+    pgd_step(image, torch.ones_like(image), image.clone(), eps=0.1, step=0.1, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_the_result_carries_no_gradient(device):
+    x_adv, grad, x = make_inputs((2, 3), torch.float32, 4, device)
+    assert not pgd_step(x_adv.requires_grad_(), grad, x, eps=0.1, step=0.1).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"eps": -0.1}, "eps is -0.1"),
+        ({"eps": math.nan}, "eps is nan"),
+        ({"step": math.nan}, "step is nan"),
+        ({"norm": "l1"}, "unknown norm 'l1'"),
+        ({"box": (1.0, 0.0)}, "is empty"),
+        ({"eps": torch.ones(3)}, r"eps is a torch.float32 tensor \(3,\)"),
+        ({"eps": torch.ones(2, dtype=torch.float64)}, "float64"),
+        ({"eps": torch.tensor([0.1, -1.0])}, "eps of sample 1 is -1.0"),
+        ({"step": torch.tensor([math.nan, 1.0])}, "step of sample 0 is nan"),
+        ({"grad": torch.ones(2, 4)}, r"grad has shape \(2, 4\)"),
+        ({"x": torch.ones(2, 3, dtype=torch.float64)}, "x is torch.float64"),
+        ({"x_adv": torch.ones(2, 3, dtype=torch.bfloat16)}, "x_adv is torch.bfloat16"),
+        ({"grad": torch.ones(2, 3, dtype=torch.int32)}, "grad is torch.int32"),
+        ({"grad": torch.ones(2, 3, device="meta")}, "grad lies on meta"),
+        ({"x_adv": torch.tensor(0.0)}, "batch dimension"),
+    ],
+)
+def test_wrong_use_is_one_clear_sentence(change, message):
+    tensors = {"x_adv": torch.ones(2, 3), "grad": torch.ones(2, 3), "x": torch.ones(2, 3)}
+    arguments = tensors | {"eps": 0.1, "step": 0.1} | change
+    with pytest.raises(LtatError, match=message):
+        pgd_step(**arguments)
+
+
+def test_a_bad_radius_on_a_device_poisons_its_sample_instead_of_hanging():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    x = torch.full((2, 3), 0.5, device="cuda")
+    got = pgd_step(x, x, x, eps=torch.tensor([0.1, -0.1], device="cuda"), step=0.05)
+    assert got[0].isfinite().all() and got[1].isnan().all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_threads_and_repetition_do_not_change_a_bit(native_device, norm):
+    x_adv, grad, x = make_inputs((32, 3, 32, 32), torch.bfloat16, 5, native_device)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 2):
+            torch.set_num_threads(count)
+            results.append(pgd_step(x_adv, grad, x, eps=0.03, step=0.01, norm=norm))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+def test_operator_keeps_its_contract_with_torch(native_device, layout):
+    x_adv, grad, x = make_inputs((2, 3, 4, 4), torch.float32, 6, native_device)
+    view = LAYOUTS[layout](x_adv)
+    eps = torch.rand(2, device=native_device)
+    torch.library.opcheck(torch.ops.ltat.pgd_step.default, (view, grad, x, eps, None, 0.0, 0.1, False, 0.0, 1.0))
+    torch.library.opcheck(torch.ops.ltat.pgd_step.default, (view, grad, x, None, eps, 0.1, 0.0, True, 0.0, 1.0))
+    torch.library.opcheck(torch.ops.ltat.pgd_step_.default, (x_adv, grad, x, None, None, 0.1, 0.1, False, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_torch_compile_sees_one_graph(native_device, inplace):
+    x_adv, grad, x = make_inputs((2, 3, 4, 4), torch.float32, 7, native_device)
+    compiled = torch.compile(
+        lambda a, g: pgd_step(a, 2 * g, x, eps=0.1, step=0.05, inplace=inplace), backend="aot_eager", fullgraph=True
+    )
+    expected = pgd_step(x_adv, grad, x, eps=0.1, step=0.05)
+    assert torch.equal(compiled(x_adv, grad), expected)
+    assert torch.equal(x_adv, expected) == inplace
