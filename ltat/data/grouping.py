@@ -6,14 +6,19 @@ from ltat import native
 from ltat.data.split import check_labels
 from ltat.errors import LtatError
 
+MAX_CLASSES = 1_000_000  # a wild label must not make us count a billion billion classes
+
 
 def resolve_labels(labels: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
     """Labels as int64 [N] and the number of classes (the largest label + 1 if not given), checked."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or not len(labels):
         raise LtatError(f"labels are {labels.dtype} of shape {labels.shape}; give a non-empty vector of integers")
+    highest = int(labels.max())
+    if highest >= MAX_CLASSES:
+        raise LtatError(f"label {highest} is no class number; number the classes from 0 without gaps")
     labels = labels.astype(np.int64)
-    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    num_classes = highest + 1 if num_classes is None else num_classes
     check_labels(labels, num_classes)
     return labels, num_classes
 

@@ -1,11 +1,16 @@
 """Anyone's own data: a folder with ``train.npz`` and ``test.npz``."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from ltat.data.split import Dataset, Split, check_labels
+from ltat.data.grouping import resolve_labels
+from ltat.data.split import Dataset, Split
 from ltat.errors import LtatError
+
+T = TypeVar("T")
 
 
 def load_npz(data_dir: Path, download: bool = False) -> Dataset:
@@ -41,10 +46,11 @@ def load_array(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise LtatError(f"there is no file {path}; check the folder or write it first")
     try:
-        with np.load(path, allow_pickle=False) as loaded:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
             return {key: loaded[key] for key in loaded.files}
-    except AttributeError:
-        return {"": np.load(path, allow_pickle=False)}
     except Exception as error:  # a damaged archive raises whatever zipfile, zlib or NumPy stumbles over
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise LtatError(f"{path} cannot be read as plain NumPy arrays ({reason}); write it again") from error
@@ -57,9 +63,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise LtatError(
             f"{path} has no {missing[0]!r} (it holds {sorted(arrays)}); store images [N, H, W, C] and labels [N]"
         )
+    length = arrays["images"].shape[0] if arrays["images"].ndim else 0
     for key in ("labels", "index"):
         if key in arrays:
-            _check_integers(arrays[key], len(arrays["images"]), f"{key} in {path}")
+            _check_integers(arrays[key], length, f"{key} in {path}")
     return arrays
 
 
@@ -73,7 +80,8 @@ def _check_integers(values: np.ndarray, length: int, name: str) -> None:
 
 def _class_names(train: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     if "class_names" not in train:
-        return tuple(str(label) for label in range(int(train["labels"].max(initial=0)) + 1))
+        _, num_classes = _named(path, resolve_labels, train["labels"], None)
+        return tuple(str(label) for label in range(num_classes))
     names = train["class_names"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise LtatError(f"class_names in {path} are {names.dtype} of shape {names.shape}; store strings [C]")
@@ -81,15 +89,14 @@ def _class_names(train: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
 
 
 def _split(arrays: dict[str, np.ndarray], num_classes: int, path: Path) -> Split:
-    images = arrays["images"]
-    index = arrays.get("index", np.arange(len(images)))
+    labels, _ = _named(path, resolve_labels, arrays["labels"], num_classes)
+    index = arrays.get("index", np.arange(len(labels))).astype(np.int64)
+    return _named(path, Split, np.ascontiguousarray(arrays["images"]), labels, num_classes, index)
+
+
+def _named(path: Path, call: Callable[..., T], *arguments: object) -> T:
+    """``call(*arguments)``, with the file's name before the sentence of any error."""
     try:
-        check_labels(arrays["labels"], num_classes)
-        return Split(
-            np.ascontiguousarray(images),
-            arrays["labels"].astype(np.int64),
-            num_classes,
-            index.astype(np.int64),
-        )
+        return call(*arguments)
     except LtatError as error:
         raise LtatError(f"{path}: {error}") from error

@@ -110,12 +110,16 @@ def check_positions(indices: np.ndarray, size: int) -> np.ndarray:
 def _check_images(images: np.ndarray) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
-        broken = " with NaN" if np.issubdtype(kind, np.floating) and np.isnan(images).any() else ""
+        broken = " with NaN" if isinstance(images, np.ndarray) and _has_nan(images) else ""
         raise LtatError(f"images are {kind}{broken}; store them as uint8, 0..255")
     if images.ndim != 4 or 0 in images.shape:
         raise LtatError(f"images have shape {images.shape}; store them as [N, H, W, C], none of them 0")
     if not images.flags.c_contiguous:
         raise LtatError("images are not C-contiguous; pass np.ascontiguousarray(images)")
+
+
+def _has_nan(images: np.ndarray) -> bool:
+    return np.issubdtype(images.dtype, np.floating) and bool(np.isnan(images).any())
 
 
 def _check_vector(name: str, values: np.ndarray, length: int) -> None:
