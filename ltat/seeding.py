@@ -19,9 +19,7 @@ def numpy_generator(seed: int, stream: str, *counters: int) -> np.random.Generat
     return np.random.default_rng(_entropy(seed, stream, counters))
 
 
-def torch_generator(
-    seed: int, stream: str, *counters: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
+def torch_generator(seed: int, stream: str, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on ``device`` that depends on nothing but ``(seed, stream, counters)``."""
     state = int(_entropy(seed, stream, counters).generate_state(1, np.uint64)[0])
     return torch.Generator(device).manual_seed(state >> 1)  # torch takes seeds below 2**63

@@ -33,9 +33,6 @@ def command(out: Path, n_examples: int, assignments: tuple[str, ...]) -> None:
         train_afresh(recipe, out / name, assignments)
     evaluations = compare(out, n_examples)
     Console().print(render_table(evaluations))
-    for evaluation in evaluations:
-        for flag in evaluation.to_json()["flags"]:
-            click.echo(f"{evaluation.to_json()['model']}: {flag}")
     click.echo("accuracies in percent; the tail is the rarest class; AutoAttack is `standard`")
     click.echo(f"run folders: {', '.join(str(out / name) for name in RECIPES)}")
     click.echo(f"{time.perf_counter() - started:.0f} s in all")

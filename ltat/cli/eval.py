@@ -1,6 +1,5 @@
 """`ltat eval`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,12 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
     """
     from rich.console import Console
 
-    evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
-    content = evaluation.to_json()
-    if json_file is not None:
-        from ltat.files import atomic_write_text
+    from ltat.evaluation import write_json
 
-        atomic_write_text(json_file, json.dumps(content, indent=2) + "\n")
+    evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
+    if json_file is not None:
+        write_json(json_file, evaluation)
     Console().print(evaluation.table())
-    for flag in content["flags"]:
-        click.echo(f"flag: {flag}")
 
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:

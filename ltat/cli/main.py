@@ -16,6 +16,12 @@ COMMANDS = {
 }
 
 
+class WrongUse(click.ClickException):
+    """What :class:`LtatError` becomes on the command line."""
+
+    exit_code = 2
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it runs."""
 
@@ -40,9 +46,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except LtatError as error:
-            failure = click.ClickException(str(error))
-            failure.exit_code = 2
-            raise failure from None
+            raise WrongUse(str(error)) from None
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

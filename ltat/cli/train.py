@@ -1,12 +1,15 @@
 """`ltat train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ltat.cli.options import dataset_options
 from ltat.config import RunConfig, from_toml, load_config, to_toml
+
+if TYPE_CHECKING:
+    from ltat.evaluation import Evaluation
 
 NAMES = {
     "dataset": "data.name",
@@ -84,7 +87,7 @@ def default_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{config.method}-s{config.seed.train}"
 
 
-def train_resumably(config: RunConfig, folder: Path, resume: bool) -> dict[str, Any]:
+def train_resumably(config: RunConfig, folder: Path, resume: bool) -> "dict[str, Evaluation]":
     """Train; an interruption tells how to go on."""
     from ltat.training.run import train
 
@@ -94,14 +97,11 @@ def train_resumably(config: RunConfig, folder: Path, resume: bool) -> dict[str, 
         raise click.ClickException(f"interrupted; continue with `ltat train --out {folder} --resume`") from None
 
 
-def show_report(report: dict[str, Any], folder: Path) -> None:
+def show_report(report: "dict[str, Evaluation]", folder: Path) -> None:
     """The table of a run, and where its files lie."""
     from rich.console import Console
 
     from ltat.evaluation import render_table
 
     Console().print(render_table(list(report.values())))
-    for role, evaluation in report.items():
-        for flag in evaluation["flags"]:
-            click.echo(f"{role}: {flag}")
     click.echo(f"run folder: {folder}")

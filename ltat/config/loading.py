@@ -119,12 +119,15 @@ def validated(config_class: type[Config], tree: Tree) -> Config:
     try:
         return config_class.model_validate(tree)
     except ValidationError as error:
-        raise LtatError(_sentence(error)) from None
+        raise LtatError(_sentence(error, config_class)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(error: ValidationError, config_class: type[RunConfig]) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "literal", "float")))
     if first["type"] == "extra_forbidden":
-        return f"there is no setting {name!r} for this method; `ltat train --help` names where settings are listed"
+        method = config_class.model_fields["method"].default
+        return (
+            f"method {method} has no setting {name!r}; `ltat train --method {method} --show-config` lists those it has"
+        )
     return f"setting {name}={first['input']!r} is not possible: {first['msg'][0].lower()}{first['msg'][1:]}"

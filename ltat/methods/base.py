@@ -25,11 +25,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltat.attacks import Objective, ThreatModel, pgd
+from ltat.attacks import STARTS, Objective, ThreatModel, pgd
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.objectives import inner_objective
+from ltat.methods.objectives import check_inner_loss, inner_objective
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ class Method:
         self.class_counts = class_counts
         self.teacher = teacher
         self.threat = ThreatModel(norm=config.attack.norm, eps=config.attack.eps)
+        check_inner_loss(config.attack.loss, teacher)
+        if config.attack.start not in STARTS:
+            raise LtatError(f"attack.start={config.attack.start} is unknown; choose one of {', '.join(STARTS)}")
 
     @classmethod
     def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:

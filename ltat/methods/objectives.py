@@ -34,22 +34,16 @@ def _balanced_softmax(batch: Batch, log_prior: Tensor, teacher: nn.Module | None
 
 def _teacher_on_clean(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del log_prior
-    network = _needed(teacher, "kl-clean")
+    assert teacher is not None
     with torch.no_grad():
-        target = network(batch.images).float()
+        target = teacher(batch.images).float()
     return lambda logits, labels, x_adv: kl_divergence(target, logits)
 
 
 def _teacher_on_adversarial(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del batch, log_prior
-    network = _needed(teacher, "kl-adv")
-    return lambda logits, labels, x_adv: kl_divergence(network(x_adv).float(), logits)
-
-
-def _needed(teacher: nn.Module | None, loss: str) -> nn.Module:
-    if teacher is None:
-        raise LtatError(f"attack.loss={loss} compares with a teacher and this method has none; use attack.loss=ce")
-    return teacher
+    assert teacher is not None
+    return lambda logits, labels, x_adv: kl_divergence(teacher(x_adv).float(), logits)
 
 
 INNER_LOSSES: dict[str, Builder] = {
@@ -60,18 +54,28 @@ INNER_LOSSES: dict[str, Builder] = {
 }
 
 
-def inner_objective(name: str, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
-    """The objective called ``name`` in ``attack.loss``, for one batch.
+NEED_TEACHER = {"kl-clean", "kl-adv"}
 
-    Args:
-        name: a key of :data:`INNER_LOSSES`.
-        batch: the clean batch under attack.
-        log_prior: tau * log n_c, [C].
-        teacher: the frozen teacher, for the two objectives that compare with it.
+
+def check_inner_loss(name: str, teacher: nn.Module | None) -> None:
+    """Refuse what :func:`inner_objective` could not build.
 
     Raises:
         LtatError: an unknown name, or no teacher where one is compared with.
     """
     if name not in INNER_LOSSES:
         raise LtatError(f"attack.loss={name} is unknown; choose one of {', '.join(INNER_LOSSES)}")
+    if name in NEED_TEACHER and teacher is None:
+        raise LtatError(f"attack.loss={name} compares with a teacher and this method has none; use attack.loss=ce")
+
+
+def inner_objective(name: str, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    """The objective called ``name`` in ``attack.loss``, for one batch.
+
+    Args:
+        name: a key of :data:`INNER_LOSSES`, checked before by :func:`check_inner_loss`.
+        batch: the clean batch under attack.
+        log_prior: tau * log n_c, [C].
+        teacher: the frozen teacher, for the two objectives that compare with it.
+    """
     return INNER_LOSSES[name](batch, log_prior, teacher)

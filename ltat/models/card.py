@@ -112,7 +112,11 @@ def read_card(path: str | Path) -> ModelCard:
     Raises:
         LtatError: a missing or damaged card, or one of another format version.
     """
-    _, card_path = _paths(path)
+    weights_path, card_path = _paths(path)
+    if not card_path.exists() and not weights_path.exists():
+        raise LtatError(
+            f"there is no saved model {weights_path}; name a .safetensors file with its .json card beside it"
+        )
     text = _read(card_path).decode("utf-8", errors="replace")
     try:
         card = TypeAdapter(ModelCard).validate_python(json.loads(text))
@@ -145,7 +149,10 @@ def check_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: s
 
 
 def _build(card: ModelCard) -> Classifier:
-    return build_model(card.name, num_classes=card.num_classes, in_channels=card.in_channels, normalize=card.normalize)
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten and must not cost the caller's numbers
+        return build_model(
+            card.name, num_classes=card.num_classes, in_channels=card.in_channels, normalize=card.normalize
+        )
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:

@@ -1,5 +1,7 @@
 """Stochastic gradient descent as the settings say."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,7 +12,7 @@ def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.SGD
     """SGD over the model's parameters; one-dimensional ones escape weight decay with ``wd_skip_bn``."""
     decayed = [p for p in model.parameters() if p.ndim > 1 or not settings.wd_skip_bn]
     spared = [p for p in model.parameters() if p.ndim <= 1 and settings.wd_skip_bn]
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     return torch.optim.SGD(
         [group for group in groups if group["params"]],
         lr=settings.lr,

@@ -1,9 +1,8 @@
 """A run from settings to report: data, teacher stage where the method has one, student stage, evaluation."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +11,14 @@ from ltat import __version__
 from ltat.config import RunConfig
 from ltat.data import Split
 from ltat.evaluation import Evaluation, evaluate
+from ltat.evaluation.attacks import parse_attack
 from ltat.methods import find_method
 from ltat.models import build_model, load_model, save_model
 from ltat.seeding import torch_generator
 from ltat.training.environment import determinism, environment_record, pick_device
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, Row, RunFolder, StageFiles
+from ltat.training.schedule import learning_rate
 from ltat.training.task import TaskData, build_loader, index_record, load_data, pixel_statistics, resolve
 from ltat.training.trainer import Stage, Trainer
 
@@ -37,7 +38,7 @@ class Plan:
 
 def train(
     config: RunConfig, out: str | Path, *, resume: bool = False, reporter: Reporter | None = None
-) -> dict[str, Any]:
+) -> dict[str, Evaluation]:
     """Train by ``config`` into the run folder ``out`` and evaluate the result on the test set.
 
     Everything is checked before the folder is made, so wrong use leaves nothing behind. An interrupted run goes
@@ -50,7 +51,7 @@ def train(
         reporter: where progress is shown; a new one on standard error when left out.
 
     Returns:
-        The content of ``report.json``: the evaluations of the teacher, the best and the last student.
+        The evaluations of the teacher, the best and the last student, as they stand in ``report.json``.
 
     Raises:
         LtatError: settings, data or files that cannot be used.
@@ -75,12 +76,15 @@ def prepare(config: RunConfig) -> Plan:
         LtatError: the first thing that would stop the run later.
     """
     config = resolve(config)
+    check_names(config)
     device = pick_device(config.train.device)
     data = load_data(config)
     method = find_method(config.method)
     config = method.resolve(config, data.train.num_classes)
     teacher_path = getattr(getattr(config, "teacher", None), "path", None)
     teacher_config = None if teacher_path else method.teacher_config(config)
+    if teacher_config is not None:
+        check_names(teacher_config)
     teacher_stage = build_stage("teacher", teacher_config, data, device) if teacher_config else None
     teacher = teacher_stage.model if teacher_stage else load_teacher(teacher_path, device)
     student = build_stage("student", config, data, device, teacher)
@@ -88,9 +92,20 @@ def prepare(config: RunConfig) -> Plan:
     return Plan(config, data, student, teacher_stage)
 
 
+def check_names(config: RunConfig) -> None:
+    """Look up what is otherwise looked up only late in a run.
+
+    Raises:
+        LtatError: an unknown attack of evaluation or selection, or an unknown schedule.
+    """
+    for name in (*config.eval.attacks, config.select.metric or "clean"):
+        parse_attack(name)
+    learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
+
+
 def load_teacher(path: str | None, device: torch.device) -> nn.Module | None:
-    """The teacher of a checkpoint, where one is named."""
-    return load_model(path, device=device) if path else None
+    """The teacher of a checkpoint, where one is named, in the memory layout of training."""
+    return load_model(path, device=device).to(memory_format=torch.channels_last) if path else None
 
 
 def build_stage(
@@ -107,7 +122,7 @@ def build_stage(
             in_channels=images.shape[-1],
             normalize=normalize,
         )
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     counts = torch.as_tensor(data.train.counts, device=device)
     method = find_method(config.method)(config, counts, teacher)
     return Stage(name, config, model, method, build_loader(data.train, config, device), device)
@@ -117,6 +132,7 @@ def train_teacher(plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
     """Train the teacher stage and leave its model with the weights to distil from, saved as ``teacher``."""
     stage, settings = plan.teacher, getattr(plan.config, "teacher", None)
     assert stage is not None and settings is not None
+    stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
     fit(stage, plan.data, folder, TEACHER_FILES, reporter)
     if settings.ckpt == "best":
         best = load_model(folder.path / TEACHER_FILES.best)
@@ -216,16 +232,14 @@ def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, 
     save_model(stage.model, folder.path / name, extra=extra, class_names=data.dataset.class_names)
 
 
-def write_report(plan: Plan, folder: RunFolder, reporter: Reporter) -> dict[str, Any]:
+def write_report(plan: Plan, folder: RunFolder, reporter: Reporter) -> dict[str, Evaluation]:
     """Evaluate the teacher, the best and the last student on the test set into ``report.json``."""
     names = {"teacher": TEACHER_FILES.last, "best": STUDENT_FILES.best, "last": STUDENT_FILES.last}
-    report: dict[str, Any] = {}
-    for role, name in names.items():
-        if (folder.path / f"{name}.safetensors").exists():
-            report[role] = evaluate_checkpoint(plan, folder, role, name, reporter).to_json()
+    found = {role: name for role, name in names.items() if (folder.path / f"{name}.safetensors").exists()}
+    report = {role: evaluate_checkpoint(plan, folder, role, name, reporter) for role, name in found.items()}
     if plan.config.select.set == "test" and "best" in report:
-        report["best"]["flags"].append(SELECTED_ON_TEST)
-    folder.write_json("report.json", report)
+        report["best"] = replace(report["best"], flags=[*report["best"].flags, SELECTED_ON_TEST])
+    folder.write_json("report.json", {role: evaluation.to_json() for role, evaluation in report.items()})
     return report
 
 

@@ -1,5 +1,6 @@
 """From settings to data: the long-tailed set, its held-out part, and the loaders of the stages."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from ltat.data import (
     Augment,
     BalancedPlan,
     Dataset,
+    IndexPlan,
     InMemoryLoader,
     ShufflePlan,
     Split,
@@ -96,7 +98,7 @@ def _balanced(split: Split, config: RunConfig) -> BalancedPlan:
     )
 
 
-SAMPLING = {"natural": _natural, "balanced": _balanced}
+SAMPLING: dict[str, Callable[[Split, RunConfig], IndexPlan]] = {"natural": _natural, "balanced": _balanced}
 
 
 def build_loader(split: Split, config: RunConfig, device: torch.device) -> InMemoryLoader:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method, Progress
+from ltat.models import Classifier
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.training.optimizer import build_optimizer, set_learning_rate
@@ -35,8 +36,8 @@ class Loader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(self, e: int, start: int = 0) -> Iterable[Batch]:
-        """The batches of epoch ``e``, from batch ``start`` on."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterable[Batch]:
+        """The batches of one epoch, from position ``start`` of its plan on."""
         ...
 
 
@@ -49,7 +50,7 @@ class Stage:
 
     name: str
     config: RunConfig
-    model: nn.Module
+    model: Classifier
     method: Method
     loader: Loader
     device: torch.device

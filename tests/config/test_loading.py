@@ -1,0 +1,111 @@
+"""Settings: where they come from, which win, and what a wrong one says."""
+
+import tomllib
+
+import pytest
+
+from ltat.config import RunConfig, from_toml, list_recipes, load_config, to_toml
+from ltat.config.loading import parse_assignment
+from ltat.errors import LtatError
+from ltat.methods import METHODS, find_method
+
+
+def config_of(name: str) -> type[RunConfig]:
+    return find_method(name).Config
+
+
+def load(**arguments) -> RunConfig:
+    return load_config(config_of, **arguments)
+
+
+def test_a_radius_written_as_a_quotient_is_that_number():
+    assert load(assignments=["attack.eps=8/255"]).attack.eps == 8 / 255
+    assert load(recipe={"attack": {"eps": "0.031"}}).attack.eps == 0.031
+
+
+def test_the_command_line_wins_over_the_recipe_and_the_recipe_over_the_defaults():
+    recipe = {"method": "at-bsl", "train": {"epochs": 7, "batch_size": 9}}
+    config = load(recipe=recipe, settings={"train.epochs": 5, "seed.train": None}, assignments=["optim.lr=0.3"])
+    assert (config.train.epochs, config.train.batch_size, config.optim.lr, config.seed.train) == (5, 9, 0.3, 0)
+    assert load(settings={"train.epochs": 5}, assignments=["train.epochs=4"]).train.epochs == 4
+
+
+def test_an_assignment_does_not_change_the_recipe_it_was_given():
+    recipe = {"train": {"epochs": 7}}
+    load(recipe=recipe, assignments=["train.epochs=1"])
+    assert recipe == {"train": {"epochs": 7}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "names"),
+    [
+        ("attack.esp=0.1", ["attack.esp"]),
+        ("attack.eps=-0.1", ["attack.eps", "-0.1"]),
+        ("attack.eps=nan", ["attack.eps", "nan"]),
+        ("attack.eps=1/0", ["attack.eps", "1/0"]),
+        ("train.epochs=0", ["train.epochs", "0"]),
+        ("kd.form=feature", ["kd.form", "feature"]),
+        ("data.imbalance_ratio=0.5", ["data.imbalance_ratio", "0.5"]),
+        ("train.epochs.x=1", ["train.epochs"]),
+        ("epochs", ["epochs", "section.key=value"]),
+        ("=3", ["=3"]),
+        ("method=unheard", ["unheard", "at-bsl"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value(assignment: str, names: list[str]):
+    with pytest.raises(LtatError) as error:
+        load(settings={"train.epochs": 3} if "epochs.x" in assignment else None, assignments=[assignment])
+    assert all(name in str(error.value) for name in names)
+    assert "\n" not in str(error.value)
+
+
+def test_a_setting_of_another_method_is_refused_not_ignored():
+    with pytest.raises(LtatError, match="kd"):
+        load(assignments=["method=at-bsl", "kd.alpha=1"])
+
+
+def test_values_are_read_as_toml_and_words_need_no_quotes():
+    assert parse_assignment("lr.milestones=[0.5, 40]") == ("lr.milestones", [0.5, 40])
+    assert parse_assignment("aug.flip=false") == ("aug.flip", False)
+    assert parse_assignment("model.name=wrn34-10") == ("model.name", "wrn34-10")
+    assert parse_assignment("data.dir=a=b") == ("data.dir", "a=b")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_saved_settings_read_back_as_the_same_settings(method: str):
+    config = load(settings={"method": method}, assignments=["attack.eps=8/255", "select.from=3"])
+    again = type(config).model_validate(tomllib.loads(to_toml(config)))
+    assert again == config
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_of_the_package_is_valid(name: str):
+    assert load(recipe=name).method in METHODS
+
+
+def test_an_unknown_recipe_lists_the_known_ones():
+    with pytest.raises(LtatError, match="demo/digits-at-bsl"):
+        load(recipe="nothing")
+
+
+def test_a_broken_settings_file_says_where(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("a = = 1")
+    with pytest.raises(LtatError, match="line 1"):
+        from_toml(path)
+    with pytest.raises(LtatError, match=r"absent\.toml"):
+        load(recipe=str(tmp_path / "absent.toml"))
+
+
+def test_the_published_defaults_of_the_main_method_stay_what_the_documentation_says():
+    config = load()
+    assert config.method == "self-distill"
+    assert (config.optim.lr, config.optim.momentum, config.optim.nesterov, config.optim.wd) == (0.1, 0.9, False, 5e-4)
+    assert (config.train.epochs, config.train.batch_size) == (100, 128)
+    attack = config.attack
+    assert (attack.eps, attack.steps, attack.step, attack.start, attack.mode) == (8 / 255, 10, 2 / 255, "gauss", "eval")
+    kd = config.kd
+    assert (kd.form, kd.alpha, kd.ramp, kd.temp, kd.reduction, kd.bn) == ("igdm", None, "linear", 1, "batchmean", "two")
+    assert (kd.clamp_minus, kd.mix, kd.on_biased, config.bsl.tau) == (False, "additive", False, 1)
+    assert (config.teacher.epochs, config.teacher.batch_size, config.teacher.ckpt) == (30, 32, "last")
+    assert (config.db.gamma, config.db.resample, config.db.remainder) == ("ir/2", "once", "no_replace")

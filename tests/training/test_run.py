@@ -1,0 +1,173 @@
+"""Whole runs: what they leave, what they learn, and what stops them before they begin."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ltat.errors import LtatError
+from ltat.models import load_model, read_card
+from ltat.training import prepare, train
+from ltat.training.task import load_data, resolve
+from tests.training.tiny import tiny_config
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_explains_itself(run_tiny):
+    folder = run_tiny("run")
+    present = {path.name for path in folder.iterdir()}
+    wanted = {"config.toml", "env.json", "indices.json", "metrics.jsonl", "report.json", "state.pt"}
+    weights = {f"{name}.{end}" for name in ("best", "last", "teacher") for end in ("safetensors", "json")}
+    assert wanted | weights <= present
+    settings = tomllib.loads((folder / "config.toml").read_text())
+    assert settings["kd"]["alpha"] == 1.0 and settings["aug"] == {"pad": 1, "flip": False, "pad_mode": "zero"}
+    assert settings["seed"] == {"subset": 0, "db": 0, "train": 0}
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report) == {"teacher", "best", "last"}
+    assert {"overall", "balanced", "tail", "many", "medium", "few", "per_class"} <= set(report["last"]["pgd2"])
+
+
+def test_the_recorded_indices_are_the_images_trained_on(run_tiny):
+    folder = run_tiny("run")
+    record = json.loads((folder / "indices.json").read_text())
+    lists = {name: set(entry["indices"]) for name, entry in record.items()}
+    assert lists["train"] | lists["val"] == lists["subset"] and not lists["train"] & lists["val"]
+    assert lists["balanced"] <= lists["train"]
+    assert all(len(entry["sha256"]) == 64 for entry in record.values())
+
+
+def test_every_class_keeps_images_on_both_sides_of_the_hold_out():
+    data = load_data(resolve(tiny_config()))
+    assert data.val.counts.min() >= 1 and data.train.counts.min() >= 1
+    np.testing.assert_array_equal(data.val.counts + data.train.counts, data.dataset.train.counts)
+
+
+def test_the_loss_falls_and_robust_accuracy_beats_chance(run_tiny):
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=12", "attack.steps=5", "eval.n_examples=200")
+    losses = [row["loss"] for row in rows(folder)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert json.loads((folder / "report.json").read_text())["last"]["pgd2"]["overall"] > 20
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run_tiny):
+    first, again, other = (
+        load_file(run_tiny(name, "method=at-bsl", f"seed.train={seed}") / "last.safetensors")
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert all(first[name].equal(again[name]) for name in first)
+    assert not all(first[name].equal(other[name]) for name in first)
+
+
+def test_a_run_leaves_the_global_generator_as_it_was(run_tiny):
+    before = torch.get_rng_state()
+    run_tiny("run", "method=pgd-at", "train.epochs=1")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_training_seed_changes_neither_the_subset_nor_the_balanced_set(run_tiny):
+    one, other = (
+        json.loads((run_tiny(f"s{seed}", "train.epochs=1", f"seed.train={seed}") / "indices.json").read_text())
+        for seed in (0, 1)
+    )
+    assert one == other
+    db = json.loads((run_tiny("db", "train.epochs=1", "seed.db=5") / "indices.json").read_text())
+    assert db["subset"] == one["subset"] and db["balanced"] != one["balanced"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_without_nan(run_tiny, precision: str):
+    folder = run_tiny("run", f"train.precision={precision}")
+    assert all(np.isfinite(row["loss"]) for row in rows(folder))
+    assert all(value.isfinite().all() for value in load_file(folder / "last.safetensors").values())
+    assert {value.dtype for value in load_file(folder / "last.safetensors").values()} <= {torch.float32, torch.int64}
+
+
+def test_the_best_checkpoint_is_the_first_with_the_highest_score(run_tiny):
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=4")
+    scores = [row["score"] for row in rows(folder)]
+    assert read_card(folder / "best").extra["epoch"] == 1 + scores.index(max(scores))
+    assert read_card(folder / "last").extra["epoch"] == 4
+
+
+def test_selection_starts_and_repeats_where_it_is_told(run_tiny):
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=5", "select.from=2", "select.every=2")
+    assert [row["epoch"] for row in rows(folder) if "score" in row] == [2, 4, 5]
+
+
+def test_selection_on_the_test_set_is_labelled_and_holds_nothing_out(run_tiny):
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=1", "select.set=test")
+    record = json.loads((folder / "indices.json").read_text())
+    assert "val" not in record and record["train"]["sha256"] == record["subset"]["sha256"]
+    report = json.loads((folder / "report.json").read_text())
+    assert any("test set" in flag for flag in report["best"]["flags"])
+    assert not any("test set" in flag for flag in report["last"]["flags"])
+
+
+def test_without_selection_there_is_no_best(run_tiny):
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=1", "select.set=none")
+    assert not (folder / "best.safetensors").exists()
+    assert set(json.loads((folder / "report.json").read_text())) == {"last"}
+
+
+def test_the_best_teacher_is_distilled_from_when_asked(run_tiny):
+    folder = run_tiny("run", "teacher.ckpt=best", "teacher.epochs=3", "train.epochs=1")
+    best, used = load_file(folder / "teacher-best.safetensors"), load_file(folder / "teacher.safetensors")
+    assert all(best[name].equal(used[name]) for name in best)
+
+
+def test_a_given_teacher_is_used_and_not_trained(run_tiny):
+    first = run_tiny("first", "train.epochs=1")
+    second = run_tiny("second", "train.epochs=1", f"teacher.path={first / 'teacher.safetensors'}")
+    assert {row["stage"] for row in rows(second)} == {"student"}
+    assert (first / "last.safetensors").read_bytes() == (second / "last.safetensors").read_bytes()
+
+
+def test_normalisation_by_the_training_set_travels_with_the_model(run_tiny):
+    folder = run_tiny("run", "method=pgd-at", "train.epochs=1", "model.normalize=train")
+    assert load_model(folder / "last").normalization is not None
+
+
+def test_the_teacher_sees_the_balanced_set_only():
+    plan = prepare(tiny_config())
+    seen = np.concatenate([batch.labels.numpy() for batch in plan.teacher.loader.epoch(1)])
+    counts = np.bincount(seen, minlength=10)
+    assert counts.max() - counts.min() <= 32  # the dropped last batch, at most
+    assert len(plan.teacher.loader.plan) == 10 * (plan.data.train.counts.max() // 2)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "names"),
+    [
+        (["model.name=vgg"], ["vgg", "resnet18"]),
+        (["data.name=mnist"], ["mnist", "digits"]),
+        (["data.name=cifar10"], ["cifar10", "--data-dir"]),
+        (["data.name=npz", "data.dir=nowhere"], ["nowhere"]),
+        (["train.batch_size=100000"], ["100000"]),
+        (["attack.loss=unheard"], ["unheard"]),
+        (["attack.start=unheard"], ["unheard"]),
+        (["lr.kind=unheard"], ["unheard"]),
+        (["select.metric=unheard"], ["unheard"]),
+        (['eval.attacks=["unheard"]'], ["unheard"]),
+        (["teacher.path=nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["train.device=quantum"], ["quantum"]),
+        (["student.init=teacher", "teacher.model=resnet18"], ["student.init"]),
+        (["data.imbalance_ratio=100000"], ["100000"]),
+    ],
+)
+def test_what_cannot_work_fails_before_anything_is_written(tmp_path: Path, assignments, names):
+    with pytest.raises(LtatError) as error:
+        train(tiny_config(*assignments), tmp_path / "run")
+    assert all(name in str(error.value) for name in names), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(run_tiny):
+    with pytest.raises(LtatError, match="no longer finite"):
+        run_tiny("run", "method=pgd-at", "optim.lr=1e30")

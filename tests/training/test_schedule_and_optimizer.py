@@ -1,0 +1,68 @@
+"""Learning rates epoch by epoch, and which parameters decay."""
+
+import pytest
+import torch
+from torch import nn
+
+from ltat.config import OptimSection, ScheduleSection, load_config
+from ltat.errors import LtatError
+from ltat.methods import find_method
+from ltat.training.optimizer import build_optimizer, set_learning_rate
+from ltat.training.schedule import learning_rate
+
+
+def rates(schedule: ScheduleSection, epochs: int, base: float = 1.0) -> list[float]:
+    return [learning_rate(schedule, base, epoch, epochs) for epoch in range(1, epochs + 1)]
+
+
+def changes(values: list[float]) -> dict[int, float]:
+    """The epochs, from 1, in which the rate first takes a new value."""
+    return {e + 1: v for e, v in enumerate(values) if e == 0 or v != values[e - 1]}
+
+
+def test_at_bsl_drops_in_epochs_75_and_90_and_once_more_in_the_last():
+    config = load_config(lambda m: find_method(m).Config, settings={"method": "at-bsl"})
+    assert changes(rates(config.lr, 100, 0.1)) == pytest.approx({1: 0.1, 75: 0.01, 90: 0.001, 100: 0.0001})
+
+
+def test_the_main_method_keeps_its_rate_in_the_last_epoch():
+    config = load_config(lambda m: find_method(m).Config)
+    assert changes(rates(config.lr, 100, 0.1)) == pytest.approx({1: 0.1, 75: 0.01, 90: 0.001})
+    assert changes(rates(config.teacher.lr, 30, 0.1)) == pytest.approx({1: 0.1, 22: 0.01, 27: 0.001})
+
+
+def test_milestones_from_completed_epochs_drop_one_epoch_later():
+    assert changes(rates(ScheduleSection(milestones=(75, 90), milestone_base=0), 100)) == pytest.approx(
+        {1: 1.0, 76: 0.1, 91: 0.01}
+    )
+
+
+def test_cosine_falls_from_the_base_towards_zero():
+    values = rates(ScheduleSection(kind="cosine"), 10)
+    assert values[0] == 1 and values[5] == pytest.approx(0.5) and 0 < values[-1] < 0.05
+    assert values == sorted(values, reverse=True)
+
+
+def test_warm_up_rises_linearly_and_ends():
+    assert rates(ScheduleSection(kind="constant", warmup=4), 6) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+
+
+def test_an_unknown_schedule_is_named():
+    with pytest.raises(LtatError, match="zigzag"):
+        learning_rate(ScheduleSection(kind="zigzag"), 0.1, 1, 2)
+
+
+def test_weight_decay_spares_norms_and_biases_only_when_asked():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    assert len(build_optimizer(model, OptimSection()).param_groups) == 1
+    decayed, spared = build_optimizer(model, OptimSection(wd_skip_bn=True)).param_groups
+    assert [p.ndim for p in decayed["params"]] == [4] and decayed["weight_decay"] == 5e-4
+    assert [p.ndim for p in spared["params"]] == [1, 1, 1] and spared["weight_decay"] == 0
+
+
+def test_the_rate_reaches_every_group():
+    optimizer = torch.optim.SGD(
+        [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=1
+    )
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

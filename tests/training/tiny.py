@@ -1,0 +1,26 @@
+"""A run small enough to repeat many times, on real digits."""
+
+from ltat.config import RunConfig, load_config
+from ltat.methods import find_method
+
+TINY = [
+    "data.name=digits",
+    "data.imbalance_ratio=20",
+    "model.name=small",
+    "attack.eps=0.15",
+    "attack.step=0.05",
+    "attack.steps=2",
+    "train.epochs=3",
+    "train.batch_size=64",
+    "train.device=cpu",
+    "select.metric=pgd2",
+    "eval.n_examples=20",
+    'eval.attacks=["clean", "pgd2"]',
+]
+
+
+def tiny_config(*assignments: str) -> RunConfig:
+    given = [*TINY, *assignments]
+    if not any(a.startswith("method=") and a != "method=self-distill" for a in given):
+        given = ["teacher.epochs=2", *given]
+    return load_config(lambda name: find_method(name).Config, assignments=given)
