@@ -42,31 +42,43 @@ class CMakeBuild(build_ext):
                 raise
             failed = isinstance(error, subprocess.CalledProcessError)
             reason = "cmake failed, see its messages above" if failed else error
+            for stale in self.built_files():
+                stale.unlink()
             print(FALLBACK.format(reason=reason), file=sys.stderr, flush=True)
 
     def build_native(self) -> None:
         """Configure and build into the source tree (in place, editable) or into the wheel's folder."""
         env = build_environment()
         cmake, ninja = find_tool("cmake", env), find_tool("ninja", env)
-        in_place = self.inplace or getattr(self, "editable_mode", False)
-        output = ROOT / "ltat" if in_place else Path(self.build_lib).resolve() / "ltat"
         build = Path(self.build_temp).resolve() / "cmake"
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DLTAT_OUTPUT_DIR={output}",
+            f"-DLTAT_OUTPUT_DIR={self.output_folder()}",
             f"-DLTAT_VERSION={self.distribution.get_version()}",
             f"-DLTAT_CUDA={os.environ.get('LTAT_CUDA', 'AUTO')}",
-            f"-DLTAT_TESTS={'ON' if in_place else 'OFF'}",
+            f"-DLTAT_TESTS={'ON' if self.in_place() else 'OFF'}",
         ]
         subprocess.run(configure, check=True, env=env)
         jobs = [f"-j{os.environ['MAX_JOBS']}"] if os.environ.get("MAX_JOBS") else []
         subprocess.run([cmake, "--build", str(build), *jobs], check=True, env=env)
 
+    def in_place(self) -> bool:
+        """Whether the source tree itself is to be importable (``--inplace``, editable installs)."""
+        return bool(self.inplace or getattr(self, "editable_mode", False))
+
+    def output_folder(self) -> Path:
+        """Where the libraries go: beside the sources, or into the wheel's folder."""
+        return ROOT / "ltat" if self.in_place() else Path(self.build_lib).resolve() / "ltat"
+
+    def built_files(self) -> list[Path]:
+        """Native libraries in the output folder; after a fallback there are none."""
+        folder = self.output_folder()
+        return [*folder.glob("_ops.so"), *folder.glob("_native*.so")]
+
     def get_outputs(self) -> list[str]:
-        """Files that exist; after a fallback there are none."""
-        folder = Path(self.build_lib) / "ltat"
-        return [str(path) for path in (*folder.glob("_ops.so"), *folder.glob("_native*.so"))]
+        """The files above, as setuptools asks for them."""
+        return [str(path) for path in self.built_files()]
 
     def get_output_mapping(self) -> dict[str, str]:
         """Nothing to copy back: an editable build already wrote into the source tree."""
