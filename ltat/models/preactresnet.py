@@ -1,7 +1,8 @@
 """PreActResNet-18 (He et al., 2016b) in the variant of adversarial training's published checkpoints.
 
-That variant (Rice et al., 2020; AWP) takes the shortcut's projection from the block's raw input and has a
-batch norm before the classifier.
+That variant (Rice et al., 2020) has a batch norm before the classifier and, as the paper, projects the shortcut
+from the block's activated input. Another one in circulation (Wong et al., 2020) has the same parameter names inside
+the blocks but no last batch norm and projects the raw input; its checkpoints are refused for the missing ``bn``.
 """
 
 import torch.nn.functional as F
@@ -19,15 +20,14 @@ class PreActBlock(nn.Module):
         self.conv1 = conv3x3(in_planes, planes, stride)
         self.bn2 = nn.BatchNorm2d(planes)
         self.conv2 = conv3x3(planes, planes)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or in_planes != planes:
-            self.shortcut = nn.Sequential(conv1x1(in_planes, planes, stride))
+        changes = stride != 1 or in_planes != planes
+        self.shortcut = nn.Sequential(conv1x1(in_planes, planes, stride)) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in_planes, H, W] to [B, planes, H/stride, W/stride]."""
-        out = self.conv1(F.relu(self.bn1(x)))
-        out = self.conv2(F.relu(self.bn2(out)))
-        return out + self.shortcut(x)
+        active = F.relu(self.bn1(x))
+        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
 
 
 class PreActResNet(Classifier):

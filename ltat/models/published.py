@@ -33,14 +33,18 @@ def load_published(model: Classifier, path: str | Path) -> Classifier:
     Raises:
         LtatError: an unreadable file, one that needs code to be read, or weights of another architecture.
     """
-    state = {_plain_name(key): value for key, value in _tensors(_read(Path(path)), path).items()}
-    state = {key: value for key, value in state.items() if not key.startswith(_UNUSED)}
-    for key, value in model.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            state.setdefault(key, value)
+    state = published_state(model, _tensors(_read(Path(path)), path))
     check_state(model, state, str(path))
     model.load_state_dict(state)
     return model
+
+
+def published_state(model: Classifier, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under the model's own names, without what it does not use."""
+    state = {_plain_name(key): value for key, value in tensors.items()}
+    state = {key: value for key, value in state.items() if not key.startswith(_UNUSED)}
+    counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+    return counters | state
 
 
 def _read(path: Path) -> Any:
