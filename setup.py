@@ -50,7 +50,7 @@ class CMakeBuild(build_ext):
         """Configure and build into the source tree (in place, editable) or into the wheel's folder."""
         env = build_environment()
         cmake, ninja = find_tool("cmake", env), find_tool("ninja", env)
-        build = Path(self.build_temp).resolve() / "cmake"
+        build = self.build_folder()
         configure = [
             *(cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"),
             f"-DPython_EXECUTABLE={sys.executable}",
@@ -70,6 +70,11 @@ class CMakeBuild(build_ext):
     def output_folder(self) -> Path:
         """Where the libraries go: beside the sources, or into the wheel's folder."""
         return ROOT / "ltat" if self.in_place() else Path(self.build_lib).resolve() / "ltat"
+
+    def build_folder(self) -> Path:
+        """Where the objects go; in place they are kept, so that the next build compiles only what changed."""
+        kept = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        return kept if self.in_place() else Path(self.build_temp).resolve() / "cmake"
 
     def built_files(self) -> list[Path]:
         """Native libraries in the output folder; after a fallback there are none."""
