@@ -15,7 +15,7 @@ def test_parts_are_disjoint_whole_and_in_proportion():
 
 def test_no_class_vanishes_from_training():
     train, val = holdout_indices(LABELS, 0.99, 0, 4)
-    assert np.bincount(LABELS[train]).min() >= 1
+    assert np.bincount(LABELS[train], minlength=4).min() >= 1
     assert np.bincount(LABELS[val], minlength=4).min() >= 1
 
 
