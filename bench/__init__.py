@@ -1,0 +1,1 @@
+"""Measurements of single operations; results with hardware and versions lie in bench/results."""
