@@ -42,7 +42,7 @@ void check_targets(const BalancedKdArgs& args) {
   }
 }
 
-void launch(const BalancedKdArgs& args, const Tensor& on) {
+void launch(const BalancedKdArgs& args, [[maybe_unused]] const Tensor& on) {
 #ifdef LTAT_WITH_CUDA
   if (on.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(on.get_device());

@@ -60,7 +60,7 @@ void check(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Optio
   }
 }
 
-void launch(const PgdStepArgs& args, bool l2, const Tensor& on) {
+void launch(const PgdStepArgs& args, bool l2, [[maybe_unused]] const Tensor& on) {
 #ifdef LTAT_WITH_CUDA
   if (on.is_cuda()) {
     const torch::stable::accelerator::DeviceGuard guard(on.get_device());
