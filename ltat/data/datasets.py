@@ -37,7 +37,7 @@ class DatasetSpec:
 
 
 DATASETS: dict[str, DatasetSpec] = {
-    "digits": DatasetSpec(load_digits, 20.0, False, 1, False, "scikit-learn's digits, 8x8 grey, 10 classes"),
+    "digits": DatasetSpec(load_digits, 20.0, False, 0, False, "scikit-learn's digits, 8x8 grey, 10 classes"),
     "cifar10": DatasetSpec(
         partial(load_cifar, cifar10_source), 50.0, True, 4, True, "CIFAR-10, 32x32 colour, 10 classes"
     ),

@@ -37,6 +37,13 @@ def test_milestones_from_completed_epochs_drop_one_epoch_later():
     )
 
 
+@pytest.mark.parametrize("base", [0, 1])
+def test_a_very_short_run_still_begins_at_the_base_rate(base: int):
+    schedule = ScheduleSection(milestones=(0.75, 0.9, 1.0), milestone_base=base)
+    assert rates(schedule, 1) == [1.0]
+    assert rates(schedule, 2)[0] == 1.0
+
+
 def test_cosine_falls_from_the_base_towards_zero():
     values = rates(ScheduleSection(kind="cosine"), 10)
     assert values[0] == 1 and values[5] == pytest.approx(0.5) and 0 < values[-1] < 0.05
