@@ -32,7 +32,8 @@ build: $(BUILT)
 $(READY): pyproject.toml
 	@echo "[1/3] making the environment $(VENV) (torch is a large download)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*(repr(r) for r in p["dependencies"] + p["optional-dependencies"]["dev"]))')
+	@$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements.txt
 	@touch $@
 
 $(BUILT): $(READY) $(NATIVE)
