@@ -131,7 +131,7 @@ def _native_step(
     if not inplace:
         return torch.ops.ltat.pgd_step(*arguments)
     torch.ops.ltat.pgd_step_(*arguments)
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and not x_adv.is_inference():
         # An operator registered with the dispatcher does not do this, and autograd would not notice the write.
         torch.autograd.graph.increment_version(x_adv)
     return x_adv

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ltat.errors import LtatError
 from ltat.ops import KD_FORMS, balanced_kd, balanced_kd_twin
 
-RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 LOGITS = ("student_adv", "student_minus", "teacher_adv", "teacher_minus", "teacher_clean")
 

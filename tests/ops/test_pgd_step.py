@@ -11,7 +11,7 @@ from ltat.errors import LtatError
 from ltat.ops import pgd_step, pgd_step_twin
 from tests.ops.layouts import LAYOUTS
 
-RELAXED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.integers(1, 7), st.integers(1, 70)),
@@ -160,6 +160,14 @@ def test_autograd_notices_an_in_place_step(device):
     pgd_step(image, torch.ones_like(image), image.clone(), eps=0.1, step=0.1, inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
+
+
+def test_inference_tensors_which_have_no_version_are_stepped_in_place_too(device):
+    with torch.inference_mode():
+        x = torch.full((2, 3), 0.5, device=device)
+        x_adv = x.clone()
+        pgd_step(x_adv, torch.ones_like(x), x, eps=0.1, step=0.05, inplace=True)
+    torch.testing.assert_close(x_adv, x + 0.05)
 
 
 def test_the_result_carries_no_gradient(device):
