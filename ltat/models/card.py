@@ -135,12 +135,12 @@ def check_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: s
         LtatError: naming the first difference.
     """
     expected = model.state_dict()
-    for key in expected.keys() - tensors.keys():
+    for key in sorted(expected.keys() - tensors.keys()):
         raise LtatError(f"{source} lacks {key!r}; it was saved from another architecture")
-    for key in tensors.keys() - expected.keys():
+    for key in sorted(tensors.keys() - expected.keys()):
         raise LtatError(f"{source} holds an unexpected {key!r}; it was saved from another architecture")
-    for key, tensor in tensors.items():
-        want = expected[key]
+    for key, want in expected.items():
+        tensor = tensors[key]
         if tensor.shape != want.shape or tensor.is_floating_point() != want.is_floating_point():
             raise LtatError(
                 f"{source}: {key!r} is {tensor.dtype} {tuple(tensor.shape)} where the model has "
