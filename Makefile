@@ -31,6 +31,7 @@ build: $(BUILT)
 
 $(READY): pyproject.toml
 	@echo "[1/3] making the environment $(VENV) (torch is a large download)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ltat needs Python 3.11 or newer and $(PYTHON) is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	@$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $(VENV)/requirements.txt
@@ -39,6 +40,7 @@ $(READY): pyproject.toml
 $(BUILT): $(READY) $(NATIVE)
 	@echo "[2/3] building the native kernels"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(BIN)/ltat doctor | grep '^native'
 	@touch $@
 
 clean:

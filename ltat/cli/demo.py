@@ -10,16 +10,16 @@ import click
 RECIPES = {"at-bsl": "demo/digits-at-bsl", "self-distill": "demo/digits-self-distill"}
 CHECKPOINTS = {
     "AT-BSL": "at-bsl/last",
-    "balanced self-teacher": "self-distill/teacher",
-    "LTAT student": "self-distill/last",
+    "self-teacher": "self-distill/teacher",
+    "student": "self-distill/last",
 }
 
 
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True)
-@click.option("--n-examples", type=click.IntRange(min=1), default=200, show_default=True, help="For AutoAttack.")
+@click.option("--n-examples", type=click.IntRange(min=1), help="Part of the 400 test images to evaluate on.")
 @click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="A setting of both runs; repeatable.")
-def command(out: Path, n_examples: int, assignments: tuple[str, ...]) -> None:
+def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> None:
     """Train AT-BSL, the balanced self-teacher and the LTAT student on long-tailed digits, and compare them.
 
     A demo that stood in the output folder before is replaced.
@@ -50,8 +50,8 @@ def train_afresh(recipe: str, folder: Path, assignments: tuple[str, ...]) -> Non
     train(config, folder)
 
 
-def compare(out: Path, n_examples: int) -> list[Any]:
-    """Evaluate the demo's three models: clean and PGD-20 on every test image, AutoAttack on ``n_examples``."""
+def compare(out: Path, n_examples: int | None) -> list[Any]:
+    """Evaluate the demo's three models: clean, PGD-20 and AutoAttack."""
     from ltat.attacks import ThreatModel
     from ltat.data import load_dataset
     from ltat.evaluation import evaluate

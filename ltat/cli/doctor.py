@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import sys
 
 import click
 
@@ -40,15 +39,12 @@ def native_lines() -> list[str]:
     """The state of the compiled kernels, and how to build what is not there."""
     from ltat import native
 
-    info = native.build_info()
-    if info is None:
-        return [
-            "native kernels: not built; everything runs on the slower pure-PyTorch twins",
-            f"  fix: {sys.executable} -m pip install --no-build-isolation --force-reinstall --no-deps ltat  "
-            "(in a clone: make build)",
-        ]
-    lines = ["native kernels: built"] + [f"  {key}: {value}" for key, value in info.items()]
-    if not info.get("cuda_archs"):
+    status = native.status()
+    heading = "native kernels: built" if status.ops else "native kernels: not in use; the slower PyTorch twins run"
+    lines = [heading] + [f"  {key}: {value}" for key, value in (native.build_info() or {}).items()]
+    if status.problem is not None:
+        lines += [f"  problem: {status.problem}", f"  fix: {status.remedy}"]
+    elif not status.cuda:
         hint = "LTAT_CUDA=ON make build" if shutil.which("nvcc") else "install the CUDA toolkit (nvcc), then make build"
         lines.append(f"  CUDA kernels: not built; fix: {hint}")
     return lines

@@ -19,7 +19,7 @@ class _ImagesPerSecond(ProgressColumn):
 class Reporter:
     """Shows the progress of long work on a console; a context manager.
 
-    In a terminal there is one bar per stage; elsewhere a line per epoch, at most one every few seconds.
+    In a terminal there is one bar per stage; elsewhere lines, at most one every few seconds.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -27,6 +27,7 @@ class Reporter:
         columns = (TextColumn("{task.description}"), BarColumn(), _ImagesPerSecond(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task: Any = None
+        self._stage = ""
         self._last_line = 0.0
 
     def __enter__(self) -> "Reporter":
@@ -37,10 +38,10 @@ class Reporter:
         self._progress.stop()
 
     def begin(self, stage: str, total: int) -> None:
-        """Start a stage of ``total`` images; an unfinished one is taken as done."""
+        """Start a stage of ``total`` images in place of the one before."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(stage, total=total)
+        self._task, self._stage = self._progress.add_task(stage, total=total), stage
         self._last_line = 0.0
 
     def advance(self, images: int) -> None:
@@ -51,16 +52,21 @@ class Reporter:
         """Tell how an epoch ended."""
         line = epoch_line(row, epochs)
         self._progress.update(self._task, description=line)
-        now, final = time.monotonic(), row["epoch"] == epochs
-        if not self.console.is_terminal and (final or now - self._last_line > QUIET_SECONDS):
-            self.say(line)
-            self._last_line = now
+        self._log(line, final=row["epoch"] == epochs)
 
     def evaluation(self, stage: str, done: int, total: int) -> None:
         """Progress of an evaluation, as :func:`ltat.evaluate` tells it."""
-        if self._task is None or self._progress.tasks[-1].description != stage:
+        if self._task is None or self._stage != stage:
             self.begin(stage, total)
+            self._last_line = time.monotonic()  # a short stage needs no line in a log
         self._progress.update(self._task, completed=done, total=total)
+        self._log(f"{stage}: {done} of {total} images")
+
+    def _log(self, line: str, final: bool = False) -> None:
+        now = time.monotonic()
+        if not self.console.is_terminal and (final or now - self._last_line > QUIET_SECONDS):
+            self.say(line)
+            self._last_line = now
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

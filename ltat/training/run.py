@@ -23,6 +23,10 @@ from ltat.training.task import TaskData, build_loader, index_record, load_data, 
 from ltat.training.trainer import Stage, Trainer
 
 KD_RATIO_LIMIT = 5.0  # above it IGDM's authors saw training collapse (a teacher that is not locally linear)
+KD_WARNING = (
+    f"warning: the distillation term is more than {KD_RATIO_LIMIT:g} times the classification loss (kd_ratio in "
+    "metrics.jsonl); should accuracy collapse, lower kd.alpha or use a teacher trained adversarially"
+)
 SELECTED_ON_TEST = "the best checkpoint was selected on the test set, as the papers do: its figures are optimistic"
 
 
@@ -145,7 +149,7 @@ def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, repo
     """Run a stage's remaining epochs: train, validate, save the last and the best, record the figures."""
     trainer = Trainer(stage, reporter.advance)
     best = restore(trainer, folder, files)
-    epochs = stage.config.train.epochs
+    epochs, warned = stage.config.train.epochs, False
     reporter.begin(stage.name, (epochs - trainer.epoch) * len(stage.loader) * stage.loader.batch_size)
     while trainer.epoch < epochs:
         row = trainer.run_epoch()
@@ -157,7 +161,9 @@ def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, repo
         folder.append_metrics(row)
         folder.save_state(files.state, {**trainer.state_dict(), "best": best})
         reporter.epoch(row, epochs)
-        warn_of_dominant_distillation(row, reporter)
+        if dominates(row) and not warned:
+            reporter.say(KD_WARNING)
+            warned = True
 
 
 def restore(trainer: Trainer, folder: RunFolder, files: StageFiles) -> Row:
@@ -204,13 +210,9 @@ def evaluate_stage(stage: Stage, split: Split, attacks: tuple[str, ...]) -> Eval
     )
 
 
-def warn_of_dominant_distillation(row: Row, reporter: Reporter) -> None:
-    """Tell when alpha * L_KD has outgrown L_BSL, the mark of a teacher that is not locally linear."""
-    if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT:
-        reporter.say(
-            f"warning: the distillation term is {row['kd_ratio']:.1f} times the classification loss; training may "
-            "collapse: lower kd.alpha, or use a teacher trained adversarially"
-        )
+def dominates(row: Row) -> bool:
+    """Whether alpha * L_KD has outgrown L_BSL, the mark of a teacher that is not locally linear."""
+    return row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT
 
 
 def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, row: Row) -> None:
