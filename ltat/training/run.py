@@ -259,6 +259,6 @@ def evaluate_checkpoint(plan: Plan, folder: RunFolder, role: str, name: str, rep
         seed=config.seed.train,
         device=plan.student.device,
         name=role,
-        state_dir=folder.path / "evaluation",
+        state_dir=folder.path / "evaluation" / role,
         on_progress=reporter.evaluation,
     )

@@ -129,6 +129,12 @@ def test_a_given_teacher_is_used_and_not_trained(run_tiny):
     assert (first / "last.safetensors").read_bytes() == (second / "last.safetensors").read_bytes()
 
 
+def test_autoattack_of_one_checkpoint_does_not_meet_the_state_of_another(run_tiny):
+    folder = run_tiny("run", "teacher.epochs=1", "train.epochs=1", 'eval.attacks=["autoattack"]', "eval.n_examples=10")
+    report = json.loads((folder / "report.json").read_text())
+    assert {"teacher", "best", "last"} == set(report) and all("autoattack" in part for part in report.values())
+
+
 def test_normalisation_by_the_training_set_travels_with_the_model(run_tiny):
     folder = run_tiny("run", "method=pgd-at", "train.epochs=1", "model.normalize=train")
     assert load_model(folder / "last").normalization is not None
