@@ -103,8 +103,8 @@ def clean(subject: Subject) -> Outcome:
     return Outcome(subject.correct.copy())
 
 
-def gradient_attack(subject: Subject, *, name: str, steps: int) -> Outcome:
-    """PGD with K steps of ε/4 from a uniform start, model in eval mode, on the images that are clean-correct."""
+def gradient_attack(subject: Subject, *, name: str, steps: int, step_size: float | None = None) -> Outcome:
+    """PGD with K steps of ``step_size`` (ε/4 if None) from a uniform start, model in eval mode, on the images that are clean-correct."""
     correct = subject.correct.copy()
     victims = np.flatnonzero(correct)
     counts: Counter[str] = Counter()
@@ -116,6 +116,7 @@ def gradient_attack(subject: Subject, *, name: str, steps: int) -> Outcome:
             y,
             threat=subject.threat,
             steps=steps,
+            step_size=step_size,
             start=START,
             objective=PGD_LOSSES[name][1],
             generator=generator,
@@ -129,13 +130,13 @@ def gradient_attack(subject: Subject, *, name: str, steps: int) -> Outcome:
         counts["clean images have a zero gradient: it may be masked"] += _zero_gradients(subject, x, y)
         subject.on_progress(f"{name}{steps}", min((done + 1) * subject.batch_size, len(victims)), len(victims))
     flags = [f"{count} of {len(victims)} {what}" for what, count in counts.items() if count]
-    return Outcome(correct, {"attack": _pgd_settings(subject.threat, steps, name)}, flags)
+    return Outcome(correct, {"attack": _pgd_settings(subject.threat, steps, name, step_size)}, flags)
 
 
-def _pgd_settings(threat: ThreatModel, steps: int, name: str) -> dict[str, Any]:
+def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float | None) -> dict[str, Any]:
     return {
         "steps": steps,
-        "step_size": threat.eps / 4,
+        "step_size": threat.eps / 4 if step_size is None else step_size,
         "start": START,
         "mode": "eval",
         "loss": PGD_LOSSES[name][0],
@@ -187,15 +188,23 @@ ATTACKS: dict[str, Callable[[Subject], Outcome]] = {"clean": clean, "autoattack"
 
 
 def parse_attack(name: str) -> Callable[[Subject], Outcome]:
-    """The attack of a name such as ``"clean"`` or ``"pgd20"``.
+    """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with a step of its own, ``"pgd20@1/255"``.
 
     Raises:
         LtatError: unknown name, or steps missing or out of place.
     """
     if name in ATTACKS:
         return ATTACKS[name]
-    match = re.fullmatch(r"([a-z]+)([1-9]\d*)", name)
-    if match is None or match[1] not in PGD_LOSSES:
+    match = re.fullmatch(r"([a-z]+)([1-9]\d*)(?:@([\d.]+)(?:/(\d+))?)?", name)
+    if match is None or match[1] not in PGD_LOSSES or not _is_step(match[3], match[4]):
         choices = [*ATTACKS, *(f"{prefix}<steps>" for prefix in PGD_LOSSES)]
-        raise LtatError(f"unknown attack {name!r}: use {', '.join(choices)}, such as pgd20")
-    return partial(gradient_attack, name=match[1], steps=int(match[2]))
+        raise LtatError(f"unknown attack {name!r}: use {', '.join(choices)}, such as pgd20 or pgd20@1/255")
+    step_size = None if match[3] is None else float(match[3]) / int(match[4] or 1)
+    return partial(gradient_attack, name=match[1], steps=int(match[2]), step_size=step_size)
+
+
+def _is_step(numerator: str | None, denominator: str | None) -> bool:
+    try:
+        return numerator is None or float(numerator) / int(denominator or 1) > 0
+    except (ValueError, ZeroDivisionError):
+        return False

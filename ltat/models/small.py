@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltat.errors import LtatError
 from ltat.models.base import Classifier, Normalization, conv3x3
 
 
@@ -36,5 +37,7 @@ def _quadrant_averages(x: Tensor) -> Tensor:
     Plain average pooling, because the gradient of the adaptive one is not deterministic on CUDA.
     """
     height, width = x.shape[2:]
+    if min(height, width) < 2:
+        raise LtatError("model 'small' needs images of at least 5x5 pixels; enlarge them")
     quadrant = ((height + 1) // 2, (width + 1) // 2)
     return F.avg_pool2d(x, quadrant, stride=(height // 2, width // 2)).flatten(1)

@@ -1,0 +1,211 @@
+"""AutoAttack through the authors' package: the same verdicts, resumable, nothing swallowed, nothing left behind."""
+
+import sys
+from pathlib import Path
+
+import pyautoattack
+import pytest
+import torch
+from torch import nn
+
+from ltat.attacks import ThreatModel, official
+from ltat.attacks.autoattack import autoattack
+from ltat.errors import LtatError
+
+
+class Pixels(nn.Module):
+    """Class c scores the c-th of the first pixels: robust exactly to half the gap between two of them."""
+
+    def __init__(self, classes: int, scale: float = 20.0) -> None:
+        super().__init__()
+        self.classes = classes
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x.flatten(1)[:, : self.classes]
+
+
+def images(classes: int, margins: list[float], channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image per margin: the pixel of its class stands that far above the others."""
+    x = 0.3 + 0.02 * torch.rand(len(margins), channels, 4, 4, generator=torch.Generator().manual_seed(3))
+    y = torch.arange(len(margins)) % classes
+    x.flatten(1)[torch.arange(len(y)), y] = 0.32 + torch.tensor(margins)
+    return x, y
+
+
+@pytest.fixture(autouse=True)
+def few_queries(monkeypatch: pytest.MonkeyPatch):
+    """Square with 100 queries instead of 5000: the wrapper is under test, not the attack."""
+    build = official.build
+
+    def quick(*arguments, **settings):
+        package = build(*arguments, **settings)
+        package.square.n_queries = 100
+        return package
+
+    monkeypatch.setattr(official, "build", quick)
+
+
+MARGINS = [0.02, 0.05, 0.3, 0.4, 0.03, 0.5, -0.2]
+THREAT = ThreatModel(eps=0.1)
+
+
+@pytest.mark.parametrize("classes", [10, 5, 3, 2])
+def test_verdicts_are_those_that_the_margins_dictate(classes: int):
+    x, y = images(classes, MARGINS)
+    result = autoattack(Pixels(classes), x, y, threat=THREAT, batch_size=3)
+    assert result.robust.tolist() == [margin > 0.22 for margin in MARGINS]
+    assert result.survivors["clean"].tolist() == [margin > 0 for margin in MARGINS]
+    assert THREAT.contains(result.x_adv, x).all()
+    fooled = result.survivors["clean"] & ~result.robust
+    with torch.no_grad():
+        predicted = Pixels(classes)(result.x_adv).argmax(1)
+    assert (predicted != y)[fooled].all() and torch.equal(result.x_adv[~fooled], x[~fooled])
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(100, 9), (10, 9), (5, 4), (3, 2), (2, 1)])
+def test_the_number_of_targets_fits_the_number_of_classes(classes: int, targets: int):
+    x, y = images(classes, [0.02], channels=7)
+    result = autoattack(Pixels(classes), x, y, threat=THREAT)
+    assert result.settings["targets"] == targets
+    assert any("apgd-t was left out" in flag for flag in result.flags) is (classes < 4)
+    assert ("apgd-t" in result.survivors) is (classes >= 4)
+
+
+def test_batches_and_verdicts_are_those_of_one_call_of_the_package():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)).eval()
+    x = torch.rand(24, 3, 4, 4, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    y[:2] = (y[:2] + 1) % 10
+    threat = ThreatModel(eps=0.04)
+    ours = autoattack(net, x, y, threat=threat, batch_size=7, seed=3)
+    package = official.build(net, threat, 10, seed=3, device=torch.device("cpu"))
+    theirs, _ = package.run_standard_evaluation(x, y, batch_size=7)
+    with torch.no_grad():
+        expected = net(theirs).argmax(1) == y
+    assert 0 < expected.sum() < 22
+    assert torch.equal(ours.robust, expected)
+    assert torch.equal(ours.x_adv, theirs)
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(tmp_path: Path):
+    x, y = images(10, MARGINS)
+    whole = autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2)
+
+    class Stopping:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __call__(self, stage: str, done: int, total: int) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=tmp_path / "s", on_progress=Stopping())
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "s").iterdir()}
+    assert len(kept) == 3
+    resumed = autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=tmp_path / "s")
+    assert all((tmp_path / "s" / name).stat().st_mtime_ns == time for name, time in kept.items())
+    assert all(torch.equal(whole.survivors[stage], resumed.survivors[stage]) for stage in whole.survivors)
+    assert torch.equal(whole.x_adv, resumed.x_adv) and whole.flags == resumed.flags
+
+
+@pytest.mark.parametrize("change", ["model", "data", "eps", "seed"])
+def test_the_state_of_another_run_is_refused(change: str, tmp_path: Path):
+    x, y = images(10, MARGINS)
+    autoattack(Pixels(10), x, y, threat=THREAT, state_path=tmp_path)
+    model = Pixels(10, scale=9.0 if change == "model" else 20.0)
+    other = x + 0.01 if change == "data" else x
+    threat = ThreatModel(eps=0.11) if change == "eps" else THREAT
+    with pytest.raises(LtatError, match="another model, data or setting"):
+        autoattack(model, other, y, threat=threat, seed=int(change == "seed"), state_path=tmp_path)
+
+
+def test_a_damaged_state_is_told_in_a_sentence(tmp_path: Path):
+    x, y = images(10, MARGINS)
+    autoattack(Pixels(10), x, y, threat=THREAT, state_path=tmp_path)
+    first = min(tmp_path.iterdir())
+    first.write_bytes(first.read_bytes()[:50])
+    with pytest.raises(LtatError, match="damaged"):
+        autoattack(Pixels(10), x, y, threat=THREAT, state_path=tmp_path)
+
+
+def test_nothing_left_to_attack_is_no_error():
+    x, y = images(10, [0.02] * 4)
+    wrong = autoattack(Pixels(10), x, (y + 1) % 10, threat=THREAT)
+    assert wrong.robust.sum() == 0 and torch.equal(wrong.x_adv, x)
+    assert autoattack(Pixels(10), x[:1], y[:1], threat=THREAT).robust.tolist() == [False]  # all fall in the first stage
+
+
+def test_the_global_generator_and_the_tracer_are_left_as_found():
+    x, y = images(10, MARGINS)
+    torch.manual_seed(11)
+    first = autoattack(Pixels(10), x, y, threat=THREAT)
+    after = torch.rand(1)
+    torch.manual_seed(11)
+    assert torch.equal(after, torch.rand(1))
+    torch.manual_seed(12)
+    assert torch.equal(first.x_adv, autoattack(Pixels(10), x, y, threat=THREAT).x_adv)
+    assert sys.gettrace() is None
+
+
+def test_channels_last_models_and_images_are_attacked_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 5)).eval()
+    x = torch.rand(4, 3, 4, 4)
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    expected = autoattack(net, x, y, threat=THREAT)
+    net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(autoattack(net, x, y, threat=THREAT).robust, expected.robust)
+
+
+def test_the_packages_warnings_become_flags():
+    class Random(Pixels):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0.5 * torch.rand(len(x), self.classes)
+
+    x, y = images(10, MARGINS)
+    flags = autoattack(Random(10), x, y, threat=THREAT).flags
+    assert any("randomized" in flag.lower() for flag in flags), flags
+
+
+def test_a_model_with_vanishing_gradients_is_flagged():
+    class Masked(Pixels):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.round(super().forward(x) * 4) / 4
+
+    x, y = images(10, [0.1] * 6)
+    flags = autoattack(Masked(10), x, y, threat=THREAT).flags
+    assert any("gradient" in flag.lower() for flag in flags), flags
+
+
+def test_half_precision_is_flagged():
+    x, y = images(10, MARGINS)
+    assert any("bf16" in flag for flag in autoattack(Pixels(10), x, y, threat=THREAT, precision="bf16").flags)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"threat": ThreatModel(eps=torch.rand(7))}, "one radius"),
+        ({"threat": ThreatModel(box=(-1.0, 1.0))}, r"\(-1.0, 1.0\)"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"y": torch.full((7,), 10)}, "label 10"),
+        ({"x": torch.full((7, 3, 4, 4), float("nan"))}, "NaN"),
+    ],
+)
+def test_what_autoattack_cannot_do_is_said_before_it_starts(change, names):
+    x, y = images(10, MARGINS)
+    with pytest.raises(LtatError, match=names):
+        autoattack(Pixels(10), **{"x": x, "y": y, "threat": THREAT, **change})
+
+
+def test_the_tests_above_run_the_authors_package():
+    assert official.VERSION == f"pyautoattack {pyautoattack.__version__}"
+    package = official.build(Pixels(10), THREAT, 10, seed=0, device=torch.device("cpu"))
+    assert tuple(package.attacks_to_run) == official.STAGES
+    assert package.apgd.n_iter == package.apgd_targeted.n_iter == package.fab.n_iter == 100

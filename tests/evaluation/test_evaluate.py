@@ -1,0 +1,223 @@
+"""Evaluation: what is measured, on what, and what is said about it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from ltat import evaluate
+from ltat.attacks import ThreatModel, pgd
+from ltat.data import Dataset, Split
+from ltat.errors import LtatError
+from ltat.evaluation import render_table, write_json
+from ltat.models import build_model
+
+CLASSES = 5
+COUNTS = [300, 120, 60, 25, 4]
+THREAT = ThreatModel(eps=0.1)
+
+
+class Brightest(nn.Module):
+    """The class of the brightest of the first five pixels; attackable exactly to half the gap."""
+
+    def __init__(self, scale: float = 20.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x.flatten(1)[:, :CLASSES]
+
+
+def split_of(margins: np.ndarray) -> Split:
+    """Ten images of every class whose pixel stands ``margins`` (in 255ths) above the rest."""
+    labels = np.repeat(np.arange(CLASSES), 10)
+    images = np.full((50, 8, 8, 1), 80, dtype=np.uint8)
+    images[np.arange(50), 0, labels, 0] = 80 + margins
+    return Split(images, labels, CLASSES, np.arange(50))
+
+
+@pytest.fixture
+def data() -> Dataset:
+    margins = np.tile([100, 100, 100, 60, 60, 20, 20, 20, 20, 0], CLASSES)
+    margins[40:] = [100, 10, 10, 10, 10, 10, 10, 10, 10, 10]
+    test = split_of(margins)
+    counts = np.repeat(np.arange(CLASSES), COUNTS)
+    train = Split(np.zeros((len(counts), 8, 8, 1), np.uint8), counts, CLASSES, np.arange(len(counts)))
+    return Dataset("margins", train, test, tuple("abcde"))
+
+
+def test_robust_accuracy_is_what_the_margins_dictate(data):
+    found = evaluate(Brightest(), data, attacks=["clean", "pgd20", "cw20"], threat=THREAT).to_json()
+    robust = [50.0, 50.0, 50.0, 50.0, 10.0]  # more than 2 * 0.1 * 255 = 51 above the rest
+    assert found["pgd20"]["per_class"] == found["cw20"]["per_class"] == robust
+    assert found["clean"]["per_class"][4] == 100.0
+    assert (found["pgd20"]["tail"], found["pgd20"]["many"], found["pgd20"]["few"]) == (10.0, 50.0, 10.0)
+    assert found["pgd20"]["n"]["tail"] == 10 and found["n"] == 50
+
+
+def test_the_json_is_the_layout_that_others_rely_on(data, tmp_path):
+    evaluation = evaluate(Brightest(), data, attacks=["clean", "pgd3"], threat=THREAT, name="mine")
+    write_json(tmp_path / "report.json", evaluation)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert set(found) == {"model", "dataset", "n", "threat_model", "clean", "pgd3", "flags"}
+    assert (found["model"], found["dataset"], found["flags"]) == ("mine", "margins", [])
+    assert found["threat_model"] == {"norm": "linf", "eps": 0.1, "box": [0.0, 1.0]}
+    groups = {"overall", "balanced", "tail", "many", "medium", "few", "per_class", "n"}
+    assert set(found["clean"]) == groups and set(found["pgd3"]) == groups | {"attack"}
+    assert found["pgd3"]["attack"]["steps"] == 3 and found["pgd3"]["attack"]["step_size"] == pytest.approx(0.025)
+    assert len(found["clean"]["per_class"]) == CLASSES
+
+
+def test_autoattack_is_reported_with_its_stages_and_never_above_pgd(data):
+    small = data.test.subset(np.arange(0, 50, 5))
+    found = evaluate(Brightest(), small, attacks=["clean", "pgd20", "autoattack"], threat=THREAT).to_json()
+    assert found["autoattack"]["overall"] <= found["pgd20"]["overall"] <= found["clean"]["overall"]
+    assert list(found["autoattack"]["stages"]) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert found["autoattack"]["version"] == "standard" and "pyautoattack" in found["autoattack"]["package"]
+
+
+def test_the_part_of_the_test_set_holds_every_class_alike(data):
+    found = evaluate(Brightest(), data, attacks=["clean"], n_examples=15).to_json()
+    assert found["n"] == 15 and found["clean"]["n"]["per_class"] == [3] * CLASSES
+    with pytest.raises(LtatError, match="51"):
+        evaluate(Brightest(), data, attacks=["clean"], n_examples=51)
+
+
+def test_results_do_not_depend_on_the_batch_size_where_the_attack_is_decided(data):
+    few, many = (evaluate(Brightest(), data, threat=THREAT, batch_size=n).to_json() for n in (7, 256))
+    assert few == many
+
+
+def test_an_evaluation_is_repeatable_and_its_seed_matters():
+    model = build_model("small", num_classes=CLASSES, in_channels=1)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    with torch.no_grad():
+        labels = model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).argmax(1).numpy()
+    data = Split(images, labels, CLASSES, np.arange(200))
+    threat = ThreatModel(eps=0.02)
+
+    def outcome(seed: int) -> list[bool]:
+        return evaluate(model, data, attacks=["pgd1"], seed=seed, threat=threat).outcomes["pgd1"].correct.tolist()
+
+    assert outcome(3) == outcome(3)
+    assert any(outcome(3) != outcome(seed) for seed in range(4, 24))
+
+
+def test_the_model_comes_back_in_its_mode_with_its_buffers(data):
+    model = build_model("small", num_classes=CLASSES, in_channels=1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, data, attacks=["clean", "pgd2"])
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_batch_norm_is_in_evaluation_mode_while_measuring(data):
+    model = build_model("small", num_classes=CLASSES, in_channels=1).train()
+    one, all_at_once = (evaluate(model, data, attacks=["clean"], batch_size=n).to_json() for n in (1, 50))
+    assert one == all_at_once
+
+
+def test_logits_that_are_not_finite_count_as_wrong_and_are_flagged(data):
+    class Undefined(Brightest):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = super().forward(x)
+            return torch.where(logits.argmax(1, keepdim=True) == 0, torch.nan, logits)
+
+    found = evaluate(Undefined(), data, attacks=["clean"]).to_json()
+    assert found["clean"]["per_class"][0] == 0.0
+    assert any("not finite" in flag for flag in found["flags"])
+
+
+def test_masked_gradients_are_flagged(data):
+    class Masked(Brightest):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(torch.round(x * 3) / 3)
+
+    found = evaluate(Masked(), data, attacks=["clean", "pgd5"]).to_json()
+    assert any("zero gradient" in flag for flag in found["flags"])
+
+
+def test_an_adversarial_image_outside_the_threat_model_never_counts(data, monkeypatch):
+    from ltat.evaluation import attacks
+
+    monkeypatch.setattr(attacks, "pgd", lambda model, x, y, **settings: 1 - x)
+    found = evaluate(Brightest(), data, attacks=["clean", "pgd5"], threat=THREAT).to_json()
+    assert found["pgd5"]["overall"] == found["clean"]["overall"]
+    assert any("broke the threat model" in flag for flag in found["flags"])
+
+
+def test_pgd20_of_the_report_is_pgd_with_the_settings_it_names(data):
+    model = build_model("small", num_classes=CLASSES, in_channels=1).eval()
+    x = torch.from_numpy(data.test.images).permute(0, 3, 1, 2).float() / 255
+    y = torch.from_numpy(data.test.labels)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    split = Split(data.test.images, y.numpy(), CLASSES, data.test.indices)
+    found = evaluate(model, split, attacks=["pgd20"], threat=ThreatModel(eps=0.02)).outcomes["pgd20"]
+    zero_noise = pgd(model, x, y, threat=ThreatModel(eps=0.02), steps=20, step_size=0.005, start="uniform")
+    with torch.no_grad():
+        expected = (model(zero_noise).argmax(1) == y).float().mean().item()
+    assert found.correct.mean() == pytest.approx(expected, abs=0.05)
+    assert found.settings["attack"] == {
+        "steps": 20,
+        "step_size": 0.005,
+        "start": "uniform",
+        "mode": "eval",
+        "loss": "ce",
+    }
+
+
+def test_an_attack_may_name_its_step(data):
+    found = evaluate(Brightest(), data, attacks=["pgd4@1/255", "pgd4@0.01"], threat=THREAT).to_json()
+    assert found["pgd4@1/255"]["attack"]["step_size"] == 1 / 255
+    assert found["pgd4@0.01"]["attack"]["step_size"] == 0.01
+    assert found["pgd4@1/255"]["overall"] > found["pgd4@0.01"]["overall"]  # four steps of 1/255 do not get far
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"attacks": ["pgd"]}, "'pgd'"),
+        ({"attacks": ["pgd20@"]}, "pgd20@"),
+        ({"attacks": ["pgd20@0"]}, "pgd20@0"),
+        ({"attacks": ["pgd20@1/0"]}, "pgd20@1/0"),
+        ({"attacks": ["pgd20@1.2.3"]}, "pgd20@1.2.3"),
+        ({"attacks": ["unheard"]}, "unheard"),
+        ({"attacks": []}, "no attack"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"precision": "int4"}, "int4"),
+        ({"train_counts": [1, 2]}, "5 classes"),
+    ],
+)
+def test_wrong_settings_are_named(settings, names, data):
+    with pytest.raises(LtatError, match=names):
+        evaluate(Brightest(), data, **settings).to_json()
+
+
+def test_a_model_of_other_classes_is_refused(data):
+    with pytest.raises(LtatError, match="5 classes"):
+        evaluate(build_model("small", num_classes=7, in_channels=1), data)
+
+
+def test_several_models_stand_in_one_table_that_fits_a_terminal(data):
+    evaluations = [
+        evaluate(Brightest(), data, attacks=["clean", "pgd2"], name=name, threat=THREAT)
+        for name in ("AT-BSL", "student")
+    ]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_table(evaluations))
+    text = console.export_text()
+    assert all(word in text for word in ("AT-BSL", "student", "pgd2", "overall", "balanced", "tail", "medium", "few"))
+    assert "…" not in text
+    assert sum("94.00" in line for line in text.splitlines()) == 2
+
+
+def test_progress_is_told_stage_by_stage(data):
+    told = []
+    evaluate(Brightest(), data, attacks=["clean", "pgd2"], batch_size=20, on_progress=lambda *news: told.append(news))
+    assert ("clean", 50, 50) in told
+    assert [news[0] for news in told].count("pgd2") >= 2
