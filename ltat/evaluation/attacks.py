@@ -104,7 +104,10 @@ def clean(subject: Subject) -> Outcome:
 
 
 def gradient_attack(subject: Subject, *, name: str, steps: int, step_size: float | None = None) -> Outcome:
-    """PGD with K steps of ``step_size`` (ε/4 if None) from a uniform start, model in eval mode, on the images that are clean-correct."""
+    """PGD from a uniform start, model in eval mode, on the images that are clean-correct.
+
+    K = ``steps`` steps of ``step_size``, which is ε/4 if None.
+    """
     correct = subject.correct.copy()
     victims = np.flatnonzero(correct)
     counts: Counter[str] = Counter()

@@ -205,7 +205,7 @@ def test_what_autoattack_cannot_do_is_said_before_it_starts(change, names):
 
 
 def test_the_tests_above_run_the_authors_package():
-    assert official.VERSION == f"pyautoattack {pyautoattack.__version__}"
+    assert pyautoattack.__version__ in official.VERSION
     package = official.build(Pixels(10), THREAT, 10, seed=0, device=torch.device("cpu"))
     assert tuple(package.attacks_to_run) == official.STAGES
     assert package.apgd.n_iter == package.apgd_targeted.n_iter == package.fab.n_iter == 100
