@@ -125,10 +125,11 @@ def gradient_attack(subject: Subject, *, name: str, steps: int, step_size: float
             generator=generator,
             precision=subject.precision,
         )
-        legal = subject.threat.contains(x_adv, x)
+        # A NaN gradient makes a NaN image: no adversarial example, but no proof of robustness either.
+        illegal = ~subject.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
         survived, finite = predict(subject.model, x_adv, y, subject.precision)
-        correct[batch] = (survived | ~legal).cpu().numpy()
-        counts["adversarial images broke the threat model and were not counted"] += int((~legal).sum())
+        correct[batch] = (survived | illegal).cpu().numpy()
+        counts["adversarial images broke the threat model and were not counted"] += int(illegal.sum())
         counts["adversarial images have logits that are not finite and count as wrong"] += int((~finite).sum())
         counts["clean images have a zero gradient: it may be masked"] += _zero_gradients(subject, x, y)
         subject.on_progress(f"{name}{steps}", min((done + 1) * subject.batch_size, len(victims)), len(victims))

@@ -132,6 +132,16 @@ def test_logits_that_are_not_finite_count_as_wrong_and_are_flagged(data):
     assert any("not finite" in flag for flag in found["flags"])
 
 
+def test_a_gradient_that_is_nan_is_no_robustness(data):
+    class Broken(Brightest):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0 * torch.sqrt(x - x).sum(dim=(1, 2, 3))[:, None]
+
+    found = evaluate(Broken(), data, attacks=["clean", "pgd5"]).to_json()
+    assert found["clean"]["overall"] > 90 and found["pgd5"]["overall"] == 0
+    assert any("not finite" in flag for flag in found["flags"])
+
+
 def test_masked_gradients_are_flagged(data):
     class Masked(Brightest):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
