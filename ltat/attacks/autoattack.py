@@ -21,6 +21,7 @@ from ltat.attacks.journal import Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.errors import LtatError
+from ltat.precision import MixedPrecision
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -85,8 +86,8 @@ def autoattack(
     """
     _check(x, y, threat, batch_size)
     with attack_mode(model, "eval"), torch.inference_mode(False):
-        x, y = x.detach().clone(memory_format=torch.contiguous_format), y.detach().clone()
-        body = official.Contiguous(model, precision)
+        x, y = x.detach().clone(), y.detach().clone()
+        body = MixedPrecision(model, precision)
         run = _Run(body, x, y, threat=threat, batch_size=batch_size, seed=seed)
         journal = Journal(
             state_path, _fingerprint(model, x, y, threat, settings={**run.settings, "precision": precision})

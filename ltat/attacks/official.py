@@ -11,30 +11,12 @@ from pyautoattack import checks
 from torch import Tensor, nn
 
 from ltat.attacks.threat import ThreatModel
-from ltat.precision import MixedPrecision
 
 VERSION = f"pyautoattack {pyautoattack.__version__}"
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORM_NAMES = {"linf": "Linf", "l2": "L2"}
 MAX_TARGETS = 9
 TARGETED_DLR_CLASSES = 4
-
-
-class Contiguous(nn.Module):
-    """The model as the package needs it: NCHW-contiguous images in, fp32 logits out.
-
-    The package views gradients as [B, pixels], which a channels_last one refuses; a gradient has the memory
-    format of its images.
-    """
-
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        super().__init__()
-        self.model = MixedPrecision(model, precision)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, ch, H, W]."""
-        logits: Tensor = self.model(x.contiguous())
-        return logits
 
 
 def num_targets(num_classes: int) -> int:
@@ -68,6 +50,7 @@ def run_stage(package: pyautoattack.AutoAttack, stage: str, x: Tensor, y: Tensor
         interpreter's trace function are left as found.
     """
     package.attacks_to_run = [stage]
+    x = x.contiguous()  # the package views gradients as [B, pixels], which refuses channels_last
     with _own_random_state(x.device), _own_trace_function(), _warnings_of(package.logger) as warnings:
         x_adv, predicted = package.run_standard_evaluation(x, y, batch_size=len(x))
     return x_adv, predicted != y, warnings
