@@ -7,17 +7,26 @@ from typing import Any
 
 import click
 
+from ltat.config import RunConfig, from_toml, load_config
+from ltat.errors import LtatError
+from ltat.files import atomic_write_text
+
 RECIPES = {"at-bsl": "demo/digits-at-bsl", "self-distill": "demo/digits-self-distill"}
 CHECKPOINTS = {
     "AT-BSL": "at-bsl/last",
     "self-teacher": "self-distill/teacher",
     "student": "self-distill/last",
 }
+TEST_IMAGES = 400
+MARKER = ".ltat-demo"
+"""The empty file by which the demo knows a run folder for its own: no other one is ever replaced."""
 
 
 @click.command("demo")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/demo"), show_default=True)
-@click.option("--n-examples", type=click.IntRange(min=1), help="Part of the 400 test images to evaluate on.")
+@click.option(
+    "--n-examples", type=click.IntRange(1, TEST_IMAGES), help=f"Part of the {TEST_IMAGES} test images to evaluate on."
+)
 @click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="A setting of both runs; repeatable.")
 def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> None:
     """Train AT-BSL, the balanced self-teacher and the LTAT student on long-tailed digits, and compare them.
@@ -27,27 +36,72 @@ def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> 
     from rich.console import Console
 
     from ltat.evaluation import render_table
+    from ltat.training import train
 
     started = time.perf_counter()
-    for name, recipe in RECIPES.items():
-        train_afresh(recipe, out / name, assignments)
+    configs = {out / name: checked_config(recipe, assignments) for name, recipe in RECIPES.items()}
+    for folder, config in configs.items():
+        check_replaceable(folder, config)
+    for folder, config in configs.items():
+        make_room(folder)
+        train(config, folder)
     evaluations = compare(out, n_examples)
     Console().print(render_table(evaluations))
     click.echo("accuracies in percent; the tail is the rarest class; AutoAttack is `standard`")
-    click.echo(f"run folders: {', '.join(str(out / name) for name in RECIPES)}")
+    click.echo(f"run folders: {', '.join(map(str, configs))}")
     click.echo(f"{time.perf_counter() - started:.0f} s in all")
 
 
-def train_afresh(recipe: str, folder: Path, assignments: tuple[str, ...]) -> None:
-    """Train by a recipe into ``folder``, in place of an earlier demo there."""
-    from ltat.config import load_config
-    from ltat.methods import find_method
-    from ltat.training.run import train
+def checked_config(recipe: str, assignments: tuple[str, ...]) -> RunConfig:
+    """The settings of one run of the demo, once all that can be wrong with them has been looked at.
 
-    config = load_config(lambda name: find_method(name).Config, recipe=recipe, assignments=assignments)
-    if (folder / "config.toml").exists():
-        shutil.rmtree(folder)
-    train(config, folder)
+    Raises:
+        LtatError: wrong settings, or such as make it another run than the demo's.
+    """
+    from ltat.methods import find_method
+    from ltat.training import prepare
+
+    def load(changes: tuple[str, ...]) -> RunConfig:
+        return load_config(lambda name: find_method(name).Config, recipe=recipe, assignments=changes)
+
+    config, original = load(assignments), load(())
+    if (config.method, config.data.name) != (original.method, original.data.name):
+        raise LtatError(
+            f"the demo runs {original.method} on {original.data.name}, not {config.method} on {config.data.name}; "
+            "use `ltat train` for that"
+        )
+    prepare(config)
+    return config
+
+
+def check_replaceable(folder: Path, config: RunConfig) -> None:
+    """Refuse a folder that holds anything but an earlier demo.
+
+    Raises:
+        LtatError: naming the folder.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if folder.is_symlink() or not (folder / MARKER).exists() or not same_run(folder / "config.toml", config):
+        raise LtatError(f"{folder} was not written by `ltat demo`; move it away, or name another --out")
+
+
+def same_run(settings: Path, config: RunConfig) -> bool:
+    """Whether the settings file is absent, as in a demo stopped early, or of the same method and data set."""
+    if not settings.exists():
+        return True
+    tree = from_toml(settings)
+    return (tree.get("method"), tree.get("data", {}).get("name")) == (config.method, config.data.name)
+
+
+def make_room(folder: Path) -> None:
+    """Remove an earlier demo's run and mark the empty folder as the demo's."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise LtatError(f"{folder} cannot be removed ({error.strerror}); name another --out") from error
+    atomic_write_text(folder / MARKER, "")
 
 
 def compare(out: Path, n_examples: int | None) -> list[Any]:
