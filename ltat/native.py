@@ -17,6 +17,7 @@ from typing import Any
 from ltat.errors import LtatError
 
 REMEDY = "pip install --no-build-isolation . (needs a C++ compiler, cmake, ninja and an installed torch)"
+TURN_ON = "unset LTAT_NATIVE"
 _OPS = Path(__file__).with_name("_ops.so")
 
 
@@ -81,7 +82,11 @@ def build_info() -> dict[str, Any] | None:
 
 
 def status() -> NativeStatus:
-    """The state of the native build, for ``ltat doctor``; raises nothing."""
+    """The state of the native build, for ``ltat doctor``.
+
+    Raises:
+        LtatError: ``LTAT_NATIVE`` has a value it cannot have.
+    """
     problem = _ops_problem()
     devices = op_devices() if problem is None else frozenset()
     host_found = _host_found()
@@ -92,7 +97,7 @@ def status() -> NativeStatus:
         host=host_found,
         cuda="cuda" in devices,
         problem=problem,
-        remedy=None if problem is None else REMEDY,
+        remedy=None if problem is None else TURN_ON if _wanted() == "0" else REMEDY,
     )
 
 
@@ -104,7 +109,10 @@ def _host_found() -> bool:
 
 
 def _wanted() -> str:
-    return os.environ.get("LTAT_NATIVE", "")
+    value = os.environ.get("LTAT_NATIVE", "")
+    if value not in ("", "0", "1"):
+        raise LtatError(f"LTAT_NATIVE={value!r} means nothing; unset it, or set it to 0 (off) or 1 (required)")
+    return value
 
 
 @functools.cache
@@ -114,7 +122,10 @@ def _ops_problem() -> str | None:
         return "LTAT_NATIVE=0 turns the native kernels off"
     if not _OPS.exists():
         return "ltat/_ops.so was not built"
-    import torch  # noqa: PLC0415 - `ltat doctor` and the data code ask for host() without paying for torch
+    try:
+        import torch  # noqa: PLC0415 - `ltat doctor` and the data code ask for host() without paying for torch
+    except ImportError as error:
+        return f"torch cannot be imported ({error})"
 
     try:
         torch.ops.load_library(str(_OPS))

@@ -1,4 +1,4 @@
-"""`ltat doctor`."""
+"""`ltat doctor`; it works whatever is missing, so it imports nothing but click before it knows."""
 
 import platform
 import shutil
@@ -6,23 +6,28 @@ import shutil
 import click
 
 from ltat import __version__
+from ltat.installed import package_versions
 
 
 @click.command("doctor")
 def command() -> None:
     """Show versions, devices and the native build, and for what is missing the line that fixes it."""
-    import torch
-
-    from ltat.training.environment import package_versions
-
+    versions = package_versions()
     click.echo(f"ltat {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name, version in package_versions().items():
-        click.echo(f"  {name} {version}")
-    click.echo(f"threads: {torch.get_num_threads()}")
-    click.echo(f"GPU: {gpu_line()}")
-    missing = [f"{name} is missing: pip install {name}" for name, v in package_versions().items() if v == "missing"]
-    for line in [*native_lines(), *missing]:
+    for name, version in versions.items():
+        click.echo(f"  {name} {version or 'missing'}")
+    missing = [f"{name} is missing: pip install {name}" for name, version in versions.items() if version is None]
+    for line in [*torch_lines(), *native_lines(), *missing]:
         click.echo(line)
+
+
+def torch_lines() -> list[str]:
+    """Threads, and the GPUs that torch sees or why none; what is wrong where torch cannot be imported."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [f"torch cannot be imported ({error}); fix: pip install torch"]
+    return [f"threads: {torch.get_num_threads()}", f"GPU: {gpu_line()}"]
 
 
 def gpu_line() -> str:

@@ -6,6 +6,7 @@ import click
 
 from ltat import __version__
 from ltat.errors import LtatError
+from ltat.installed import package_of
 
 COMMANDS = {
     "train": "Train by a method, on long-tailed data, into a run folder.",
@@ -42,11 +43,16 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; wrong use becomes one sentence and exit code 2."""
+        """Run a command; wrong use and a missing package become one sentence and exit code 2."""
         try:
             return super().invoke(ctx)
         except LtatError as error:
             raise WrongUse(str(error)) from None
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "ltat":
+                raise
+            name = package_of(error.name)
+            raise WrongUse(f"the package {name} is missing; install it: pip install {name}") from None
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -1,0 +1,35 @@
+"""Which packages ltat stands on, and which of them are installed; imports none of them."""
+
+from importlib import metadata
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "click",
+    "safetensors",
+    "pyautoattack",
+    "pydantic",
+    "rich",
+    "tomli-w",
+    "scikit-learn",
+)
+_PACKAGE_OF = {"sklearn": "scikit-learn", "tomli_w": "tomli-w"}
+
+
+def package_versions() -> dict[str, str | None]:
+    """The installed version of each package, None where it is missing."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def package_of(module: str) -> str:
+    """The package to install for a module such as ``"sklearn.datasets"``."""
+    root = module.partition(".")[0]
+    return _PACKAGE_OF.get(root, root)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,66 @@
+"""`ltat doctor`, and every other command, on an installation that lacks something."""
+
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ltat.cli.main import main
+from ltat.installed import PACKAGES
+
+THIRD_PARTY = ("torch", "torchvision", "numpy", "safetensors", "pyautoattack", "pydantic", "rich", "tomli_w", "sklearn")
+
+
+def test_doctor_works_without_any_package_but_click():
+    block = f"import sys; sys.modules.update(dict.fromkeys({THIRD_PARTY}))"
+    code = f"{block}; from ltat.cli import main; main(['doctor'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "torch cannot be imported" in done.stdout and "native kernels" in done.stdout
+
+
+def test_doctor_lists_what_the_project_depends_on():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {name.partition(">")[0] for name in project["dependencies"]} == set(PACKAGES)
+
+
+def test_doctor_names_the_command_for_a_missing_package(monkeypatch: pytest.MonkeyPatch):
+    version = metadata.version
+
+    def without_rich(name: str) -> str:
+        if name == "rich":
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", without_rich)
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 0 and "rich is missing: pip install rich" in done.output
+
+
+def test_a_missing_package_is_one_sentence_with_its_remedy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    done = CliRunner().invoke(main, ["data", "info", "--dataset", "digits"])
+    assert done.exit_code == 2 and done.output.count("\n") == 1
+    assert "pip install scikit-learn" in done.output
+
+
+def native_report(monkeypatch: pytest.MonkeyPatch, value: str) -> str:
+    from ltat import native
+
+    monkeypatch.setenv("LTAT_NATIVE", value)
+    monkeypatch.setattr(native, "_ops_problem", native._ops_problem.__wrapped__)
+    monkeypatch.setattr(native, "host", native.host.__wrapped__)
+    return CliRunner().invoke(main, ["doctor"]).output
+
+
+def test_kernels_turned_off_are_turned_on_by_unsetting_the_variable(monkeypatch: pytest.MonkeyPatch):
+    output = native_report(monkeypatch, "0")
+    assert "fix: unset LTAT_NATIVE" in output and "pip install --no-build" not in output
+
+
+def test_a_value_that_the_native_switch_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch):
+    assert "LTAT_NATIVE='yes'" in native_report(monkeypatch, "yes")
