@@ -1,5 +1,6 @@
 """`ltat train`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,8 @@ import click
 
 from ltat.cli.options import dataset_options
 from ltat.config import RunConfig, from_toml, load_config, to_toml
+from ltat.config.loading import find_recipe
+from ltat.errors import LtatError
 
 if TYPE_CHECKING:
     from ltat.evaluation import Evaluation
@@ -60,9 +63,10 @@ def command(
     from ltat.training.task import resolve
 
     settings = {NAMES[name]: value for name, value in options.items()}
+    standing = resumed_settings(out, recipe, settings) if resume and out is not None else None
     config = load_config(
         lambda name: find_method(name).Config,
-        recipe=recipe or resumed_settings(out, resume),
+        recipe=recipe or standing,
         settings=settings,
         assignments=assignments,
     )
@@ -73,11 +77,27 @@ def command(
     show_report(train_resumably(config, folder, resume), folder)
 
 
-def resumed_settings(out: Path | None, resume: bool) -> dict[str, Any] | None:
-    """The settings of the run to resume, so that `--resume --out DIR` needs nothing else."""
-    if not resume or out is None or not (out / "config.toml").exists():
+def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings of the run that stands in ``out``, so that `--resume --out DIR` needs nothing else.
+
+    None where no run stands there yet and the command says which one to start: a scheduler may give the same
+    command with --resume first and every time after.
+
+    Raises:
+        LtatError: no run stands there and none is described, or one of another method stands there.
+    """
+    if not (out / "config.toml").exists():
+        if recipe is None and settings["data.name"] is None and settings["method"] is None:
+            raise LtatError(f"{out} holds no run to resume; leave --resume out, or correct --out")
         return None
-    return from_toml(out / "config.toml")
+    standing = from_toml(out / "config.toml")
+    asked = settings["method"] or (find_recipe(recipe).get("method") if recipe else None)
+    if asked is not None and asked != standing.get("method"):
+        raise LtatError(
+            f"{out} holds a run of method {standing.get('method')!r}, not {asked!r}; "
+            "leave --method and --recipe out to resume it, or name another --out"
+        )
+    return standing
 
 
 def default_folder(config: RunConfig) -> Path:
@@ -94,7 +114,10 @@ def train_resumably(config: RunConfig, folder: Path, resume: bool) -> "dict[str,
     try:
         return train(config, folder, resume=resume)
     except KeyboardInterrupt:
-        raise click.ClickException(f"interrupted; continue with `ltat train --out {folder} --resume`") from None
+        if not (folder / "config.toml").exists():
+            raise click.ClickException("interrupted before the run began; nothing was written") from None
+        again = f"ltat train --out {shlex.quote(str(folder))} --resume"
+        raise click.ClickException(f"interrupted; continue with `{again}`") from None
 
 
 def show_report(report: "dict[str, Evaluation]", folder: Path) -> None:
