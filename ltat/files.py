@@ -45,6 +45,19 @@ def atomic_write_all(contents: Mapping[Path, bytes]) -> None:
         ) from error
 
 
+def check_writable(path: Path) -> None:
+    """Find out before a long computation whether its result can be written to ``path``; leaves nothing behind.
+
+    Raises:
+        LtatError: a file stands where a folder is needed, or nothing can be written there.
+    """
+    try:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise LtatError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+
+
 @contextlib.contextmanager
 def _temporary(path: Path, data: bytes) -> Iterator[str]:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

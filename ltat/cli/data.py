@@ -1,5 +1,6 @@
 """`ltat data info` and `ltat data prepare`."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ltat.cli.options import dataset_options
 from ltat.errors import LtatError
+from ltat.files import atomic_write_all
 
 BAR_WIDTH = 40
 CLASSES_SHOWN = 40
@@ -44,12 +46,11 @@ def info(**options: Any) -> None:
 def prepare(out: Path, **options: Any) -> None:
     """Write a data set, long-tailed or whole, as train.npz and test.npz, for --dataset npz."""
     data = open_dataset(options)
-    for name in ("train.npz", "test.npz"):
-        if (out / name).exists():
-            raise LtatError(f"{out / name} exists already; remove it, or name another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_split(out / "test.npz", data.test, data.class_names)
-    write_split(out / "train.npz", data.train, data.class_names)
+    files = {out / "test.npz": data.test, out / "train.npz": data.train}
+    for path in files:
+        if path.exists():
+            raise LtatError(f"{path} exists already; remove it, or name another --out")
+    atomic_write_all({path: npz_bytes(split, data.class_names) for path, split in files.items()})
     click.echo(f"{len(data.train)} training and {len(data.test)} test images -> {out}")
 
 
@@ -59,22 +60,19 @@ def open_dataset(options: dict[str, Any]) -> Any:
 
     if options["dataset"] is None:
         raise LtatError("no data set is named; add --dataset, for example --dataset digits")
+    ratio = options["imbalance_ratio"]
     return load_dataset(
         options["dataset"],
         options["data_dir"],
-        imbalance_ratio=options["imbalance_ratio"] or find_spec(options["dataset"]).default_ratio,
+        imbalance_ratio=find_spec(options["dataset"]).default_ratio if ratio is None else ratio,
         subset_seed=options["subset_seed"],
         download=bool(options["download"]),
     )
 
 
-def write_split(path: Path, split: Any, class_names: tuple[str, ...]) -> None:
-    """Write images, labels, source positions and class names."""
-    import io
-
-    from ltat.files import atomic_write_bytes
-
+def npz_bytes(split: Any, class_names: tuple[str, ...]) -> bytes:
+    """Images, labels, source positions and class names as an npz file."""
     buffer = io.BytesIO()
     names = np.array(class_names)
     np.savez(buffer, images=split.images, labels=split.labels, index=split.indices, class_names=names)
-    atomic_write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
