@@ -5,8 +5,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"load_model": "ltat.models", "evaluate": "ltat.evaluation"}
-_SUBPACKAGES = ("attacks", "data", "evaluation", "methods", "models", "ops", "training")
+_LAZY = {"load_model": "ltat.models", "evaluate": "ltat.evaluation", "LtatError": "ltat.errors"}
+_SUBPACKAGES = ("attacks", "data", "errors", "evaluation", "methods", "models", "ops", "training")
 
 
 def __getattr__(name: str) -> Any:
