@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.errors import LtatError
+from ltat.models import Classifier
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -35,6 +36,8 @@ def autocast(device_type: str, precision: str) -> torch.autocast:
 class MixedPrecision(nn.Module):
     """Runs ``model`` in ``precision`` and hands back its logits in fp32.
 
+    Of our own models the last layer runs in fp32 too: differences of logits, as the distillation takes them, are
+    small, and half precision would round them. Other modules run whole, and their logits are cast.
     In ``"fp32"`` the logits keep the model's own dtype, so that a float64 model stays a float64 model.
     """
 
@@ -46,6 +49,10 @@ class MixedPrecision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images ``x`` [B, C, H, W]."""
+        if isinstance(self.model, Classifier) and self.precision != "fp32":
+            with autocast(x.device.type, self.precision):
+                features = self.model.features(x)
+            return self.model.classifier(features.float())
         with autocast(x.device.type, self.precision):
             logits: Tensor = self.model(x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -26,6 +26,7 @@ NonNegative = Annotated[Quotient, Field(ge=0)]
 Positive = Annotated[Quotient, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
 
 
 class Section(BaseModel):
@@ -145,9 +146,9 @@ class EvalSection(Section):
 class SeedSection(Section):
     """Seeds of the subset, of D_B (the subset's when left out) and of training, apart from each other."""
 
-    subset: Natural = 0
-    db: Natural | None = None
-    train: Natural = 0
+    subset: Seed = 0
+    db: Seed | None = None
+    train: Seed = 0
 
 
 class BslSection(Section):

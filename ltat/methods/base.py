@@ -2,7 +2,8 @@
 
 The trainer calls, in this order and knowing no method by name::
 
-    model = method.prepare_model(model)                         # once
+    model = method.prepare_model(model)                         # when the network is built
+    method.initialise(model)                                    # before the first epoch
     method.begin_epoch(progress)                                # every epoch
         x_adv = method.attack(model, batch, progress, generator)
         with method.perturbed_weights(model, batch, x_adv):     # every step
@@ -30,6 +31,7 @@ from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.objectives import check_inner_loss, inner_objective
+from ltat.models import Classifier
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,12 @@ class Method:
         del config
         return None
 
-    def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Change the freshly built network before training (another classifier, a warm start)."""
+    def prepare_model(self, model: Classifier) -> Classifier:
+        """Change the network when it is built (another classifier); new weights draw from the run's seed."""
         return model
+
+    def initialise(self, model: Classifier) -> None:
+        """Set the weights a run starts from, once a teacher is trained (a warm start)."""
 
     def deployed(self, model: nn.Module) -> nn.Module:
         """The network to evaluate and attack after training, with any post-hoc adjustment inside."""

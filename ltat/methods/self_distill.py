@@ -25,6 +25,7 @@ from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.base import LossTerms, Method, Progress, require_teacher
 from ltat.methods.pgd_at import PgdAtConfig
+from ltat.models import Classifier
 from ltat.ops import balanced_kd
 
 TEACHER_INPUTS = {
@@ -37,7 +38,7 @@ TEACHER_INPUTS = {
 
 
 class DistillSection(Section):
-    """The distillation term. ``alpha`` left out is 1 up to 10 classes and 10 above, as IGDM's authors use it."""
+    """The distillation term. ``alpha`` left out is 1; for ``igdm`` above 10 classes it is 10, as its authors use it."""
 
     form: Literal["igdm", "kl_adv", "kl_clean", "kl_adv+igdm"] = "igdm"
     alpha: NonNegative | None = None
@@ -93,6 +94,8 @@ class SelfDistill(Method):
         self.teacher = require_teacher(teacher, class_counts, config.method)
         self.teacher.train(config.teacher.mode == "train")
         self.alpha = self.resolve(config, len(class_counts)).kd.alpha or 0.0
+        if config.teacher.ckpt == "best" and config.select.set == "none":
+            raise LtatError("teacher.ckpt=best needs a selection and select.set is none; use teacher.ckpt=last")
         if config.kd.mix == "convex" and self.alpha > 1:
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {self.alpha:g}; lower kd.alpha")
 
@@ -102,7 +105,8 @@ class SelfDistill(Method):
         assert isinstance(config, SelfDistillConfig)
         if config.kd.alpha is not None:
             return config
-        return config.model_copy(update={"kd": config.kd.model_copy(update={"alpha": default_alpha(num_classes)})})
+        alpha = default_alpha(config.kd.form, num_classes)
+        return config.model_copy(update={"kd": config.kd.model_copy(update={"alpha": alpha})})
 
     @classmethod
     def teacher_config(cls, config: RunConfig) -> PgdAtConfig:
@@ -128,14 +132,13 @@ class SelfDistill(Method):
         """tau * log n_c of the training set, [C]."""
         return self.config.bsl.tau * self.class_counts.float().log()
 
-    def prepare_model(self, model: nn.Module) -> nn.Module:
+    def initialise(self, model: Classifier) -> None:
         """Start from the teacher's weights where ``student.init`` says so."""
         if self.config.student.init == "teacher":
             try:
                 model.load_state_dict(self.teacher.state_dict())
             except RuntimeError:
                 raise LtatError("student.init=teacher needs a teacher of the student's architecture; drop it") from None
-        return model
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
         """L_BSL + alpha * rho(e) * L_KD for ``x_adv`` [B, C, H, W]."""
@@ -194,9 +197,9 @@ def _frozen_second_forward(model: nn.Module, x_plus: Tensor, x_minus: Tensor) ->
 STUDENT_FORWARDS = {"two": _two_forwards, "concat": _one_forward, "freeze_minus": _frozen_second_forward}
 
 
-def default_alpha(num_classes: int) -> float:
-    """The weight that IGDM's authors use: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny-ImageNet."""
-    return 1.0 if num_classes <= 10 else 10.0
+def default_alpha(form: str, num_classes: int) -> float:
+    """IGDM's authors' weight, 1 on CIFAR-10 and 10 on CIFAR-100 and Tiny-ImageNet; 1 for the other forms."""
+    return 10.0 if form == "igdm" and num_classes > 10 else 1.0
 
 
 def ramp(progress: Progress, kind: str, length: int | None = None) -> float:

@@ -1,7 +1,7 @@
 """Classifiers for small images, and how they are kept on disk."""
 
 from ltat.models.base import Classifier
-from ltat.models.card import ModelCard, load_model, read_card, save_model
+from ltat.models.card import ModelCard, load_model, load_weights, read_card, save_model
 from ltat.models.published import load_published
 from ltat.models.registry import MODELS, build_model
 
@@ -12,6 +12,7 @@ __all__ = [
     "build_model",
     "load_model",
     "load_published",
+    "load_weights",
     "read_card",
     "save_model",
 ]

@@ -106,6 +106,18 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Class
     return model.to(device).eval()
 
 
+def load_weights(model: torch.nn.Module, path: str | Path) -> None:
+    """Put the weights saved at ``path`` into ``model``, which may be more than its card's plain architecture.
+
+    Raises:
+        LtatError: as :func:`load_model`, or the weights are of another network.
+    """
+    weights_path, _ = _paths(path)
+    tensors = _read_weights(weights_path, read_card(path).sha256)
+    check_state(model, tensors, str(weights_path))
+    model.load_state_dict(tensors)
+
+
 def read_card(path: str | Path) -> ModelCard:
     """The card of a saved model, checked for its layout but not against the weights.
 

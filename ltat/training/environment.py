@@ -37,15 +37,21 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
     """Inside, with ``wanted``, torch uses deterministic algorithms only; on leaving, as before."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if not wanted:
+        yield
+        return
+    enabled, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    benchmark = torch.backends.cudnn.benchmark
     try:
-        if wanted:
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def package_versions() -> dict[str, str]:

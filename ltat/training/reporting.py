@@ -47,6 +47,10 @@ class Reporter:
     def advance(self, images: int) -> None:
         """Count ``images`` more."""
         self._progress.advance(self._task, images)
+        task = self._progress.tasks[-1]
+        left = "?" if task.time_remaining is None else f"{task.time_remaining:.0f}"
+        speed = f"{task.speed or 0:,.0f} images/s, {left} s left"
+        self._log(f"{self._stage}: {task.completed:,.0f} of {task.total:,.0f} images, {speed}")
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """Tell how an epoch ended."""

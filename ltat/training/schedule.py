@@ -32,10 +32,11 @@ SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
 def drop_epochs(schedule: ScheduleSection, epochs: int) -> list[int]:
     """The epochs, counted from 1, in which the step schedule first uses each smaller rate.
 
-    A share of the epochs never names the first one: a run of one epoch keeps the base rate.
+    A share is rounded down (1e-9 keeps 0.29 of 100 from becoming 28), and never names the first epoch: a run of one
+    epoch keeps the base rate.
     """
     earliest = 1 + schedule.milestone_base
-    absolute = [max(earliest, int(m * epochs)) if m <= 1 else int(m) for m in schedule.milestones]
+    absolute = [max(earliest, int(m * epochs + 1e-9)) if m <= 1 else int(m) for m in schedule.milestones]
     return [m + 1 - schedule.milestone_base for m in absolute]
 
 

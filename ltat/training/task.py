@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,20 @@ def resolve(config: RunConfig) -> RunConfig:
     flip = spec.flip if config.aug.flip is None else config.aug.flip
     db_seed = config.seed.subset if config.seed.db is None else config.seed.db
     metric = config.select.metric or ("pgd20" if config.select.set == "test" else "pgd10")
+    places = {"dir": _absolute(config.data.dir), "split_file": _absolute(config.data.split_file)}
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"imbalance_ratio": ratio}),
+            "data": config.data.model_copy(update={"imbalance_ratio": ratio, **places}),
             "aug": config.aug.model_copy(update={"pad": pad, "flip": flip}),
             "seed": config.seed.model_copy(update={"db": db_seed}),
             "select": config.select.model_copy(update={"metric": metric}),
         }
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    # A run must find its data again when it is resumed from another folder.
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def load_data(config: RunConfig) -> TaskData:
@@ -129,13 +136,17 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
     return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
-def index_record(data: TaskData, config: RunConfig) -> dict[str, Any]:
-    """Which images are used for what, as positions in the source set, each list with its hash."""
+def index_record(data: TaskData, config: RunConfig, teacher_sha256: str | None = None) -> dict[str, Any]:
+    """Which images are used for what, as positions in the source set, each list with its hash.
+
+    A teacher that was given stands there too, with the checksum of its weights.
+    """
     lists = {"subset": data.dataset.train.indices, "train": data.train.indices}
     if data.val is not None:
         lists["val"] = data.val.indices
     lists["balanced"] = data.train.indices[_balanced(data.train, config).first_draw]
-    return {
+    given = {} if teacher_sha256 is None else {"teacher": {"sha256": teacher_sha256}}
+    return given | {
         name: {"n": len(indices), "sha256": index_hash(indices), "indices": indices.tolist()}
         for name, indices in lists.items()
     }

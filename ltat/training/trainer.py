@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ltat.config import RunConfig
-from ltat.data import Batch
+from ltat.data import Batch, IndexPlan
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method, Progress
 from ltat.models import Classifier
@@ -33,6 +33,7 @@ class Loader(Protocol):
     """Batches of an epoch, the same for the same epoch number."""
 
     batch_size: int
+    plan: IndexPlan
 
     def __len__(self) -> int: ...
 
@@ -127,6 +128,7 @@ class Trainer:
             self._require_finite(sums, progress, step)
         stage.method.end_epoch(progress)
         self._require_finite(sums, progress, step=None)
+        self._require_finite_weights(progress)
         self.epoch = progress.epoch
         row = {"stage": stage.name, "epoch": progress.epoch, "lr": lr, **sums.row()}
         seconds = time.perf_counter() - started
@@ -146,13 +148,21 @@ class Trainer:
         self.scaler.update()
         return terms
 
+    def _require_finite_weights(self, progress: Progress) -> None:
+        finite = torch.stack([p.isfinite().all() for p in self.stage.model.parameters()])
+        if not finite.all():
+            raise self._diverged("weights", progress)
+
     def _require_finite(self, sums: EpochSums, progress: Progress, step: int | None) -> None:
         look = step is None or self.stage.device.type == "cpu" or (step + 1) % FINITE_CHECK_STEPS == 0
         if look and not torch.isfinite(sums.logs["loss"]):
-            raise LtatError(
-                f"the loss of stage {self.stage.name!r} is no longer finite in epoch {progress.epoch}; "
-                "lower optim.lr, or train with --precision fp32"
-            )
+            raise self._diverged("loss", progress)
+
+    def _diverged(self, what: str, progress: Progress) -> LtatError:
+        return LtatError(
+            f"the {what} of stage {self.stage.name!r}: no longer finite in epoch {progress.epoch}; "
+            "lower optim.lr, or train with --precision fp32"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming needs; random draws are keyed by epoch and step and need nothing."""

@@ -104,10 +104,61 @@ def test_the_teacher_is_frozen_in_the_mode_that_is_set(batch: Batch):
 def test_a_student_may_start_from_its_teacher_of_the_same_shape_only():
     teacher = network(1)
     method = make("self-distill", "student.init=teacher", teacher=teacher)
-    student = method.prepare_model(network(0))
+    student = network(0)
+    method.initialise(student)
     assert torch.equal(student.conv1.weight, teacher.conv1.weight)
     with pytest.raises(LtatError, match=r"student\.init"):
-        method.prepare_model(build_model("small", num_classes=4, in_channels=1))
+        method.initialise(build_model("small", num_classes=4, in_channels=1))
+
+
+def one_step(method, model, batch: Batch) -> torch.Tensor:
+    return method.attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("loss", ["ce", "bsl", "kl-clean", "kl-adv"])
+def test_every_inner_loss_ascends_its_own_formula(loss: str, batch: Batch):
+    model, teacher = network(0), network(1).eval()
+    settings = (f"attack.loss={loss}", "attack.steps=1", "attack.start=zero", "attack.step=0.01", "attack.eps=0.05")
+    x_adv = one_step(make("self-distill", *settings, "bsl.tau=1.5", teacher=teacher), model, batch)
+
+    model.eval()
+    x = batch.images.clone().requires_grad_()
+    log_s, log_t = model(x).log_softmax(1), teacher(x if loss == "kl-adv" else batch.images).log_softmax(1)
+    own = torch.arange(6), batch.labels
+    formulas = {
+        "ce": -log_s[own].sum(),
+        "bsl": -(model(x) + 1.5 * COUNTS.log()).log_softmax(1)[own].sum(),
+        "kl-clean": (log_t.exp() * (log_t - log_s)).sum(),
+        "kl-adv": (log_t.exp() * (log_t - log_s)).sum(),
+    }
+    formulas[loss].backward()
+    agree = (x_adv - batch.images).sign() == x.grad.sign()
+    inside = (batch.images > 0.01) & (batch.images < 0.99)
+    assert agree[inside].float().mean() > 0.99  # a sign may flip where the gradient is rounding noise
+
+
+def test_the_settings_of_the_attack_reach_it(batch: Batch):
+    model = network(0)
+    before = buffers(model)
+    one_step(make("at-bsl", "attack.mode=train"), model, batch)
+    assert not same(before, model)
+    far = one_step(make("at-bsl", "attack.norm=l2", "attack.eps=1", "attack.step=1"), model, batch) - batch.images
+    assert far.flatten(1).norm(dim=1).max() <= 1 + 1e-5 and far.abs().max() > 0.05
+    near = one_step(make("at-bsl", "attack.eps=0.01"), model, batch) - batch.images
+    assert near.abs().max() <= 0.01 + 2**-23
+
+
+def test_one_concatenated_forward_keeps_plus_and_minus_apart(batch: Batch):
+    model = network(0).eval()  # with running statistics the forwards of all settings agree
+    x_adv = (batch.images + 0.05).clamp(0, 1)
+    loss = {
+        bn: make("self-distill", f"kd.bn={bn}", "kd.form=kl_adv+igdm", teacher=network(1))
+        .loss(model, batch, x_adv, Progress(1, 1))
+        .loss.item()
+        for bn in ("two", "concat", "freeze_minus")
+    }
+    assert loss["concat"] == pytest.approx(loss["two"], rel=1e-5)
+    assert loss["freeze_minus"] == pytest.approx(loss["two"], rel=1e-5)
 
 
 def test_the_teacher_stage_is_plain_adversarial_training_on_the_balanced_set():
@@ -120,6 +171,13 @@ def test_the_teacher_stage_is_plain_adversarial_training_on_the_balanced_set():
             "attack.loss=bsl",
             "teacher.aug=none",
             "optim.wd=0.001",
+            "attack.eps=0.3",
+            "seed.train=9",
+            "db.gamma=2",
+            "model.normalize=train",
+            "model.name=small",
+            "train.precision=bf16",
+            "data.imbalance_ratio=7",
         ],
     )
     teacher = method.teacher_config(config)
@@ -127,3 +185,6 @@ def test_the_teacher_stage_is_plain_adversarial_training_on_the_balanced_set():
     assert (teacher.train.epochs, teacher.train.batch_size, teacher.optim.lr, teacher.optim.wd) == (4, 32, 0.05, 0.001)
     assert (teacher.aug.pad, teacher.aug.flip) == (0, False)
     assert teacher.select.set == "none"
+    for section in ("db", "model", "seed", "eval"):
+        assert getattr(teacher, section) == getattr(config, section)
+    assert (teacher.attack.eps, teacher.train.precision, teacher.data.imbalance_ratio) == (0.3, "bf16", 7)

@@ -85,9 +85,11 @@ KD_TERMS = {
 
 
 @pytest.mark.parametrize("form", KD_TERMS)
-def test_the_students_loss_and_gradient_are_those_of_the_formula(form: str, batch: Batch, x_adv: torch.Tensor):
+@pytest.mark.parametrize(("temperature", "biased"), [(1.0, False), (2.0, False), (1.0, True)])
+def test_the_students_loss_and_gradient_are_those_of_the_formula(form, temperature, biased, batch, x_adv):
     student, teacher = Linear(2), Linear(3)
-    method = make("self-distill", f"kd.form={form}", "kd.alpha=2.5", "bsl.tau=0.7", teacher=teacher)
+    kd = (f"kd.form={form}", "kd.alpha=2.5", f"kd.temp={temperature}", f"kd.on_biased={str(biased).lower()}")
+    method = make("self-distill", *kd, "bsl.tau=0.7", teacher=teacher)
     terms = method.loss(student, batch, x_adv, Progress(epoch=3, epochs=10))
     terms.loss.backward()
 
@@ -98,12 +100,13 @@ def test_the_students_loss_and_gradient_are_those_of_the_formula(form: str, batc
 
     def loss64(weight: np.ndarray) -> float:
         def s(view: str) -> np.ndarray:
-            return logits64(weight, bias, views[view])
+            return (logits64(weight, bias, views[view]) + (prior if biased else 0)) / temperature
 
         def t(view: str) -> np.ndarray:
-            return logits64(*fixed, views[view])
+            return logits64(*fixed, views[view]) / temperature
 
-        return cross_entropy64(s("+") + prior, batch.labels) + 2.5 * 0.3 * KD_TERMS[form](s, t)
+        cls = cross_entropy64(logits64(weight, bias, views["+"]) + prior, batch.labels)
+        return cls + 2.5 * 0.3 * temperature**2 * KD_TERMS[form](s, t)
 
     weight = student.weight.detach().double().numpy()
     assert terms.loss.item() == pytest.approx(loss64(weight), rel=1e-5)
@@ -193,6 +196,7 @@ def test_alpha_left_out_is_the_authors_choice_for_the_number_of_classes():
     wide.num_classes = 100
     assert make("self-distill", teacher=Linear(3)).alpha == 1
     assert make("self-distill", teacher=wide, counts=many).alpha == 10
+    assert make("self-distill", "kd.form=kl_adv", teacher=wide, counts=many).alpha == 1
     assert make("self-distill", "kd.alpha=0", teacher=Linear(3)).alpha == 0
 
 
@@ -201,6 +205,7 @@ def test_alpha_left_out_is_the_authors_choice_for_the_number_of_classes():
     [
         ([], None, "--teacher"),
         (["kd.mix=convex", "kd.alpha=3"], Linear(3), "kd.alpha"),
+        (["teacher.ckpt=best", "select.set=none"], Linear(3), "teacher.ckpt"),
     ],
 )
 def test_settings_that_do_not_fit_together_fail_before_training(assignments, teacher, message):

@@ -1,12 +1,19 @@
 """An interrupted run ends as an uninterrupted one, bit for bit (on a CPU)."""
 
 import json
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from ltat.training import train
+from ltat.config import RunConfig
+from ltat.errors import LtatError
+from ltat.methods import METHODS, LossTerms, Method
+from ltat.training import Trainer, prepare, train
 from ltat.training.reporting import Reporter
 from tests.training.tiny import tiny_config
 
@@ -72,6 +79,103 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path):
 def test_resuming_where_nothing_stands_starts_a_run(tmp_path: Path):
     train(tiny_config("method=at-bsl", "train.epochs=1"), tmp_path / "new", resume=True)
     assert (tmp_path / "new" / "report.json").exists()
+
+
+@pytest.mark.parametrize("name", ["teacher", "last", "best"])
+def test_weights_broken_by_an_accident_are_written_again_from_the_state(name: str, uninterrupted: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    if name != "best" or json.loads((folder / "best.json").read_text())["extra"]["epoch"] == 3:
+        (folder / f"{name}.safetensors").write_bytes(b"broken")
+    train(tiny_config(), folder, resume=True)
+    assert_same_run(uninterrupted, folder)
+
+
+def test_a_state_of_another_network_is_refused(uninterrupted: Path, tmp_path: Path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    text = (tmp_path / "run" / "config.toml").read_text().replace('name = "small"', 'name = "resnet18"')
+    (tmp_path / "run" / "config.toml").write_text(text)
+    with pytest.raises(LtatError, match="not of this run"):
+        train(tiny_config("model.name=resnet18"), tmp_path / "run", resume=True)
+
+
+class Counting(Method):
+    """Its loss depends on what it counted, and its network is not the plain one: hooks and state must be kept."""
+
+    def __init__(self, config, class_counts, teacher=None):
+        super().__init__(config, class_counts, teacher)
+        self.seen: dict[str, int] = {"begin": 0, "end": 0, "around": 0}
+
+    def prepare_model(self, model):
+        model.replace_classifier(torch.nn.Linear(model.classifier.in_features, 10, bias=False))
+        return model
+
+    def deployed(self, model):
+        return torch.nn.Sequential(model, Doubled())
+
+    def begin_epoch(self, progress):
+        self.seen["begin"] += 1
+
+    def end_epoch(self, progress):
+        self.seen["end"] += 1
+
+    @contextmanager
+    def perturbed_weights(self, model, batch, x_adv):
+        self.seen["around"] += 1
+        yield
+
+    def loss(self, model, batch, x_adv, progress):
+        logits = model(x_adv)
+        weight = 1 + 0.01 * self.seen["around"] + 0.1 * self.seen["end"] + 0.1 * self.seen["begin"]
+        loss = weight * torch.nn.functional.cross_entropy(logits, batch.labels)
+        return LossTerms(loss, logits.detach(), {})
+
+    def state_dict(self):
+        return dict(self.seen)
+
+    def load_state_dict(self, state):
+        self.seen = dict(state)
+
+
+class CountingConfig(RunConfig):
+    """Settings of the method above."""
+
+    method: Literal["counting"] = "counting"
+
+
+Counting.Config = CountingConfig
+
+
+class Doubled(torch.nn.Module):
+    """Twice the logits, marked so that the report can tell who was evaluated."""
+
+    evaluated: ClassVar[list[int]] = []
+
+    def forward(self, logits):
+        self.evaluated.append(len(logits))
+        return 2 * logits
+
+
+def test_a_method_with_hooks_state_and_its_own_classifier_resumes_and_is_reported_as_deployed(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "counting", Counting)
+    whole = train(tiny_config("method=counting"), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config("method=counting"), tmp_path / "parts", reporter=Interrupting(10))
+    Doubled.evaluated.clear()
+    train(tiny_config("method=counting"), tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    state = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["method"]
+    assert state == {"begin": 3, "end": 3, "around": 3 * 6}
+    assert set(whole) == {"best", "last"} and 20 in Doubled.evaluated  # the 20 images of the final evaluation
+
+
+def test_the_loss_scale_of_fp16_survives_an_interruption():
+    plan = prepare(tiny_config("method=at-bsl", "train.precision=fp16"))
+    trainer, again = Trainer(plan.student), Trainer(plan.student)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    trainer.scaler.scale(torch.ones(1))
+    again.load_state_dict(trainer.state_dict())
+    assert again.scaler.state_dict()["scale"] == 8.0
 
 
 def test_a_half_precision_run_resumes_with_its_loss_scale(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Whole runs: what they leave, what they learn, and what stops them before they begin."""
 
+import io
 import json
 import tomllib
 from pathlib import Path
@@ -7,12 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from ltat.config import RunConfig
 from ltat.errors import LtatError
-from ltat.models import load_model, read_card
-from ltat.training import prepare, train
+from ltat.evaluation import evaluate
+from ltat.methods import Progress
+from ltat.models import build_model, load_model, read_card, save_model
+from ltat.training import Trainer, fitting, prepare, train
+from ltat.training.environment import determinism
+from ltat.training.reporting import Reporter
 from ltat.training.task import load_data, resolve
+from ltat.training.trainer import EpochSums
 from tests.training.tiny import tiny_config
 
 
@@ -135,6 +143,109 @@ def test_autoattack_of_one_checkpoint_does_not_meet_the_state_of_another(run_tin
     assert {"teacher", "best", "last"} == set(report) and all("autoattack" in part for part in report.values())
 
 
+def test_training_evaluation_and_card_share_the_threat_model(run_tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(fitting, "evaluate", lambda *a, **settings: seen.append(settings) or evaluate(*a, **settings))
+    folder = run_tiny("run", "method=at-bsl", "attack.norm=l2", "attack.eps=0.7", "train.precision=bf16")
+    report = json.loads((folder / "report.json").read_text())
+    for part in report.values():
+        assert part["threat_model"] == {"norm": "l2", "eps": 0.7, "box": [0.0, 1.0]}
+    assert {(s["threat"].norm, s["threat"].eps, s["precision"]) for s in seen} == {("l2", 0.7, "bf16")}
+    assert read_card(folder / "last").extra["threat_model"] == {"norm": "l2", "eps": 0.7}
+
+
+def test_the_prior_counts_the_images_trained_on():
+    plan = prepare(tiny_config())
+    assert plan.student.method.class_counts.tolist() == plan.data.train.counts.tolist()
+    assert plan.student.method.class_counts.sum() < len(plan.data.dataset.train)
+    balanced = prepare(tiny_config("method=at-bsl", "data.sampling=balanced")).student.method.class_counts
+    assert balanced.unique().numel() == 1
+
+
+def test_the_learning_rate_of_every_epoch_is_the_schedules(run_tiny):
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=4", "lr.milestones=[2, 4]", "select.set=none")
+    assert [row["lr"] for row in rows(folder)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
+
+
+def test_the_score_is_balanced_over_classes(run_tiny):
+    for row in rows(run_tiny("run", "method=at-bsl")):
+        assert row["score"] == row["val"]["pgd2"]["balanced"]
+    assert any(
+        row["val"]["clean"]["balanced"] != row["val"]["clean"]["overall"]
+        for row in rows(run_tiny("again", "method=at-bsl"))
+    )
+
+
+@pytest.mark.parametrize(("where", "metric"), [("val", "pgd10"), ("test", "pgd20")])
+def test_the_metric_of_selection_is_the_one_documented(where: str, metric: str):
+    config = RunConfig(method="at-bsl", data={"name": "digits"}, select={"set": where})
+    assert resolve(config).select.metric == metric
+
+
+def test_the_stages_begin_with_different_weights_that_the_seed_fixes():
+    one, again, other = (prepare(tiny_config(f"seed.train={seed}")) for seed in (0, 0, 1))
+    first = one.student.model.conv1.weight
+    assert torch.equal(first, again.student.model.conv1.weight)
+    assert not torch.equal(first, one.teacher.model.conv1.weight)
+    assert not torch.equal(first, other.student.model.conv1.weight)
+
+
+def test_attack_noise_differs_from_step_to_step_and_is_fixed_by_the_seed():
+    stage = prepare(tiny_config("method=pgd-at", "attack.steps=0")).student
+    batch = next(iter(stage.loader.epoch(1)))
+    seen = []
+    stage.method.loss = lambda model, b, x_adv, progress: (
+        seen.append(x_adv) or type(stage.method).loss(stage.method, model, b, x_adv, progress)
+    )
+    trainer = Trainer(stage)
+    for epoch, step in ((1, 0), (1, 1), (2, 0), (1, 0)):
+        trainer.train_step(batch, Progress(epoch, 2), step)
+    assert torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
+
+
+def test_a_student_may_start_from_its_trained_teacher(run_tiny):
+    folder = run_tiny("run", "student.init=teacher", "optim.lr=0", "optim.wd=0", "train.epochs=1")
+    teacher, student = load_file(folder / "teacher.safetensors"), load_file(folder / "last.safetensors")
+    names = [name for name in teacher if "running" not in name and "num_batches" not in name]
+    assert all(teacher[name].equal(student[name]) for name in names)
+
+
+def test_a_dominant_distillation_term_is_told_once(tmp_path):
+    heard = io.StringIO()
+    config = tiny_config("kd.alpha=100000", "kd.ramp=none", "train.epochs=2", "optim.lr=0.0001")
+    train(config, tmp_path / "run", reporter=Reporter(Console(file=heard)))
+    assert heard.getvalue().count("kd_ratio") == 1
+
+
+def test_determinism_is_asked_for_inside_and_given_back_after():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with determinism(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        with determinism(False):
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    with determinism(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_teacher_of_other_channels_is_refused_before_anything_is_written(tmp_path: Path):
+    save_model(build_model("small", num_classes=10, in_channels=3), tmp_path / "t", extra={})
+    with pytest.raises(LtatError, match="3 channels"):
+        train(tiny_config(f"teacher.path={tmp_path / 't'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_found_again_from_another_folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = resolve(tiny_config("data.name=npz", "data.dir=mine", "data.imbalance_ratio=natural"))
+    assert config.data.dir == str(tmp_path / "mine")
+
+
 def test_normalisation_by_the_training_set_travels_with_the_model(run_tiny):
     folder = run_tiny("run", "method=pgd-at", "train.epochs=1", "model.normalize=train")
     assert load_model(folder / "last").normalization is not None
@@ -165,6 +276,16 @@ def test_the_teacher_sees_the_balanced_set_only():
         (["train.device=quantum"], ["quantum"]),
         (["student.init=teacher", "teacher.model=resnet18"], ["student.init"]),
         (["data.imbalance_ratio=100000"], ["100000"]),
+        (["eval.attacks=[]"], ["eval.attacks"]),
+        (["eval.n_examples=500"], ["eval.n_examples=500", "400"]),
+        (["select.from=9"], ["select.from=9"]),
+        (["select.from=3", "teacher.ckpt=best"], ["teacher", "select.from=3"]),
+        (["teacher.ckpt=best", "select.set=none"], ["teacher.ckpt"]),
+        (["teacher.batch_size=5000"], ["teacher", "5000"]),
+        (["teacher.lr.kind=unheard"], ["teacher", "unheard"]),
+        (["optim.nesterov=true", "optim.momentum=0"], ["momentum"]),
+        (["method=pgd-at", "model.name=resnet18", "train.drop_last=false", "train.batch_size=73"], ["(1, 1, 8, 8)"]),
+        (["seed.train=4294967296"], ["seed.train"]),
     ],
 )
 def test_what_cannot_work_fails_before_anything_is_written(tmp_path: Path, assignments, names):
@@ -174,6 +295,18 @@ def test_what_cannot_work_fails_before_anything_is_written(tmp_path: Path, assig
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_longer_finite_stops_the_run(run_tiny):
+@pytest.mark.parametrize("lr", ["1e30", "1e38"])
+def test_a_run_that_is_no_longer_finite_stops(run_tiny, lr: str):
     with pytest.raises(LtatError, match="no longer finite"):
-        run_tiny("run", "method=pgd-at", "optim.lr=1e30")
+        run_tiny("run", "method=pgd-at", f"optim.lr={lr}", "train.epochs=1")
+
+
+def test_the_last_step_of_an_epoch_is_checked_where_others_are_not(monkeypatch):
+    stage = prepare(tiny_config("method=pgd-at", "train.epochs=1")).student
+    trainer = Trainer(stage)
+    sums = EpochSums(10, torch.device("cpu"))
+    sums.logs["loss"] = torch.tensor(float("nan"))
+    stage.device = torch.device("cuda")  # where the loss is read every FINITE_CHECK_STEPS only
+    trainer._require_finite(sums, Progress(1, 1), step=3)
+    with pytest.raises(LtatError, match="no longer finite"):
+        trainer._require_finite(sums, Progress(1, 1), step=None)

@@ -44,6 +44,13 @@ def test_a_very_short_run_still_begins_at_the_base_rate(base: int):
     assert rates(schedule, 2)[0] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("share", "epochs", "first"), [(0.29, 100, 29), (0.57, 100, 57), (0.58, 50, 29), (0.75, 30, 22)]
+)
+def test_a_share_of_the_epochs_is_not_rounded_one_down_too_far(share: float, epochs: int, first: int):
+    assert list(changes(rates(ScheduleSection(milestones=(share,)), epochs)))[1] == first
+
+
 def test_cosine_falls_from_the_base_towards_zero():
     values = rates(ScheduleSection(kind="cosine"), 10)
     assert values[0] == 1 and values[5] == pytest.approx(0.5) and 0 < values[-1] < 0.05

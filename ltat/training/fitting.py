@@ -1,0 +1,124 @@
+"""A stage from its first epoch, or from where it was left, to its last: train, validate, keep, record."""
+
+from ltat import __version__
+from ltat.data import Split
+from ltat.errors import LtatError
+from ltat.evaluation import Evaluation, evaluate
+from ltat.models import save_model
+from ltat.training.reporting import Reporter
+from ltat.training.run_folder import Row, RunFolder, StageFiles
+from ltat.training.task import TaskData
+from ltat.training.trainer import Stage, Trainer
+
+KD_RATIO_LIMIT = 5.0  # above it IGDM's authors saw training collapse (a teacher that is not locally linear)
+KD_WARNING = (
+    f"warning: the distillation term is more than {KD_RATIO_LIMIT:g} times the classification loss (kd_ratio in "
+    "metrics.jsonl); should accuracy collapse, lower kd.alpha or use a teacher trained adversarially"
+)
+NOTHING_YET: Row = {"score": -1.0, "epoch": 0}
+
+
+def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, reporter: Reporter) -> None:
+    """Run a stage's remaining epochs.
+
+    After each epoch the figures are written first, then the state, then the weights: whatever is cut off between
+    two of these is written again from the state by :func:`restore`.
+    """
+    trainer = Trainer(stage, reporter.advance)
+    best = restore(trainer, data, folder, files)
+    epochs, warned = stage.config.train.epochs, False
+    reporter.begin(stage.name, (epochs - trainer.epoch) * len(stage.loader) * stage.loader.batch_size)
+    while trainer.epoch < epochs:
+        row = trainer.run_epoch()
+        row |= validate(stage, data, row["epoch"])
+        if row.get("score") is not None and row["score"] > best["score"]:
+            best = row
+        folder.append_metrics(row)
+        folder.save_state(files.state, {**trainer.state_dict(), "row": row, "best": best})
+        save_weights(stage, data, folder, files, row, best)
+        reporter.epoch(row, epochs)
+        if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
+            reporter.say(KD_WARNING)
+            warned = True
+
+
+def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles) -> Row:
+    """Take up a stage where its folder left it; returns the figures of the best epoch so far.
+
+    Raises:
+        LtatError: the saved state belongs to another network or is not one.
+    """
+    state = folder.load_state(files.state)
+    folder.forget_metrics_after(trainer.stage.name, state["epoch"] if state else 0)
+    if state is None:
+        trainer.stage.method.initialise(trainer.stage.model)
+        return NOTHING_YET
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        where = folder.path / files.state
+        raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
+    save_weights(trainer.stage, data, folder, files, state["row"], state["best"])
+    return dict(state["best"])
+
+
+def save_weights(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:
+    """Write the newest weights, and the best where the newest are the best."""
+    save_checkpoint(stage, data, folder, files.last, row, best=False)
+    if row["epoch"] == best["epoch"]:
+        save_checkpoint(stage, data, folder, files.best, row, best=True)
+
+
+def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, row: Row, *, best: bool) -> None:
+    """Write the stage's weights and their card."""
+    config = stage.config
+    extra = {
+        "ltat": __version__,
+        "stage": stage.name,
+        "method": config.method,
+        "epoch": row["epoch"],
+        "dataset": config.data.name,
+        "imbalance_ratio": config.data.imbalance_ratio,
+        "subset_seed": config.seed.subset,
+        "train_counts": data.dataset.train.counts.tolist(),
+        "threat_model": {"norm": config.attack.norm, "eps": config.attack.eps},
+        "select": config.select.set,
+        "best": best,
+        "score": row.get("score"),
+    }
+    save_model(stage.model, folder.path / name, extra=extra, class_names=data.dataset.class_names)
+
+
+def validate(stage: Stage, data: TaskData, epoch: int) -> Row:
+    """The score by which the best checkpoint is chosen, in percent; nothing in epochs that do not compete.
+
+    On held-out images, imbalanced as the training set, it is the balanced robust accuracy (the mean over classes);
+    on the balanced test set of the papers the two are one.
+    """
+    select = stage.config.select
+    competes = epoch >= select.from_epoch and (epoch % select.every == 0 or epoch == stage.config.train.epochs)
+    if select.set == "none" or not competes:
+        return {}
+    split = data.val if data.val is not None else data.dataset.test
+    metric = select.metric or "pgd10"
+    measured = evaluate_stage(stage, split, ("clean", metric)).to_json()
+    return {
+        "select": f"{select.set}_{metric}",
+        "score": measured[metric]["balanced"],
+        "val": {name: {k: measured[name][k] for k in ("overall", "balanced")} for name in ("clean", metric)},
+    }
+
+
+def evaluate_stage(stage: Stage, split: Split, attacks: tuple[str, ...]) -> Evaluation:
+    """Evaluate a stage's network as it is deployed, under the threat model of its training."""
+    return evaluate(
+        stage.method.deployed(stage.model),
+        split,
+        attacks=attacks,
+        threat=stage.method.threat,
+        batch_size=stage.config.eval.batch_size,
+        seed=stage.config.seed.train,
+        device=stage.device,
+        precision=stage.config.train.precision,
+    )

@@ -1,0 +1,183 @@
+"""Everything that can fail in a run, built and tried once before anything is written."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ltat.config import RunConfig
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.evaluation.attacks import parse_attack
+from ltat.methods import Progress, find_method
+from ltat.models import Classifier, build_model, load_model
+from ltat.precision import MixedPrecision
+from ltat.seeding import torch_generator
+from ltat.training.environment import pick_device
+from ltat.training.optimizer import build_optimizer
+from ltat.training.schedule import learning_rate
+from ltat.training.task import TaskData, build_loader, load_data, pixel_statistics, resolve
+from ltat.training.trainer import Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run whose every part is built and checked.
+
+    ``teacher`` is the stage that trains the teacher, or ``None`` where there is nothing to train.
+    """
+
+    config: RunConfig
+    data: TaskData
+    student: Stage
+    teacher: Stage | None
+
+
+def prepare(config: RunConfig) -> Plan:
+    """Load the data, build every part of the run, and rehearse a step of each stage.
+
+    Raises:
+        LtatError: the first thing that would stop the run later.
+    """
+    config = resolve(config)
+    device = pick_device(config.train.device)
+    data = load_data(config)
+    method = find_method(config.method)
+    config = method.resolve(config, data.train.num_classes)
+    check_evaluation(config, data)
+    path = getattr(getattr(config, "teacher", None), "path", None)
+    teacher_config = None if path else method.teacher_config(config)
+    teacher_stage = None
+    if teacher_config is not None:
+        with saying("in the teacher stage (settings teacher.*)"):
+            teacher_stage = checked_stage("teacher", teacher_config, data, device)
+    teacher = teacher_stage.model if teacher_stage else load_teacher(path, data, device)
+    return Plan(config, data, checked_stage("student", config, data, device, teacher), teacher_stage)
+
+
+def check_evaluation(config: RunConfig, data: TaskData) -> None:
+    """Look at the settings of the evaluation that ends the run.
+
+    Raises:
+        LtatError: no attack, an unknown one, or more examples than test images.
+    """
+    if not config.eval.attacks:
+        raise LtatError("eval.attacks is empty; name at least clean")
+    for name in config.eval.attacks:
+        parse_attack(name)
+    asked, there = config.eval.n_examples or 0, len(data.dataset.test)
+    if asked > there:
+        raise LtatError(f"eval.n_examples={asked} is more than the {there} test images; lower it or leave it out")
+
+
+def load_teacher(path: str | None, data: TaskData, device: torch.device) -> Classifier | None:
+    """The teacher of a checkpoint, where one is named, in the memory layout of training.
+
+    Raises:
+        LtatError: it cannot be read, or takes images of another number of channels.
+    """
+    if path is None:
+        return None
+    teacher = load_model(path, device=device).to(memory_format=torch.channels_last)
+    channels = data.train.images.shape[-1]
+    if teacher.in_channels != channels:
+        raise LtatError(
+            f"the teacher {path} takes images of {teacher.in_channels} channels and the data have {channels}; "
+            "name another teacher"
+        )
+    return teacher
+
+
+def checked_stage(
+    name: str, config: RunConfig, data: TaskData, device: torch.device, teacher: nn.Module | None = None
+) -> Stage:
+    """Build a stage, and try what it will do.
+
+    Raises:
+        LtatError: settings that do not fit together, or a step that fails.
+    """
+    check_selection(config)
+    learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
+    stage = build_stage(name, config, data, device, teacher)
+    rehearse(stage, data)
+    return stage
+
+
+def check_selection(config: RunConfig) -> None:
+    """Look at how the best checkpoint is to be chosen.
+
+    Raises:
+        LtatError: an unknown attack, or no epoch in which a checkpoint competes.
+    """
+    select, epochs = config.select, config.train.epochs
+    parse_attack(select.metric or "clean")
+    if select.set != "none" and select.from_epoch > epochs:
+        raise LtatError(f"select.from={select.from_epoch} is beyond the {epochs} epochs; lower it")
+
+
+def build_stage(
+    name: str, config: RunConfig, data: TaskData, device: torch.device, teacher: nn.Module | None = None
+) -> Stage:
+    """Loader, method and model of one stage; the initial weights depend on the training seed and the stage only."""
+    loader = build_loader(data.train, config, device)
+    counts = np.bincount(data.train.labels[loader.plan.epoch(1)], minlength=data.train.num_classes)
+    method = find_method(config.method)(config, torch.as_tensor(counts, device=device), teacher)
+    normalize = pixel_statistics(data.train) if config.model.normalize == "train" else None
+    with initial_weights(config.seed.train, name):
+        model = build_model(
+            config.model.name,
+            num_classes=data.train.num_classes,
+            in_channels=data.train.images.shape[-1],
+            normalize=normalize,
+        )
+        model = method.prepare_model(model)
+    return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
+
+
+@contextmanager
+def initial_weights(seed: int, stage: str) -> Iterator[None]:
+    """Inside, torch's CPU generator is the stage's own; outside it is as before, on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch_generator(seed, f"{stage}/init").initial_seed())
+        yield
+
+
+def rehearse(stage: Stage, data: TaskData) -> None:
+    """One optimiser step on a copy, with as many images as the smallest batch of an epoch will have (at most two).
+
+    Raises:
+        LtatError: the step fails.
+    """
+    trial = copy.deepcopy((stage.model, stage.method))
+    network, method = MixedPrecision(trial[0], stage.config.train.precision).train(), trial[1]
+    last = len(stage.loader.plan) % stage.loader.batch_size
+    n = 1 if stage.loader.batch_size == 1 or (last == 1 and not stage.config.train.drop_last) else 2
+    pixels = torch.from_numpy(data.train.images[:n]).permute(0, 3, 1, 2).float().div(255).to(stage.device)
+    labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
+    batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
+    try:
+        optimizer = build_optimizer(trial[0], stage.config.optim)
+        method.initialise(trial[0])
+        method.loss(network, batch, batch.images, Progress(1, stage.config.train.epochs)).loss.backward()
+        optimizer.step()
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, LtatError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        shape = tuple(pixels.shape)
+        raise LtatError(
+            f"a training step on images {shape} fails ({reason}); change the model or the batches"
+        ) from error
+
+
+@contextmanager
+def saying(where: str) -> Iterator[None]:
+    """Add to an error where it arose."""
+    try:
+        yield
+    except LtatError as error:
+        raise LtatError(f"{where}: {error}") from None
