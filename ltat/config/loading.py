@@ -1,19 +1,30 @@
 """Settings from a recipe, a file and the command line, and back to TOML."""
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ltat.config.sections import RunConfig
 from ltat.errors import LtatError
 
 Tree = dict[str, Any]
 Config = TypeVar("Config", bound=RunConfig)
+
+_PLAIN = {
+    "model_type": "a section, whose settings are given one by one",
+    "tuple_type": "a list, such as [0.5, 0.75] or clean,pgd20",
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a finite number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "string_type": "text (in quotes where it looks like a number)",
+}
+"""What a setting must be, by pydantic's name of what is wrong with it."""
 
 
 def list_recipes() -> dict[str, Path]:
@@ -100,10 +111,14 @@ def load_config(
     for name, value in (settings or {}).items():
         if value is not None:
             set_by_path(tree, name, value)
-    for name, value in map(parse_assignment, assignments):
+    assigned = dict(parse_assignment(text) for text in assignments)
+    for name, value in assigned.items():
         set_by_path(tree, name, value)
-    method = tree.setdefault("method", default_method)
-    return validated(config_class(str(method)), tree)
+    chosen = config_class(str(tree.setdefault("method", default_method)))
+    for name, value in assigned.items():
+        if isinstance(value, str) and get_origin(_follow(chosen, name.split("."))[1]) is tuple:
+            set_by_path(tree, name, [word.strip() for word in value.split(",")])
+    return validated(chosen, tree)
 
 
 def _copied(tree: Tree) -> Tree:
@@ -123,11 +138,38 @@ def validated(config_class: type[Config], tree: Tree) -> Config:
 
 
 def _sentence(error: ValidationError, config_class: type[RunConfig]) -> str:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained", "literal", "float")))
+    problems = error.errors()
+    first = problems[0]
+    name = _setting_name(first, config_class)
     if first["type"] == "extra_forbidden":
         method = config_class.model_fields["method"].default
         return (
             f"method {method} has no setting {name!r}; `ltat train --method {method} --show-config` lists those it has"
         )
-    return f"setting {name}={first['input']!r} is not possible: {first['msg'][0].lower()}{first['msg'][1:]}"
+    # A setting of several types has one problem for each of them, and any of them would do.
+    wanted = [_wanted(problem) for problem in problems if _setting_name(problem, config_class) == name]
+    return f"setting {name}={first['input']!r} is not possible: it must be {' or '.join(dict.fromkeys(wanted))}"
+
+
+def _setting_name(problem: ErrorDetails, config_class: type[RunConfig]) -> str:
+    """The dotted name of the setting; what pydantic adds for positions and alternatives is left out."""
+    return ".".join(_follow(config_class, map(str, problem["loc"]))[0])
+
+
+def _follow(config_class: type[RunConfig], parts: Iterable[str]) -> tuple[list[str], object]:
+    """The parts of a dotted name down to its setting, and that setting's type (``None`` where there is none)."""
+    names: list[str] = []
+    kind: Any = config_class
+    for part in parts:
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            break
+        names.append(part)
+        fields = kind.model_fields
+        field = fields.get(part) or next((field for field in fields.values() if field.alias == part), None)
+        kind = None if field is None else field.annotation
+    return names, kind
+
+
+def _wanted(problem: ErrorDetails) -> str:
+    plain = _PLAIN.get(problem["type"])
+    return plain or problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")

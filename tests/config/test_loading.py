@@ -59,6 +59,37 @@ def test_a_wrong_setting_is_named_with_its_value(assignment: str, names: list[st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("assignment", "sentence"),
+    [
+        (
+            "data.imbalance_ratio=many",
+            "data.imbalance_ratio='many' is not possible: it must be a finite number or 'natural'",
+        ),
+        ("db.gamma=-1", "db.gamma=-1 is not possible: it must be greater than 0 or 'ir/2'"),
+        ("data=3", "data=3 is not possible: it must be a section"),
+        ("lr.milestones=3", "lr.milestones=3 is not possible: it must be a list"),
+        ("lr.milestones=[0.5,-1]", "lr.milestones=-1 is not possible: it must be greater than 0"),
+        ("train.epochs=1.5", "train.epochs=1.5 is not possible: it must be a whole number"),
+        ("select.from=0", "select.from=0 is not possible: it must be greater"),
+    ],
+)
+def test_a_wrong_setting_is_told_in_the_readers_words(assignment: str, sentence: str):
+    with pytest.raises(LtatError) as error:
+        load(assignments=[assignment])
+    assert str(error.value).startswith(f"setting {sentence}")
+
+
+def test_a_list_needs_no_brackets_but_a_word_with_a_comma_stays_a_word():
+    assert load(assignments=["eval.attacks=clean,pgd20"]).eval.attacks == ("clean", "pgd20")
+    assert load(assignments=["eval.attacks=clean"]).eval.attacks == ("clean",)
+    assert load(assignments=["lr.milestones=0.5, 0.75"]).lr.milestones == (0.5, 0.75)
+    assert load(assignments=["data.dir=a,b"]).data.dir == "a,b"
+    assert load(assignments=["eval.attacks=clean", 'eval.attacks=["pgd2"]']).eval.attacks == ("pgd2",)
+    with pytest.raises(LtatError, match=r"eval\.attack'"):
+        load(assignments=["eval.attack=clean,pgd20"])
+
+
 def test_a_setting_of_another_method_is_refused_not_ignored():
     with pytest.raises(LtatError, match="kd"):
         load(assignments=["method=at-bsl", "kd.alpha=1"])
