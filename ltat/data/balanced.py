@@ -9,6 +9,8 @@ from ltat.data.grouping import images_by_class, resolve_labels
 from ltat.errors import LtatError
 from ltat.seeding import numpy_generator
 
+MAX_CLASS_SIZE = 10_000_000  # a wild gamma must not ask for more memory than there is
+
 # How the m mod n_c images beyond whole copies of a class are drawn from its n_c images.
 REMAINDERS: dict[str, Callable[[np.random.Generator, np.ndarray, int], np.ndarray]] = {
     "no_replace": lambda generator, own, count: generator.permutation(own)[:count],
@@ -81,6 +83,8 @@ def _balanced_size(n_min: int, n_max: int, gamma: float | str) -> int:
         return max(1, n_max // 2)
     if isinstance(gamma, str) or not (math.isfinite(gamma) and gamma > 0):
         raise LtatError(f"gamma {gamma!r} is neither 'ir/2' nor a finite number above 0; give one of these")
+    if gamma * n_min > MAX_CLASS_SIZE:
+        raise LtatError(f"gamma {gamma:g} asks for {gamma * n_min:g} images of every class; choose a smaller one")
     return max(1, math.floor(gamma * n_min + 1e-9))  # 1e-9: a γ given as IR/2 must not lose an image to rounding
 
 

@@ -44,7 +44,8 @@ def _holdout_class(own: np.ndarray, fraction: float, generator: np.random.Genera
 def stratified_subset(labels: np.ndarray, n: int, num_classes: int | None = None) -> np.ndarray:
     """The positions of n images with classes as even as they allow, without randomness.
 
-    Takes the first image of every class, then the second of every class, and so on.
+    Takes the first image of every class, then the second of every class, and so on. Where the last round is not
+    whole, its classes are spread evenly from the last class on, so that a small sample has tail classes too.
 
     Returns:
         int64 [n], ascending.
@@ -58,4 +59,8 @@ def stratified_subset(labels: np.ndarray, n: int, num_classes: int | None = None
     turn = np.empty(len(labels), dtype=np.int64)
     for own in images_by_class(labels, num_classes):
         turn[own] = np.arange(len(own))
-    return np.sort(np.lexsort((labels, turn))[:n])
+    order = np.lexsort((labels, turn))
+    whole = order[turn[order] < turn[order[n - 1]]]
+    last = order[turn[order] == turn[order[n - 1]]]
+    wanted = n - len(whole)
+    return np.sort(np.concatenate([whole, last[len(last) - 1 - np.arange(wanted) * len(last) // wanted]]))

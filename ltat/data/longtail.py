@@ -52,7 +52,7 @@ def longtail_counts(n_max: int, num_classes: int, ratio: float, kind: str = "exp
         empty = int(np.flatnonzero(counts == 0)[0])
         raise LtatError(
             f"class {empty} would keep 0 of {n_max} images at imbalance ratio {ratio:g}; "
-            f"choose a ratio of at most {n_max}"
+            + ("choose 1" if n_max == 1 else f"choose a ratio below {n_max}")
         )
     return counts
 

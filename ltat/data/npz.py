@@ -50,10 +50,18 @@ def load_array(path: Path) -> dict[str, np.ndarray]:
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
-            return {key: loaded[key] for key in loaded.files}
+            arrays = {key: loaded[key] for key in loaded.files}
     except Exception as error:  # a damaged archive raises whatever zipfile, zlib or NumPy stumbles over
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise LtatError(f"{path} cannot be read as plain NumPy arrays ({reason}); write it again") from error
+        raise LtatError(f"{path} cannot be read as plain NumPy arrays ({_reason(error)}); write it again") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise LtatError(f"{path} is an archive of other files than NumPy arrays; write it with numpy.savez")
+    return arrays
+
+
+def _reason(error: Exception) -> str:
+    told = str(error).partition("\n")[0] or type(error).__name__
+    # NumPy advises allow_pickle=True here, which would run whatever code the file holds.
+    return "it holds Python objects, or is no NumPy file" if "allow_pickle" in told else told
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -92,3 +92,9 @@ def test_bad_argument_is_refused_by_value(keywords, fragment):
 
 def test_tiny_gamma_still_gives_one_image():
     assert balanced_sizes([10, 2], gamma=0.1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("gamma", [1e300, 1e9])
+def test_a_wild_gamma_is_refused_before_memory_is_asked_for(gamma):
+    with pytest.raises(LtatError, match="smaller"):
+        balanced_indices(np.repeat([0, 1], [500, 40]), gamma)

@@ -2,6 +2,7 @@ import hashlib
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -375,3 +376,19 @@ def test_real_cifar10_pack_loads_as_the_published_subset(tmp_path):
 def test_every_dataset_says_what_it_is():
     assert set(DATASETS) == {"digits", "cifar10", "cifar100", "npz"}
     assert all(spec.summary and spec.pad >= 0 for spec in DATASETS.values())
+
+
+@pytest.mark.parametrize("content", ["text", "objects", "archive"])
+def test_a_file_that_is_no_array_is_told_without_advice_to_run_it(tmp_path, content):
+    path = tmp_path / "train.npz"
+    if content == "text":
+        path.write_text("images,labels")
+    elif content == "objects":
+        np.savez(path, images=np.array([{}], dtype=object), labels=np.zeros(1, int))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images", "not an array")
+            archive.writestr("labels", "nor this")
+    with pytest.raises(LtatError, match=r"train\.npz") as caught:
+        load_dataset("npz", tmp_path)
+    assert "pickle" not in str(caught.value) and "\n" not in str(caught.value)

@@ -51,8 +51,15 @@ def test_sample_is_as_even_as_the_classes_allow(n):
         assert counts.max() - counts[short].min() <= 1
 
 
+@pytest.mark.parametrize(("n", "classes"), [(1, [9]), (2, [4, 9]), (3, [3, 6, 9]), (5, [1, 3, 5, 7, 9])])
+def test_a_sample_smaller_than_the_classes_has_tail_classes(n, classes):
+    labels = np.repeat(np.arange(10), 4)
+    assert labels[stratified_subset(labels, n)].tolist() == classes
+    assert labels[stratified_subset(labels, 10 + n)].tolist() == sorted([*range(10), *classes])
+
+
 def test_sample_takes_the_first_images_of_each_class():
-    assert stratified_subset(np.array([0, 0, 1, 0, 1, 2]), 4).tolist() == [0, 1, 2, 5]
+    assert stratified_subset(np.array([0, 0, 1, 0, 1, 2]), 4).tolist() == [0, 2, 4, 5]
 
 
 @pytest.mark.parametrize("n", [0, -1, 150])

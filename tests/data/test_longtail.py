@@ -199,3 +199,12 @@ def test_result_is_the_same_without_a_native_build(monkeypatch):
     usual = longtail_indices(labels, 9)
     monkeypatch.setattr(native, "host", lambda: None)
     np.testing.assert_array_equal(usual, longtail_indices(labels, 9))
+
+
+@pytest.mark.parametrize("n_max", [1, 49, 50, 97, 500])
+def test_the_ratio_that_a_refusal_advises_is_possible(n_max):
+    with pytest.raises(LtatError) as caught:
+        longtail_counts(n_max, 10, n_max * 1.5)
+    advised = {"choose 1": 1.0, f"choose a ratio below {n_max}": n_max * 0.999}
+    ratio = advised[str(caught.value).partition("; ")[2]]
+    assert longtail_counts(n_max, 10, ratio).min() >= 1
