@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import official
-from ltat.attacks.checks import check_batch
+from ltat.attacks.checks import check_batch, check_channels, check_seed, check_threat
 from ltat.attacks.journal import Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
@@ -85,6 +85,8 @@ def autoattack(
         LtatError: a threat model AutoAttack does not know, wrong images or labels, the state of another run.
     """
     _check(x, y, threat, batch_size)
+    check_seed(seed)
+    check_channels(model, x.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode(False):
         x, y = x.detach().clone(), y.detach().clone()
         body = MixedPrecision(model, precision)
@@ -206,6 +208,7 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *,
 
 
 def _check(x: Tensor, y: Tensor, threat: ThreatModel, batch_size: int) -> None:
+    check_threat(threat)
     if isinstance(threat.eps, Tensor):
         raise LtatError("AutoAttack takes one radius for all images: give eps as a number")
     if threat.box != (0.0, 1.0):

@@ -1,10 +1,13 @@
 """Checks of what an attack is given."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltat.attacks.threat import ThreatModel
 from ltat.errors import LtatError
+from ltat.ops.checks import require_tensors
+
+MAX_SEED = 2**63 - 1
 
 
 def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
@@ -13,8 +16,11 @@ def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     Raises:
         LtatError: naming the offending value.
     """
-    if len(x) == 0 or y.shape != x.shape[:1]:
-        raise LtatError(f"{len(x)} images but labels of shape {tuple(y.shape)}: give one label per image")
+    require_tensors(x=x, y=y)
+    if x.dim() == 0 or len(x) == 0 or y.shape != x.shape[:1]:
+        raise LtatError(
+            f"images of shape {tuple(x.shape)} but labels of shape {tuple(y.shape)}: give one label per image"
+        )
     if y.dtype != torch.int64 or int(y.min()) < 0:
         raise LtatError(f"labels of {y.dtype} from {y.min().item()}: they must be int64 in [0, classes)")
     if x.dtype != torch.float32:
@@ -28,3 +34,34 @@ def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
             "scale the images to it"
         )
     threat.validate(len(x))
+
+
+def check_channels(model: nn.Module, channels: int) -> None:
+    """Refuses images of other channels than a model asks for that says so in ``in_channels``.
+
+    Raises:
+        LtatError: naming both numbers.
+    """
+    wanted = getattr(model, "in_channels", channels)
+    if isinstance(wanted, int) and wanted != channels:
+        raise LtatError(f"the model takes images of {wanted} channels and these have {channels}: use its own data")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that torch's generators cannot take.
+
+    Raises:
+        LtatError: naming the seed.
+    """
+    if not 0 <= seed <= MAX_SEED:
+        raise LtatError(f"seed is {seed}: give one from 0 to {MAX_SEED}")
+
+
+def check_threat(threat: object) -> None:
+    """Refuses anything but a threat model.
+
+    Raises:
+        LtatError: naming what was given.
+    """
+    if not isinstance(threat, ThreatModel):
+        raise LtatError(f"threat is {threat!r}: give a ThreatModel, such as ThreatModel(norm='linf', eps=8 / 255)")

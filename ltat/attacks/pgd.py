@@ -6,7 +6,7 @@ x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K�
 import torch
 from torch import Tensor, nn
 
-from ltat.attacks.checks import check_batch
+from ltat.attacks.checks import check_batch, check_channels, check_threat
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
@@ -65,11 +65,14 @@ def pgd(
     Raises:
         LtatError: a wrong argument, told with its value.
     """
+    if validate:
+        check_threat(threat)
+        check_batch(x, y, threat)
+        check_channels(model, x.shape[1] if x.dim() > 1 else 1)
     step_size = threat.eps / 4 if step_size is None else step_size
     if validate:
         _check_choices(start, mode, keep, precision)
         _check_numbers(steps, step_size, restarts)
-        check_batch(x, y, threat)
     with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad():
         x, y = _recordable(x), _recordable(y)
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large

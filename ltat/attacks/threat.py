@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -97,6 +98,8 @@ def per_image(value: float | Tensor, x: Tensor) -> float | Tensor:
 
 
 def _check_radius(eps: float | Tensor) -> None:
+    if not isinstance(eps, Tensor | Real):
+        raise LtatError(f"eps is {eps!r}: give a number such as 8 / 255, or a tensor [B]")
     if isinstance(eps, Tensor) and eps.dim() != 1:
         raise LtatError(f"eps has shape {tuple(eps.shape)}: give one number or a tensor [B]")
     values = torch.as_tensor(eps, dtype=torch.float64).reshape(-1)

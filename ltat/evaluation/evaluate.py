@@ -11,16 +11,21 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ltat.attacks import ThreatModel
+from ltat.attacks.checks import check_channels, check_seed, check_threat
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
 from ltat.data.split import Dataset, Split
 from ltat.errors import LtatError
 from ltat.evaluation.attacks import Outcome, Subject, as_tensor, parse_attack, predict
+from ltat.evaluation.groups import class_groups
 from ltat.evaluation.metrics import summarise
+from ltat.models.base import moved
 from ltat.precision import MixedPrecision, dtype_of
 
 DEFAULT_ATTACKS = ("clean", "pgd20")
+SELECTED_ON_TEST = "the best checkpoint was selected on the test set, as the papers do: its figures are optimistic"
+"""The flag of every evaluation of such a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def evaluate(
     model: nn.Module,
     data: Split | Dataset,
     *,
-    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    attacks: Sequence[str] | str = DEFAULT_ATTACKS,
     threat: ThreatModel = LINF_8,
     train_counts: Sequence[int] | np.ndarray | None = None,
     n_examples: int | None = None,
@@ -98,7 +103,7 @@ def evaluate(
     Args:
         model: images fp32 [B, ch, H, W] in [0, 1] → logits [B, C].
         data: a split, or a dataset, of which the test split is taken and, unless given, the training counts.
-        attacks: names such as ``clean``, ``pgd20``, ``autoattack``; see ``ltat.evaluation.attacks``.
+        attacks: one or several names such as ``clean``, ``pgd20``, ``autoattack``; see ``ltat.evaluation.attacks``.
         threat: norm, ε and box of every attack.
         train_counts: training images per class [C], which define tail, many, medium and few.
         n_examples: evaluate that many images, classes as even as they allow; all if None.
@@ -113,13 +118,15 @@ def evaluate(
     Raises:
         LtatError: an unknown attack, a model of another number of classes, or a setting out of range.
     """
-    chosen = {attack: parse_attack(attack) for attack in attacks}
+    chosen = {attack: parse_attack(attack) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
     _check(chosen, threat, batch_size, precision)
+    check_seed(seed)
     split, dataset, train_counts = _resolve(data, train_counts)
+    class_groups(split.num_classes, train_counts)  # unfit counts must not wait until the attacks are through
     if n_examples is not None:
         split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
     subject, flags = _meet(
-        model if device is None else model.to(device),
+        model if device is None else moved(model, device),
         split,
         threat=threat,
         batch_size=batch_size,
@@ -148,6 +155,8 @@ def _resolve(
 ) -> tuple[Split, str, Sequence[int] | np.ndarray | None]:
     if isinstance(data, Split):
         return data, "", train_counts
+    if not isinstance(data, Dataset):
+        raise LtatError(f"data is of type {type(data).__name__}: give a Split or a Dataset, such as load_dataset gives")
     return data.test, data.name, data.train.counts if train_counts is None else train_counts
 
 
@@ -179,6 +188,7 @@ def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) ->
 
 
 def _check_classes(model: nn.Module, x: Tensor, num_classes: int, precision: str) -> None:
+    check_channels(model, x.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode():
         shape = tuple(MixedPrecision(model, precision)(x).shape)
     if shape != (1, num_classes):
@@ -209,6 +219,7 @@ def _contradictions(outcomes: dict[str, Outcome]) -> list[str]:
 def _check(attacks: dict[str, Any], threat: ThreatModel, batch_size: int, precision: str) -> None:
     if not attacks:
         raise LtatError("no attack was named: give at least 'clean'")
+    check_threat(threat)
     if isinstance(threat.eps, Tensor):
         raise LtatError("an evaluation has one radius for all images: give eps as a number")
     if batch_size < 1:

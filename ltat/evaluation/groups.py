@@ -25,8 +25,8 @@ def class_groups(num_classes: int, train_counts: Sequence[int] | np.ndarray | No
     """
     if train_counts is None:
         return dict.fromkeys(GROUPS)
-    counts = np.asarray(train_counts)
-    if counts.shape != (num_classes,) or (counts < 0).any():
+    counts = _numbers(train_counts)
+    if counts.shape != (num_classes,) or not (counts >= 0).all():
         raise LtatError(
             f"train_counts of shape {counts.shape} for {num_classes} classes: give one count of images per class"
         )
@@ -39,3 +39,10 @@ def class_groups(num_classes: int, train_counts: Sequence[int] | np.ndarray | No
         "medium": (counts >= FEW_BELOW) & (counts <= MANY_ABOVE),
         "few": counts < FEW_BELOW,
     }
+
+
+def _numbers(train_counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(train_counts, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise LtatError(f"train_counts are {train_counts!r}: give one count of images per class") from None

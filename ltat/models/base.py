@@ -1,7 +1,8 @@
 """What all classifiers share: features, a replaceable last layer, optional normalisation inside."""
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,11 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels: int) -> None:
         super().__init__()
-        if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
+        numbers = all(map(math.isfinite, (*mean, *std)))
+        if len(mean) != channels or len(std) != channels or not numbers or not all(value > 0 for value in std):
             raise LtatError(
                 f"normalisation by mean {tuple(mean)} and std {tuple(std)} does not fit {channels} channels; "
-                "give one mean and one positive std per channel"
+                "give one finite mean and one positive std per channel"
             )
         self.mean: Tensor
         self.std: Tensor
@@ -77,6 +79,22 @@ class Classifier(nn.Module):
     def replace_classifier(self, layer: nn.Module) -> None:
         """Put another layer (features [B, d] to logits [B, num_classes]) in the last one's place."""
         setattr(self, self.classifier_name, layer)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def moved(model: M, device: torch.device | str) -> M:
+    """The model on that device.
+
+    Raises:
+        LtatError: there is no such device, or no room on it.
+    """
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:  # what torch raises differs from build to build
+        reason = str(error).partition("\n")[0]
+        raise LtatError(f"device {str(device)!r} cannot be used ({reason}); choose cpu or cuda") from error
 
 
 def conv3x3(in_planes: int, planes: int, stride: int = 1) -> nn.Conv2d:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ltat.errors import LtatError
 from ltat.files import atomic_write_all
-from ltat.models.base import Classifier
+from ltat.models.base import Classifier, moved
 from ltat.models.registry import MODELS, build_model
 
 CARD_FORMAT = 1
@@ -103,7 +103,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Class
     check_state(skeleton, tensors, str(weights_path))
     model = _build(card)
     model.load_state_dict(tensors)
-    return model.to(device).eval()
+    return moved(model, device).eval()
 
 
 def load_weights(model: torch.nn.Module, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ltat import native
 from ltat.errors import LtatError
+from ltat.ops.checks import require_tensors
 
 # Loading registers the operator; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -108,6 +109,8 @@ def balanced_kd(
     """
     teachers = {"teacher_adv": teacher_adv, "teacher_minus": teacher_minus, "teacher_clean": teacher_clean}
     given = {"student_minus": student_minus, **teachers}
+    require_tensors(student_adv=student_adv, target=target, log_prior=log_prior)
+    require_tensors(**{name: tensor for name, tensor in given.items() if tensor is not None})
     chosen = _choose(form, given)
     _check(student_adv, target, log_prior, chosen)
     _check_settings(temperature, reduction)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ltat import native
 from ltat.errors import LtatError
+from ltat.ops.checks import require_tensors
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -142,6 +143,7 @@ def _split_amount(amount: float | Tensor) -> tuple[Tensor | None, float]:
 
 
 def _check_tensors(x_adv: Tensor, grad: Tensor, x: Tensor, inplace: bool) -> None:
+    require_tensors(x_adv=x_adv, grad=grad, x=x)
     if x_adv.ndim < 1:
         raise LtatError("x_adv needs a batch dimension, got a single number; pass a tensor [B, ...]")
     for name, tensor, dtypes in (

@@ -196,6 +196,9 @@ def test_half_precision_is_flagged():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"y": torch.full((7,), 10)}, "label 10"),
         ({"x": torch.full((7, 3, 4, 4), float("nan"))}, "NaN"),
+        ({"seed": 2**63}, "seed is"),
+        ({"threat": "linf"}, "threat is 'linf'"),
+        ({"x": torch.zeros(7, 3, 4, 4).numpy()}, "x is a numpy array"),
     ],
 )
 def test_what_autoattack_cannot_do_is_said_before_it_starts(change, names):

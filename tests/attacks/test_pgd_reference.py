@@ -7,6 +7,7 @@ from torch import nn
 
 from ltat.attacks import MODES, OBJECTIVES, STARTS, ThreatModel, cross_entropy, frozen_batch_norm_statistics, pgd
 from ltat.errors import LtatError
+from ltat.models import build_model
 
 CLASSES = 4
 
@@ -267,6 +268,9 @@ def test_the_margin_objectives_are_their_formulas():
         ({"keep": "unheard"}, "unheard"),
         ({"precision": "int4"}, "int4"),
         ({"threat": ThreatModel(eps=torch.rand(4))}, "4 radii for 9 images"),
+        ({"threat": 0.1}, "threat is 0.1"),
+        ({"x": np.zeros((9, 3, 8, 8), np.float32)}, "x is a numpy array"),
+        ({"y": [0] * 9}, "y is a value of type list"),
     ],
 )
 def test_wrong_arguments_are_named(change, names, net, x, y):
@@ -286,6 +290,7 @@ def test_wrong_arguments_are_named(change, names, net, x, y):
         ({"eps": float("inf")}, "inf"),
         ({"eps": torch.tensor([0.1, -0.2])}, "-0.2"),
         ({"eps": torch.rand(2, 2)}, r"\(2, 2\)"),
+        ({"eps": "8/255"}, "'8/255'"),
         ({"norm": "l1"}, "l1"),
         ({"box": (1.0, 0.0)}, "empty"),
     ],
@@ -305,3 +310,9 @@ def test_contains_tells_legal_images_from_illegal_ones():
     assert ThreatModel("l2", eps=0.2).contains(x_adv, x).tolist() == [True, False, False, True]
     wide = ThreatModel(eps=9.0)
     assert wide.contains(x + 0.6, x).tolist() == [False] * 4  # in the ball, not in the box
+
+
+def test_images_of_other_channels_than_the_model_are_told():
+    model = build_model("small", num_classes=5, in_channels=3)
+    with pytest.raises(LtatError, match="3 channels and these have 1"):
+        pgd(model, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))

@@ -92,6 +92,7 @@ def test_results_do_not_depend_on_the_batch_size_where_the_attack_is_decided(dat
 
 
 def test_an_evaluation_is_repeatable_and_its_seed_matters():
+    torch.manual_seed(0)
     model = build_model("small", num_classes=CLASSES, in_channels=1)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
@@ -201,11 +202,41 @@ def test_an_attack_may_name_its_step(data):
         ({"batch_size": 0}, "batch_size is 0"),
         ({"precision": "int4"}, "int4"),
         ({"train_counts": [1, 2]}, "5 classes"),
+        ({"attacks": "clean,pgd20"}, "'clean,pgd20'"),
+        ({"threat": 8 / 255}, "give a ThreatModel"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"device": "gpu"}, "device 'gpu'"),
     ],
 )
 def test_wrong_settings_are_named(settings, names, data):
     with pytest.raises(LtatError, match=names):
         evaluate(Brightest(), data, **settings).to_json()
+
+
+@pytest.mark.parametrize("counts", [[1, 2], list("abcde"), [1, 2, 3, 4, float("nan")], [[1], [2, 3]]])
+def test_unfit_counts_are_refused_before_anything_is_attacked(counts, data):
+    def model_is_called(*_):
+        raise AssertionError
+
+    model = Brightest()
+    model.register_forward_hook(model_is_called)
+    with pytest.raises(LtatError, match="train_counts"):
+        evaluate(model, data, train_counts=counts)
+
+
+def test_one_attack_needs_no_list(data):
+    assert list(evaluate(Brightest(), data, attacks="clean").outcomes) == ["clean"]
+
+
+def test_data_that_are_no_split_are_refused(data):
+    with pytest.raises(LtatError, match="give a Split or a Dataset"):
+        evaluate(Brightest(), data.test.images)
+
+
+def test_a_model_of_other_channels_is_told_so(data):
+    with pytest.raises(LtatError, match="3 channels and these have 1"):
+        evaluate(build_model("small", num_classes=CLASSES, in_channels=3), data)
 
 
 def test_a_model_of_other_classes_is_refused(data):

@@ -1,4 +1,5 @@
 import hashlib
+import math
 
 import pytest
 import torch
@@ -163,6 +164,8 @@ def test_weights_depend_on_torchs_seed_alone():
         ("small", {"in_channels": 0}, "0 channels"),
         ("small", {"normalize": ((0.5,), (0.5,))}, "3 channels"),
         ("small", {"normalize": ((0.5,) * 3, (0.5, 0.0, 0.5))}, "positive std"),
+        ("small", {"normalize": ((0.5, math.nan, 0.5), (0.5,) * 3)}, "finite mean"),
+        ("small", {"normalize": ((0.5,) * 3, (0.5, math.inf, 0.5))}, "finite mean"),
     ],
 )
 def test_wrong_use_is_refused_by_value(name, keywords, fragment):

@@ -95,6 +95,11 @@ def test_model_outside_the_registry_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_device_that_is_none_is_told(saved):
+    with pytest.raises(LtatError, match="device 'gpu' cannot be used"):
+        load_model(saved, device="gpu")
+
+
 def test_every_single_byte_of_the_weights_counts(saved):
     intact = saved.read_bytes()
     for position in (0, 9, len(intact) // 2, len(intact) - 1):

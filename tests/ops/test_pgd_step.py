@@ -187,6 +187,7 @@ def test_the_result_carries_no_gradient(device):
         ({"eps": torch.ones(2, dtype=torch.float64)}, "float64"),
         ({"eps": torch.tensor([0.1, -1.0])}, "eps of sample 1 is -1.0"),
         ({"step": torch.tensor([math.nan, 1.0])}, "step of sample 0 is nan"),
+        ({"grad": torch.ones(2, 3).numpy()}, "grad is a numpy array; give a torch tensor"),
         ({"grad": torch.ones(2, 4)}, r"grad has shape \(2, 4\)"),
         ({"x": torch.ones(2, 3, dtype=torch.float64)}, "x is torch.float64"),
         ({"x_adv": torch.ones(2, 3, dtype=torch.bfloat16)}, "x_adv is torch.bfloat16"),
