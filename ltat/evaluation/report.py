@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -18,11 +19,19 @@ def render_table(evaluations: Sequence[Evaluation]) -> Table:
 
     A dash stands for a group without images, or unknown because the training counts are.
     """
-    table = Table(title="Accuracy in percent", caption=_caption(evaluations), caption_justify="left")
-    table.add_column("attack")
-    table.add_column("model")
+    table = Table(
+        title="Accuracy in percent",
+        caption=_caption(evaluations),
+        caption_justify="left",
+        box=box.HORIZONTALS,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("attack", no_wrap=True)
+    table.add_column("model", overflow="fold")  # what is too long goes on below; no figure ever gives way to a name
     for column in COLUMNS:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for attack in dict.fromkeys(name for evaluation in evaluations for name in evaluation.outcomes):
         for evaluation in evaluations:
             if attack in evaluation.outcomes:

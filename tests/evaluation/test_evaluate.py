@@ -257,6 +257,19 @@ def test_several_models_stand_in_one_table_that_fits_a_terminal(data):
     assert sum("94.00" in line for line in text.splitlines()) == 2
 
 
+def test_names_and_figures_stand_whole_at_80_columns(data):
+    names = ("self-teacher", "run-3/teacher", "digits-ir20-small-self-distill-s0/best")
+    attacks = ("clean", "pgd20@1/255")
+    evaluations = [evaluate(Brightest(), data, attacks=attacks, name=name, threat=THREAT) for name in names]
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(render_table(evaluations))
+    lines = console.export_text().splitlines()
+    rows = [line for line in lines if line.startswith(attacks)]
+    assert sum("self-teacher" in row for row in rows) == sum("run-3/teacher" in row for row in rows) == 2
+    assert sum("94.00" in row for row in rows) == sum("42.00" in row for row in rows) == 3
+    assert not any("…" in line for line in lines)
+
+
 def test_progress_is_told_stage_by_stage(data):
     told = []
     evaluate(Brightest(), data, attacks=["clean", "pgd2"], batch_size=20, on_progress=lambda *news: told.append(news))
