@@ -1,26 +1,31 @@
 """`ltat eval`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import click
+from pydantic import BaseModel, Field, ValidationError
 
 from ltat.cli.options import Radius, comma_separated, dataset_options
 from ltat.config import from_toml
 from ltat.errors import LtatError
+from ltat.files import check_writable
 
 
 @click.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @dataset_options
 @click.option("--attacks", default="clean,pgd20", show_default=True, help="clean, pgdK, autoattack; comma-separated.")
-@click.option("--n-examples", type=click.IntRange(min=1), metavar="N", help="A class-balanced part of the test set.")
+@click.option(
+    "--n-examples", type=click.IntRange(min=1), metavar="N", help="N test images, as even over classes as N allows."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
 @click.option("--eps", type=Radius(), help="Radius for pixels in [0, 1]; the training one if the card knows it.")
 @click.option("--norm", type=click.Choice(["linf", "l2"]), help="The training norm if the card knows it.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write JSON here.")
 @click.option("--state-dir", type=click.Path(path_type=Path, file_okay=False), help="Keeps AutoAttack's progress.")
 def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: Any) -> None:
@@ -33,75 +38,123 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
 
     from ltat.evaluation import write_json
 
+    if json_file is not None:
+        check_writable(json_file)
     evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
+    Console().print(evaluation.table())
     if json_file is not None:
         write_json(json_file, evaluation)
-    Console().print(evaluation.table())
+
+
+class TrainedThreat(BaseModel):
+    """The threat model of training, as a card tells it."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8 / 255
+
+
+class Facts(BaseModel):
+    """What a card may know about the training; anything else in it is left alone."""
+
+    dataset: str | None = None
+    imbalance_ratio: float | Literal["natural"] | None = None
+    subset_seed: int = 0
+    train_counts: list[Annotated[int, Field(ge=0)]] | None = None
+    threat_model: TrainedThreat = TrainedThreat()
+    select: str | None = None
+    best: bool = False
 
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
     """Load the model and its data, and evaluate with a progress bar."""
-    from ltat.data import load_dataset
+    from ltat.attacks import ThreatModel
     from ltat.evaluation import evaluate
-    from ltat.models import load_model, read_card
+    from ltat.evaluation.evaluate import SELECTED_ON_TEST
+    from ltat.models import load_model
     from ltat.training.environment import pick_device
     from ltat.training.reporting import Reporter
 
     device = pick_device(options["device"])
-    model, facts = load_model(checkpoint, device=device), read_card(checkpoint).extra
-    name, same = data_set_name(options["dataset"], facts, checkpoint)
-    ratio = options["imbalance_ratio"] or (facts.get("imbalance_ratio") if same else None) or "natural"
-    data = load_dataset(
-        name,
-        options["data_dir"] or folder_of_run(checkpoint, same),
-        imbalance_ratio=ratio,
-        subset_seed=facts.get("subset_seed", 0),
-        download=bool(options["download"]),
-    )
+    model, facts = load_model(checkpoint, device=device), read_facts(checkpoint)
+    data, train_counts = open_data(checkpoint, facts, options)
+    trained = facts.threat_model
     with Reporter() as reporter:
-        return evaluate(
+        evaluation = evaluate(
             model,
             data,
             attacks=attacks,
-            threat=threat_model(options, facts),
-            train_counts=facts["train_counts"] if same and "train_counts" in facts else data.train.counts.tolist(),
+            threat=ThreatModel(
+                options["norm"] or trained.norm, trained.eps if options["eps"] is None else options["eps"]
+            ),
+            train_counts=train_counts,
             n_examples=options["n_examples"],
             batch_size=options["batch_size"],
             seed=options["seed"],
             device=device,
             precision=options["precision"],
-            name=checkpoint.name,
+            name=model_name(checkpoint),
             state_dir=options["state_dir"],
             on_progress=reporter.evaluation,
         )
+    if facts.select == "test" and facts.best:
+        evaluation = replace(evaluation, flags=[*evaluation.flags, SELECTED_ON_TEST])
+    return evaluation
 
 
-def data_set_name(wanted: str | None, facts: dict[str, Any], checkpoint: Path) -> tuple[str, bool]:
-    """The data set to evaluate on, and whether it is the one that the card names.
+def read_facts(checkpoint: Path) -> Facts:
+    """What the checkpoint's card knows about its training.
 
     Raises:
-        LtatError: neither the command nor the card names one.
+        LtatError: something in it is of another kind than it must be.
     """
-    known = facts.get("dataset")
-    name = wanted or known
+    from ltat.models import read_card
+
+    try:
+        return Facts.model_validate(read_card(checkpoint).extra)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LtatError(
+            f"the card of {checkpoint} cannot be used: {first['loc'][0]} holds {first['input']!r}; "
+            "correct it there, or save the model again"
+        ) from None
+
+
+def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> tuple[Any, list[int]]:
+    """The data set of the options, else of the card, and the training counts that define its groups of classes.
+
+    Raises:
+        LtatError: neither the command nor the card names a data set, or it cannot be read.
+    """
+    from ltat.data import load_dataset
+
+    name, ratio = options["dataset"] or facts.dataset, options["imbalance_ratio"]
     if name is None:
         raise LtatError(f"the card of {checkpoint} names no data set; add --dataset")
-    return name, name == known
+    as_trained = name == facts.dataset
+    if ratio is None:
+        ratio = facts.imbalance_ratio if as_trained and facts.imbalance_ratio is not None else "natural"
+    data = load_dataset(
+        name,
+        options["data_dir"] or folder_of_run(checkpoint, as_trained),
+        imbalance_ratio=ratio,
+        subset_seed=facts.subset_seed,
+        download=bool(options["download"]),
+    )
+    if as_trained and options["imbalance_ratio"] is None and facts.train_counts is not None:
+        return data, facts.train_counts
+    return data, data.train.counts.tolist()
 
 
-def folder_of_run(checkpoint: Path, same_data: bool) -> str | None:
+def folder_of_run(checkpoint: Path, as_trained: bool) -> str | None:
     """Where the run that wrote the checkpoint found its data, read from the settings that lie beside it."""
     settings = checkpoint.parent / "config.toml"
-    if not same_data or not settings.exists():
+    if not as_trained or not settings.exists():
         return None
     folder: str | None = from_toml(settings).get("data", {}).get("dir")
     return folder
 
 
-def threat_model(options: dict[str, Any], facts: dict[str, Any]) -> Any:
-    """The threat model of the options, else of the card, else the l-inf ball of radius 8/255."""
-    from ltat.attacks import ThreatModel
-
-    trained = facts.get("threat_model", {})
-    eps = trained.get("eps", 8 / 255) if options["eps"] is None else options["eps"]
-    return ThreatModel(norm=options["norm"] or trained.get("norm", "linf"), eps=eps)
+def model_name(checkpoint: Path) -> str:
+    """The run folder and the checkpoint in it, such as ``first/best``."""
+    folder = checkpoint.parent.resolve().name
+    return f"{folder}/{checkpoint.name.removesuffix('.safetensors')}".removeprefix("/")

@@ -1,0 +1,97 @@
+"""`ltat eval`: what it takes from the card, and what it refuses before it costs time."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from ltat.cli.main import main
+from ltat.evaluation.evaluate import SELECTED_ON_TEST
+from ltat.models import build_model, save_model
+
+COUNTS = [500, 300, 200, 100, 90, 80, 60, 50, 30, 10]
+FACTS = {"dataset": "digits", "imbalance_ratio": 20.0, "train_counts": COUNTS, "stage": "student"}
+
+
+def save(folder: Path, **extra: Any) -> Path:
+    """A model for the digits, of random weights, with these facts on its card."""
+    save_model(build_model("small", num_classes=10, in_channels=1), folder / "best", extra=FACTS | extra)
+    return folder / "best"
+
+
+def run(checkpoint: Path, *arguments: object) -> Result:
+    command = ["eval", str(checkpoint), "--attacks", "clean", "--n-examples", "10", "--device", "cpu"]
+    return CliRunner().invoke(main, [*command, *map(str, arguments)])
+
+
+def report(checkpoint: Path, file: Path, *arguments: object) -> dict[str, Any]:
+    done = run(checkpoint, "--json", file, *arguments)
+    assert done.exit_code == 0, done.output
+    return json.loads(file.read_text())
+
+
+def test_the_groups_are_those_of_the_ratio_that_was_asked_for(tmp_path: Path):
+    model, file = save(tmp_path / "run"), tmp_path / "r.json"
+    assert report(model, file)["clean"]["n"]["many"] == 3  # of the card's counts
+    assert report(model, file, "--imbalance-ratio", 1)["clean"]["n"]["many"] == 10
+    assert run(model, "--imbalance-ratio", 0).exit_code == 2
+
+
+def test_the_name_is_the_run_and_the_checkpoint_however_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, file = save(tmp_path / "run"), tmp_path / "r.json"
+    assert report(model, file)["model"] == "run/best"
+    assert report(model.with_suffix(".safetensors"), file)["model"] == "run/best"
+    monkeypatch.chdir(tmp_path / "run")
+    assert report(Path("best"), file)["model"] == "run/best"
+
+
+@pytest.mark.parametrize(("facts", "flagged"), [({"best": True}, True), ({"best": False}, False), ({}, False)])
+def test_a_checkpoint_chosen_on_the_test_set_says_so(facts: dict[str, bool], flagged: bool, tmp_path: Path):
+    found = report(save(tmp_path, select="test", **facts), tmp_path / "r.json")
+    assert (SELECTED_ON_TEST in found["flags"]) is flagged
+    assert report(save(tmp_path, select="val", **facts), tmp_path / "r.json")["flags"] == []
+
+
+@pytest.mark.parametrize("place", ["file/r.json", "/proc/below/r.json"])
+def test_an_unwritable_report_is_told_before_the_evaluation(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ltat.evaluation.evaluate", lambda *_, **__: pytest.fail("the evaluation ran"))
+    done = run(save(tmp_path), "--json", tmp_path / place)
+    assert done.exit_code == 2 and "cannot write" in done.output
+
+
+def test_a_report_that_can_no_longer_be_written_does_not_cost_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ltat.cli.eval.check_writable", lambda path: None)
+    (tmp_path / "file").touch()
+    done = run(save(tmp_path), "--json", tmp_path / "file" / "r.json")
+    assert done.exit_code == 2 and "overall" in done.output
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ({"threat_model": 3}, "threat_model"),
+        ({"threat_model": {"norm": "l7"}}, "threat_model"),
+        ({"threat_model": {"eps": "wide"}}, "threat_model"),
+        ({"dataset": ["digits"]}, "dataset"),
+        ({"train_counts": "many"}, "train_counts"),
+        ({"train_counts": [-1] * 10}, "train_counts"),
+        ({"train_counts": [1, 2]}, "train_counts"),
+        ({"imbalance_ratio": "steep"}, "imbalance_ratio"),
+    ],
+)
+def test_a_card_with_facts_that_are_none_is_told(facts: dict[str, Any], name: str, tmp_path: Path):
+    done = run(save(tmp_path, **facts))
+    assert done.exit_code == 2 and name in done.output, done.output
+    assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int, tmp_path: Path):
+    assert "--seed" in run(save(tmp_path), "--seed", seed).output
