@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from ltat.errors import LtatError
-from ltat.models.base import Classifier
+from ltat.models.base import Classifier, Normalization, Normalize
 from ltat.models.card import check_state
 
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "model.")
+_NORMALIZATIONS = (("mu", "sigma"), ("mean", "std"), ("normalize.mean", "normalize.std"))  # per-channel buffers
 _UNUSED = "sub_block1."  # registered by the TRADES WideResNet, never used in its forward pass
 
 
@@ -20,23 +21,51 @@ def load_published(model: Classifier, path: str | Path) -> Classifier:
     """Load a published ``.pt``/``.pth`` state dict into a built model, in place.
 
     Takes a state dict or one nested in a checkpoint, removes wrappers' name prefixes, drops WideResNet's
-    unused block, and admits files from before batch norm counted its batches. No code from the
-    file is ever executed.
+    unused block, and admits files from before batch norm counted its batches. Where the file holds the mean and
+    deviation its authors normalise by, the model takes them over. No code from the file is ever executed.
 
     Args:
-        model: built with the file's class count and, where the authors normalise inside, their normalisation.
+        model: built with the file's class count and, where the authors normalise by constants in their code,
+            their normalisation.
         path: the file.
 
     Returns:
         ``model``.
 
     Raises:
-        LtatError: an unreadable file, one that needs code to be read, or weights of another architecture.
+        LtatError: an unreadable file, one that needs code to be read, or weights of another architecture
+            or normalisation.
     """
     state = published_state(model, _tensors(_read(Path(path)), path))
+    normalize = _take_normalization(state, model, path)
     check_state(model, state, str(path))
     model.load_state_dict(state)
+    if normalize is not None and model.normalization is None:
+        model.normalization, model.normalize = normalize, Normalize(*normalize, model.in_channels).to(_device(model))
     return model
+
+
+def _take_normalization(state: dict[str, Tensor], model: Classifier, path: str | Path) -> Normalization | None:
+    """Removes mean and deviation from the state; refused where the model already normalises by others."""
+    for names in _NORMALIZATIONS:
+        if all(name in state for name in names):
+            mean, std = (state.pop(name).flatten().tolist() for name in names)
+            Normalize(mean, std, model.in_channels)  # refuses what does not fit
+            if model.normalization is not None and not _equal(model.normalization, (mean, std)):
+                raise LtatError(
+                    f"{path} normalises by mean {mean} and std {std}, the model by {model.normalization}; "
+                    "build the model without a normalisation"
+                )
+            return mean, std
+    return None
+
+
+def _equal(one: Normalization, other: Normalization) -> bool:
+    return all(torch.allclose(torch.tensor(a), torch.tensor(b)) for a, b in zip(one, other, strict=True))
+
+
+def _device(model: Classifier) -> torch.device:
+    return next(model.parameters()).device
 
 
 def published_state(model: Classifier, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -200,6 +200,33 @@ def test_published_weights_load_whatever_their_wrapping(tmp_path, wrap):
     assert torch.equal(model.bn1.running_mean, source.bn1.running_mean)
 
 
+@pytest.mark.parametrize("names", [("mu", "sigma"), ("mean", "std"), ("normalize.mean", "normalize.std")])
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
+def test_normalisation_stored_with_published_weights_is_taken_over(tmp_path, names, shape):
+    mean, std = [0.5, 0.25, 0.75], [0.5, 0.25, 0.125]
+    source = build_model("small", num_classes=5, normalize=(mean, std)).eval()
+    stored = dict(zip(names, (torch.tensor(mean).reshape(shape), torch.tensor(std).reshape(shape)), strict=True))
+    torch.save(source.state_dict() | stored, tmp_path / "old.pt")
+    x = torch.rand(2, 3, 8, 8)
+    for given in (None, (mean, std)):
+        model = load_published(build_model("small", num_classes=5, normalize=given), tmp_path / "old.pt").eval()
+        assert torch.equal(model(x), source(x))
+        save_model(model, tmp_path / "new", extra={})
+        assert torch.equal(load_model(tmp_path / "new")(x), source(x))
+    other = build_model("small", num_classes=5, normalize=(mean, [0.5, 0.5, 0.5]))
+    before = other.linear.weight.clone()
+    with pytest.raises(LtatError, match="normalises by"):
+        load_published(other, tmp_path / "old.pt")
+    assert torch.equal(other.linear.weight, before)
+
+
+def test_normalisation_of_other_channels_is_refused(tmp_path):
+    stored = {"mu": torch.zeros(1, 3, 1, 1), "sigma": torch.ones(1, 3, 1, 1)}
+    torch.save(trained().state_dict() | stored, tmp_path / "old.pt")
+    with pytest.raises(LtatError, match="does not fit 1 channels"):
+        load_published(build_model("small", num_classes=5, in_channels=1), tmp_path / "old.pt")
+
+
 def test_old_wide_checkpoints_lose_their_unused_block():
     with torch.device("meta"):
         model = build_model("wrn34-10", num_classes=10)
