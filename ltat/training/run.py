@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ltat.config import RunConfig
 from ltat.evaluation import Evaluation, evaluate
+from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
 from ltat.training.fitting import fit, save_checkpoint
@@ -14,8 +15,6 @@ from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
 from ltat.training.task import index_record
 from ltat.training.trainer import Stage
-
-SELECTED_ON_TEST = "the best checkpoint was selected on the test set, as the papers do: its figures are optimistic"
 
 
 def train(
