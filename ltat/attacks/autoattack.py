@@ -8,7 +8,8 @@ of its own would form, so the verdicts are the same point by point. That is what
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,10 @@ OnProgress = Callable[[str, int, int], None]
 
 # Square is blind to gradients: where it still wins this share of the images, the others were misled by them.
 SQUARE_TOLERANCE = 0.002
+UNDEFINED = (
+    "logits became NaN or infinite under attack: of class 0 such images count as robust, because the package reads "
+    "NaN as class 0, of other classes as fooled"
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,13 @@ class _Run:
 
     def _attack_batch(self, stage: str, batch: Tensor) -> Piece:
         x, y = (t[batch.to(t.device)].to(self.device) for t in (self.x, self.y))
-        x_adv, fooled, warnings = official.run_stage(self.package, stage, x, y)
+        with _counting_undefined(self.model) as undefined:
+            x_adv, fooled, warnings = official.run_stage(self.package, stage, x, y)
+        if any(map(int, undefined)):
+            warnings.append(UNDEFINED)
+        # A NaN gradient makes a NaN image: no adversarial example, but no proof of robustness either.
+        broken = ~x_adv.isfinite().flatten(1).all(1)
+        x_adv = torch.where(broken.reshape(-1, *[1] * (x.dim() - 1)), x, x_adv)
         legal = self.threat.contains(x_adv, x)
         illegal = int((fooled & ~legal).sum())
         if illegal:
@@ -175,6 +186,22 @@ class _Run:
         if len(self.stages) < len(official.STAGES):
             flags.append(f"apgd-t was left out: its loss needs 4 classes, the model has {self.num_classes}")
         return flags + _gather(self.messages)
+
+
+@contextmanager
+def _counting_undefined(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list of one 0-dim tensor, how many images inside had logits that are not finite; empty without a forward."""
+    counts: list[Tensor] = []
+
+    def count(_module: nn.Module, _inputs: object, logits: Tensor) -> None:
+        counts.append((~logits.detach().isfinite().all(1)).sum())  # not read here, which would stall the device
+        counts[:] = [torch.stack(counts).sum()]
+
+    handle = model.register_forward_hook(count)
+    try:
+        yield counts
+    finally:
+        handle.remove()
 
 
 def _gather(messages: list[str]) -> list[str]:

@@ -183,6 +183,39 @@ def test_a_model_with_vanishing_gradients_is_flagged():
     assert any("gradient" in flag.lower() for flag in flags), flags
 
 
+def test_an_image_that_a_nan_gradient_breaks_is_no_robustness():
+    class Broken(Pixels):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 0 * torch.sqrt(x - x).sum(dim=(1, 2, 3))[:, None]
+
+    x, y = images(10, [0.5] * 4)
+    x = nn.functional.pad(x, (0, 4, 0, 4), value=0.3)  # square's l2 needs five pixels
+    threat = ThreatModel(norm="l2", eps=0.1)  # of an l-inf step the package takes sign(NaN), which is 0
+    result = autoattack(Broken(10), x, y, threat=threat)
+    assert result.robust.tolist()[1:] == [False] * 3
+    assert threat.contains(result.x_adv, x).all()
+    assert not any("broke the threat model" in flag for flag in result.flags)
+
+
+def test_logits_that_become_nan_under_attack_are_flagged():
+    class Undefined(Pixels):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            moved = x.flatten(1).amax(1, keepdim=True) < 0.8
+            return super().forward(x).masked_fill(moved, torch.nan)
+
+    x, y = images(10, [0.5] * 4)
+    result = autoattack(Undefined(10), x, y, threat=THREAT)
+    assert result.robust.tolist() == [True, False, False, False]  # of class 0 the package cannot tell; the flag says so
+    assert any("of class 0 such images count as robust" in flag for flag in result.flags)
+
+
+def test_finite_logits_are_not_flagged_and_no_hook_stays():
+    x, y = images(10, MARGINS)
+    model = Pixels(10)
+    assert not any("under attack" in flag for flag in autoattack(model, x, y, threat=THREAT).flags)
+    assert not model._forward_hooks
+
+
 def test_half_precision_is_flagged():
     x, y = images(10, MARGINS)
     assert any("bf16" in flag for flag in autoattack(Pixels(10), x, y, threat=THREAT, precision="bf16").flags)
