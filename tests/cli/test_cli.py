@@ -1,4 +1,4 @@
-"""The command line, from the shell."""
+"""The command line, whole commands at a time."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from ltat.cli.main import COMMANDS, main
 from ltat.data import load_dataset
@@ -21,9 +21,8 @@ TINY = [
 ]
 
 
-def ltat(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ltat", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+def ltat(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def options_of(command: click.Command) -> set[str]:
@@ -34,7 +33,7 @@ def options_of(command: click.Command) -> set[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = ltat("train", "--method", "at-bsl", *TINY, "--out", folder)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     return folder
 
 
@@ -45,27 +44,27 @@ def test_train_writes_a_run_and_shows_its_table(run: Path):
 
 def test_a_second_run_does_not_overwrite_the_first(run: Path):
     again = ltat("train", "--method", "at-bsl", *TINY, "--out", run)
-    assert again.returncode == 2 and "--resume" in again.stderr
+    assert again.exit_code == 2 and "--resume" in again.output
 
 
 def test_resume_needs_nothing_but_the_folder(run: Path):
     before = (run / "last.safetensors").read_bytes()
     again = ltat("train", "--out", run, "--resume")
-    assert again.returncode == 0, again.stderr
+    assert again.exit_code == 0, again.output
     assert (run / "last.safetensors").read_bytes() == before
 
 
 def test_eval_takes_data_and_threat_from_the_card_and_writes_json(run: Path, tmp_path: Path):
     file = tmp_path / "report.json"
     done = ltat("eval", run / "last.safetensors", "--attacks", "clean,pgd2", "--n-examples", 30, "--json", file)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     report = json.loads(file.read_text())
     assert (report["dataset"], report["n"]) == ("digits", 30)
     assert report["threat_model"]["eps"] == 8 / 255
     assert {"model", "dataset", "n", "threat_model", "clean", "pgd2", "flags"} <= set(report)
     keys = {"overall", "balanced", "tail", "many", "medium", "few", "per_class"}
     assert keys <= set(report["clean"]) and len(report["clean"]["per_class"]) == 10
-    assert "pgd2" in done.stdout and "tail" in done.stdout
+    assert "pgd2" in done.output and "tail" in done.output
 
 
 def test_eval_takes_another_radius_when_told(run: Path, tmp_path: Path):
@@ -76,25 +75,25 @@ def test_eval_takes_another_radius_when_told(run: Path, tmp_path: Path):
 
 def test_what_prepare_writes_is_the_set_that_npz_reads(tmp_path: Path):
     done = ltat("data", "prepare", "--dataset", "digits", "--imbalance-ratio", 10, "--out", tmp_path / "d")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     written, source = load_dataset("npz", tmp_path / "d"), load_dataset("digits", imbalance_ratio=10.0)
     np.testing.assert_array_equal(written.train.images, source.train.images)
     np.testing.assert_array_equal(written.train.indices, source.train.indices)
     np.testing.assert_array_equal(written.test.labels, source.test.labels)
     again = ltat("data", "prepare", "--dataset", "digits", "--out", tmp_path / "d")
-    assert again.returncode == 2 and "exists already" in again.stderr
+    assert again.exit_code == 2 and "exists already" in again.output
 
 
 def test_data_info_tells_counts_ratio_and_hash():
     done = ltat("data", "info", "--dataset", "digits")
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("imbalance ratio", "D_B", "index hash"))
+    assert done.exit_code == 0, done.output
+    assert all(word in done.output for word in ("imbalance ratio", "D_B", "index hash"))
 
 
 def test_doctor_tells_versions_and_the_native_build():
     done = ltat("doctor")
-    assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("torch", "pyautoattack", "GPU", "native kernels"))
+    assert done.exit_code == 0, done.output
+    assert all(word in done.output for word in ("torch", "pyautoattack", "GPU", "native kernels"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,8 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(arguments: list[str], names: 
 
 
 def test_wrong_use_from_the_shell_shows_no_traceback(tmp_path: Path):
-    done = ltat("train", "--dataset", "digits", "--model", "vgg", cwd=tmp_path)
+    command = [sys.executable, "-m", "ltat", "train", "--dataset", "digits", "--model", "vgg"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert done.returncode == 2 and done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -156,6 +156,12 @@ def test_help_starts_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_the_error_can_be_caught_by_its_top_level_name():
+    import ltat
+
+    assert ltat.LtatError is ltat.errors.LtatError and issubclass(ltat.LtatError, ValueError)
 
 
 def test_the_options_that_others_rely_on_stay():
