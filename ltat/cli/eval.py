@@ -40,6 +40,8 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
 
     if json_file is not None:
         check_writable(json_file)
+    if options["state_dir"] is not None:
+        check_writable(options["state_dir"] / "autoattack")
     evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
     Console().print(evaluation.table())
     if json_file is not None:
