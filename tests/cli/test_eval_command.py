@@ -54,13 +54,14 @@ def test_a_checkpoint_chosen_on_the_test_set_says_so(facts: dict[str, bool], fla
     assert report(save(tmp_path, select="val", **facts), tmp_path / "r.json")["flags"] == []
 
 
-@pytest.mark.parametrize("place", ["file/r.json", "/proc/below/r.json"])
-def test_an_unwritable_report_is_told_before_the_evaluation(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", ["--json", "--state-dir"])
+@pytest.mark.parametrize("place", ["file/r", "/proc/below/r"])
+def test_an_unwritable_place_is_told_before_the_evaluation(
+    option: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()
     monkeypatch.setattr("ltat.evaluation.evaluate", lambda *_, **__: pytest.fail("the evaluation ran"))
-    done = run(save(tmp_path), "--json", tmp_path / place)
+    done = run(save(tmp_path), option, tmp_path / place)
     assert done.exit_code == 2 and "cannot write" in done.output
 
 
