@@ -110,16 +110,18 @@ def compare(out: Path, n_examples: int | None) -> list[Any]:
     from ltat.data import load_dataset
     from ltat.evaluation import evaluate
     from ltat.models import load_model, read_card
+    from ltat.training.environment import pick_device
     from ltat.training.reporting import Reporter
 
     data = load_dataset("digits", imbalance_ratio=20.0)
+    device = pick_device("auto")
     with Reporter() as reporter:
         evaluations = []
         for name, file in CHECKPOINTS.items():
             facts = read_card(out / file).extra
             evaluations.append(
                 evaluate(
-                    load_model(out / file),
+                    load_model(out / file, device=device),
                     data,
                     attacks=("clean", "pgd20", "autoattack"),
                     threat=ThreatModel(**facts["threat_model"]),

@@ -4,15 +4,13 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any
 
 import torch
 
 from ltat import __version__, native
 from ltat.errors import LtatError
-
-PACKAGES = ("torch", "torchvision", "numpy", "pyautoattack", "safetensors", "pydantic", "click")
+from ltat.installed import package_versions
 
 
 def pick_device(name: str) -> torch.device:
@@ -52,18 +50,6 @@ def determinism(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-
-
-def package_versions() -> dict[str, str]:
-    """Installed versions of what results depend on."""
-    return {name: _version(name) for name in PACKAGES}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "missing"
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from ltat.attacks import official
 from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.evaluation import evaluate
@@ -137,7 +138,15 @@ def test_a_given_teacher_is_used_and_not_trained(run_tiny):
     assert (first / "last.safetensors").read_bytes() == (second / "last.safetensors").read_bytes()
 
 
-def test_autoattack_of_one_checkpoint_does_not_meet_the_state_of_another(run_tiny):
+def test_autoattack_of_one_checkpoint_does_not_meet_the_state_of_another(run_tiny, monkeypatch):
+    build = official.build
+
+    def with_few_queries(*arguments, **settings):
+        package = build(*arguments, **settings)
+        package.square.n_queries = 50
+        return package
+
+    monkeypatch.setattr(official, "build", with_few_queries)
     folder = run_tiny("run", "teacher.epochs=1", "train.epochs=1", 'eval.attacks=["autoattack"]', "eval.n_examples=10")
     report = json.loads((folder / "report.json").read_text())
     assert {"teacher", "best", "last"} == set(report) and all("autoattack" in part for part in report.values())

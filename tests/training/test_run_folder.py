@@ -65,7 +65,7 @@ def test_settings_that_differ_are_found_at_any_depth():
 
 
 def test_a_training_state_never_executes_code(tmp_path):
-    (tmp_path / "state.pt").write_bytes(pickle.dumps(Executed()))
+    (tmp_path / "state.pt").write_bytes(pickle.dumps(Executed(), protocol=2))
     with pytest.raises(LtatError, match=r"state\.pt"):
         RunFolder(tmp_path).load_state("state.pt")
     torch.save({"x": Executed()}, tmp_path / "state.pt")
