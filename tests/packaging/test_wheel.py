@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = """
 import json, sys
-sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]  # an ltat installed in place
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]  # one in place
 import ltat, torch
 from ltat import native
 from ltat.ops import pgd_step
