@@ -28,7 +28,7 @@ class Reporter:
         self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task: Any = None
         self._stage = ""
-        self._last_line = 0.0
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -42,7 +42,6 @@ class Reporter:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task, self._stage = self._progress.add_task(stage, total=total), stage
-        self._last_line = 0.0
 
     def advance(self, images: int) -> None:
         """Count ``images`` more."""
@@ -62,7 +61,6 @@ class Reporter:
         """Progress of an evaluation, as :func:`ltat.evaluate` tells it."""
         if self._task is None or self._stage != stage:
             self.begin(stage, total)
-            self._last_line = time.monotonic()  # a short stage needs no line in a log
         self._progress.update(self._task, completed=done, total=total)
         self._log(f"{stage}: {done} of {total} images")
 
