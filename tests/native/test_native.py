@@ -1,5 +1,6 @@
 import importlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def host():
     if native.host() is None:
         pytest.skip("needs the native build")
     return native.host()
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="needs binutils, which come with a compiler")
+def test_the_operators_bring_their_own_cuda_runtime_so_that_they_load_beside_a_cpu_build_of_torch(host):
+    symbols = subprocess.run(["nm", "-D", "-u", native._OPS], capture_output=True, text=True, check=True).stdout.split()
+    assert "aoti_torch_get_current_cuda_stream" in symbols or not native.status().cuda
+    assert [name for name in symbols if name.startswith(("cuda", "__cuda"))] == []
 
 
 class Recorder(TorchDispatchMode):
