@@ -45,6 +45,30 @@ def atomic_write_all(contents: Mapping[Path, bytes]) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """For a file too large to hold in memory: gives a temporary path to write, which takes the name ``path`` at the end.
+
+    An exception inside, or a full disk, leaves what stood under ``path`` before and nothing else. Several files
+    that belong together are written in nested contexts: none takes its name before all are complete.
+
+    Raises:
+        LtatError: the place cannot be written, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(path, b"") as temporary:
+            yield Path(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise LtatError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+
+
 def check_writable(path: Path) -> None:
     """Find out before a long computation whether its result can be written to ``path``; leaves nothing behind.
 

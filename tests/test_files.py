@@ -5,7 +5,7 @@ import pytest
 
 from ltat import files
 from ltat.errors import LtatError
-from ltat.files import atomic_write_all, atomic_write_bytes, atomic_write_text
+from ltat.files import atomic_write_all, atomic_write_bytes, atomic_write_text, replacing
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -62,3 +62,18 @@ def test_unwritable_place_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(LtatError, match=r"cannot write .*file/below"):
         atomic_write_bytes(tmp_path / "file/below", b"")
+
+
+def test_a_large_file_takes_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new/large"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    with pytest.raises(LtatError, match="cannot write .*large: No space left"), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"whole"
+    assert [p.name for p in path.parent.iterdir()] == ["large"]

@@ -4,7 +4,8 @@ from ltat.data.augment import Augment
 from ltat.data.balanced import balanced_indices, balanced_sizes
 from ltat.data.datasets import DATASETS, DatasetSpec, find_spec, load_dataset
 from ltat.data.holdout import holdout_indices, stratified_subset
-from ltat.data.loader import Batch, InMemoryLoader
+from ltat.data.images import ImageStore
+from ltat.data.loaders import Batch, Loader, ResidentLoader
 from ltat.data.longtail import longtail_counts, longtail_indices
 from ltat.data.plans import BalancedPlan, FixedPlan, IndexPlan, ShufflePlan
 from ltat.data.split import Dataset, Split, index_hash
@@ -17,8 +18,10 @@ __all__ = [
     "Dataset",
     "DatasetSpec",
     "FixedPlan",
-    "InMemoryLoader",
+    "ImageStore",
     "IndexPlan",
+    "Loader",
+    "ResidentLoader",
     "ShufflePlan",
     "Split",
     "balanced_indices",

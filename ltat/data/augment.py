@@ -1,51 +1,29 @@
-"""Pad-crop and horizontal flip, the same pixels for any batch size and any starting point."""
+"""Augmentation by position: the same pixels for any loader, batch size, worker count and starting point."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ltat.errors import LtatError
+from ltat.ops.gather_augment import PADDINGS, gather_augment
 from ltat.seeding import numpy_generator
 
 
 @dataclass(frozen=True)
 class Draws:
-    """One epoch's random choices, by position in the plan."""
+    """One epoch's random choices, by place in the plan."""
 
-    top: Tensor  # int64 [n], row of the padded image where the crop starts, 0..2 * pad
-    left: Tensor  # int64 [n], column likewise
+    shift: Tensor  # int64 [n, 2], rows and columns by which the crop lies off the image, -pad..pad
     mirrored: Tensor  # bool [n]
 
-    def at(self, positions: slice) -> "Draws":
-        """The choices of these positions."""
-        return Draws(self.top[positions], self.left[positions], self.mirrored[positions])
+    def at(self, places: Tensor | slice) -> "Draws":
+        """The choices of these places."""
+        return Draws(self.shift[places], self.mirrored[places])
 
     def to(self, device: torch.device) -> "Draws":
         """The same choices on another device."""
-        return Draws(self.top.to(device), self.left.to(device), self.mirrored.to(device))
-
-
-class Axis(NamedTuple):
-    """Where the pixels of one output row or column come from."""
-
-    source: Tensor  # int64 [B, size], clamped into the image
-    inside: Tensor  # bool [B, size], False where the source lies in the zero padding
-
-
-def _zero(position: Tensor, size: int) -> Axis:
-    inside = (position >= 0) & (position < size)
-    return Axis(position.clamp(0, size - 1), inside)
-
-
-def _reflect(position: Tensor, size: int) -> Axis:
-    last = size - 1
-    return Axis(last - (last - position.abs()).abs(), torch.ones_like(position, dtype=torch.bool))
-
-
-PADDINGS: dict[str, Callable[[Tensor, int], Axis]] = {"zero": _zero, "reflect": _reflect}
+        return Draws(self.shift.to(device), self.mirrored.to(device))
 
 
 @dataclass(frozen=True)
@@ -77,34 +55,23 @@ class Augment:
             )
 
     def draw(self, n: int, seed: int, epoch: int) -> Draws:
-        """The choices for all n positions of an epoch's plan, from (seed, epoch, position) alone.
+        """The choices for all n places of an epoch's plan, from (seed, epoch, place) alone.
 
         Crops and flips have a stream each, so that neither the plan's length nor the other switch moves them.
         """
         offsets = numpy_generator(seed, "augment-crop", epoch).integers(0, 2 * self.pad + 1, size=(n, 2))
         mirrored = numpy_generator(seed, "augment-flip", epoch).random(n) < 0.5
-        top, left = torch.from_numpy(offsets.T.copy())
-        return Draws(top, left, torch.from_numpy(mirrored & self.flip))
+        return Draws(torch.from_numpy(offsets - self.pad), torch.from_numpy(mirrored & self.flip))
 
-    def gather(self, images: Tensor, positions: Tensor, draws: Draws) -> Tensor:
-        """The augmented images at these positions.
+    def apply(self, images: Tensor, positions: Tensor | None, draws: Draws) -> Tensor:
+        """The augmented images at these positions, in one pass.
 
         Args:
-            images: uint8 [N, H, W, C], the whole split.
-            positions: int64 [B], on the device of ``images``.
-            draws: the choices of these B positions in the plan, on the same device.
+            images: uint8 [N, H, W, C], contiguous.
+            positions: int64 [B], on the device of ``images``; all of them if None.
+            draws: the choices of these B places, on the same device.
 
         Returns:
-            uint8 [B, H, W, C], C-contiguous. Every output pixel is read straight from its source pixel, so
-            the padded images are never built.
+            float32 [B, C, H, W] in [0, 1], channels_last.
         """
-        height, width = images.shape[1:3]
-        pad_axis = PADDINGS[self.pad_mode]
-        device = images.device
-        rows = pad_axis(torch.arange(height, device=device) + draws.top[:, None] - self.pad, height)
-        ahead = torch.arange(width, device=device)
-        across = torch.where(draws.mirrored[:, None], ahead.flip(0), ahead)
-        columns = pad_axis(across + draws.left[:, None] - self.pad, width)
-        found = images[positions[:, None, None], rows.source[:, :, None], columns.source[:, None, :]]
-        inside = rows.inside[:, :, None] & columns.inside[:, None, :]
-        return found * inside[..., None]
+        return gather_augment(images, positions, shift=draws.shift, mirrored=draws.mirrored, pad_mode=self.pad_mode)

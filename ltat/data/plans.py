@@ -13,13 +13,15 @@ from ltat.seeding import numpy_generator
 
 
 class IndexPlan(Protocol):
-    """What a loader asks of a plan."""
+    """What a loader asks of a plan; epochs may differ in length."""
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """Positions in the split, int64 [len(self)], in the order of this epoch; repeats are allowed."""
+        """Positions in the split, int64 [size(epoch)], in the order of this epoch; repeats are allowed."""
         ...
 
-    def __len__(self) -> int: ...
+    def size(self, epoch: int) -> int:
+        """How many images the epoch has."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class ShufflePlan:
         """A permutation of 0..n-1, int64 [n], from (seed, epoch) alone."""
         return numpy_generator(self.seed, "shuffle", epoch).permutation(self.n)
 
-    def __len__(self) -> int:
+    def size(self, epoch: int) -> int:
+        """n, whatever the epoch."""
         return self.n
 
 
@@ -47,7 +50,8 @@ class FixedPlan:
         """The positions, int64 [n], whatever the epoch."""
         return np.asarray(self.positions, dtype=np.int64)
 
-    def __len__(self) -> int:
+    def size(self, epoch: int) -> int:
+        """n, whatever the epoch."""
         return len(self.positions)
 
 
@@ -80,13 +84,13 @@ class BalancedPlan:
             raise LtatError(f"unknown resampling {self.resample!r}; choose one of once, per_epoch")
 
     def epoch(self, epoch: int) -> np.ndarray:
-        """The epoch's D_B in the epoch's order, int64 [len(self)], from (db_seed, seed, epoch) alone."""
+        """The epoch's D_B in the epoch's order, int64 [C · m], from (db_seed, seed, epoch) alone."""
         drawn = self.first_draw if self.resample == "once" else self._draw(epoch)
         return drawn[numpy_generator(self.seed, "shuffle", epoch).permutation(len(drawn))]
 
     @cached_property
     def first_draw(self) -> np.ndarray:
-        """D_B as drawn once, class after class, int64 [len(self)]: what a run records and hashes."""
+        """D_B as drawn once, class after class, int64 [C · m]: what a run records and hashes."""
         return self._draw(0)
 
     def _draw(self, draw: int) -> np.ndarray:
@@ -106,5 +110,6 @@ class BalancedPlan:
         counts = np.bincount(labels, minlength=num_classes)
         return int(balanced_sizes(counts, self.gamma, self.partial).sum())
 
-    def __len__(self) -> int:
+    def size(self, epoch: int) -> int:
+        """C · m, whatever the epoch."""
         return self._length

@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ltat.data.images import Images, ImageStore
 from ltat.errors import LtatError
+
+_PLACED_AT_ONCE = 1024  # images of a store read at once on their way to the device
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images and labels of one part (training or test) of a dataset, held in memory.
+    """Images and labels of one part (training or test) of a dataset.
 
     Attributes:
-        images: uint8 [N, H, W, C], C-contiguous, 0..255.
+        images: uint8 [N, H, W, C], 0..255: a C-contiguous array, or a store that reads them on demand.
         labels: int64 [N], each in [0, num_classes).
         num_classes: number of classes; a class may be empty here (``load_dataset`` refuses that in training).
         indices: int64 [N], position of each image in the set it was taken from.
@@ -23,7 +28,7 @@ class Split:
         LtatError: a wrong type or shape, differing lengths, no images, or a label out of range.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     num_classes: int
     indices: np.ndarray
@@ -45,7 +50,18 @@ class Split:
     def subset(self, indices: np.ndarray) -> "Split":
         """The images at these positions of this split, in that order; ``indices`` follows the source."""
         indices = check_positions(indices, len(self))
-        return Split(self.images[indices], self.labels[indices], self.num_classes, self.indices[indices])
+        images = self.images.subset(indices) if isinstance(self.images, ImageStore) else self.images[indices]
+        return Split(images, self.labels[indices], self.num_classes, self.indices[indices])
+
+    def images_on(self, device: torch.device) -> Tensor:
+        """All images on a device, uint8 [N, H, W, C], read and copied there once however often it is asked."""
+        if device not in self._on_devices:
+            self._on_devices[device] = _place(self.images, device)
+        return self._on_devices[device]
+
+    @cached_property
+    def _on_devices(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +123,19 @@ def check_positions(indices: np.ndarray, size: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-def _check_images(images: np.ndarray) -> None:
+def _place(images: Images, device: torch.device) -> Tensor:
+    if isinstance(images, np.ndarray):
+        return torch.from_numpy(images).to(device)
+    placed = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), _PLACED_AT_ONCE):
+        here = slice(start, start + _PLACED_AT_ONCE)
+        placed[here] = torch.from_numpy(images[here])
+    return placed
+
+
+def _check_images(images: Images) -> None:
+    if isinstance(images, ImageStore):
+        return
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
         broken = " with NaN" if isinstance(images, np.ndarray) and _has_nan(images) else ""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
 from ltat.attacks.modes import attack_mode
+from ltat.data.images import Images
 from ltat.errors import LtatError
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
@@ -47,7 +48,7 @@ class Subject:
     """
 
     model: nn.Module
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     correct: np.ndarray
     threat: ThreatModel

@@ -154,7 +154,7 @@ def rehearse(stage: Stage, data: TaskData) -> None:
     """
     trial = copy.deepcopy((stage.model, stage.method))
     network, method = MixedPrecision(trial[0], stage.config.train.precision).train(), trial[1]
-    last = len(stage.loader.plan) % stage.loader.batch_size
+    last = stage.loader.plan.size(1) % stage.loader.batch_size
     n = 1 if stage.loader.batch_size == 1 or (last == 1 and not stage.config.train.drop_last) else 2
     pixels = torch.from_numpy(data.train.images[:n]).permute(0, 3, 1, 2).float().div(255).to(stage.device)
     labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)

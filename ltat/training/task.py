@@ -14,7 +14,7 @@ from ltat.data import (
     BalancedPlan,
     Dataset,
     IndexPlan,
-    InMemoryLoader,
+    ResidentLoader,
     ShufflePlan,
     Split,
     find_spec,
@@ -108,7 +108,7 @@ def _balanced(split: Split, config: RunConfig) -> BalancedPlan:
 SAMPLING: dict[str, Callable[[Split, RunConfig], IndexPlan]] = {"natural": _natural, "balanced": _balanced}
 
 
-def build_loader(split: Split, config: RunConfig, device: torch.device) -> InMemoryLoader:
+def build_loader(split: Split, config: RunConfig, device: torch.device) -> ResidentLoader:
     """The batches of a stage, by its ``data.sampling`` and ``aug`` settings.
 
     Raises:
@@ -116,7 +116,7 @@ def build_loader(split: Split, config: RunConfig, device: torch.device) -> InMem
     """
     plan = SAMPLING[config.data.sampling](split, config)
     aug = config.aug
-    return InMemoryLoader(
+    return ResidentLoader(
         split,
         plan,
         batch_size=config.train.batch_size,
@@ -129,11 +129,24 @@ def build_loader(split: Split, config: RunConfig, device: torch.device) -> InMem
 
 def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over a split, for pixels in [0, 1]."""
-    pixels = split.images.reshape(-1, split.images.shape[-1])
-    mean, deviation = pixels.mean(axis=0, dtype=np.float64) / 255, pixels.std(axis=0, dtype=np.float64) / 255
+    values, histogram = np.arange(256), channel_histogram(split)
+    share = histogram / histogram.sum(axis=1, keepdims=True)
+    mean = share @ values
+    deviation = np.sqrt((share * (values - mean[:, None]) ** 2).sum(axis=1)) / 255
+    mean = mean / 255
     if (deviation == 0).any():
         raise LtatError("model.normalize=train needs images that vary and a channel is constant; use none")
     return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def channel_histogram(split: Split) -> np.ndarray:
+    """How often each channel has each value, int64 [C, 256]."""
+    channels = split.images.shape[-1]
+    histogram = np.zeros((channels, 256), dtype=np.int64)
+    for start in range(0, len(split), 1024):  # a set that is read on demand need not fit into memory
+        pixels = split.images[start : start + 1024].reshape(-1, channels)
+        histogram += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    return histogram
 
 
 def index_record(data: TaskData, config: RunConfig, teacher_sha256: str | None = None) -> dict[str, Any]:

@@ -8,15 +8,15 @@ The teacher and the student are trained by this same loop, with another method a
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltat.config import RunConfig
-from ltat.data import Batch, IndexPlan
+from ltat.data import Batch, Loader
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method, Progress
 from ltat.models import Classifier
@@ -27,19 +27,6 @@ from ltat.training.schedule import learning_rate
 
 Row = dict[str, Any]
 FINITE_CHECK_STEPS = 50  # on a GPU, where reading the loss would stall every step
-
-
-class Loader(Protocol):
-    """Batches of an epoch, the same for the same epoch number."""
-
-    batch_size: int
-    plan: IndexPlan
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterable[Batch]:
-        """The batches of one epoch, from position ``start`` of its plan on."""
-        ...
 
 
 @dataclass

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ltat.data import Augment, BalancedPlan, FixedPlan, InMemoryLoader, ShufflePlan, Split
+from ltat.data import Augment, BalancedPlan, FixedPlan, ResidentLoader, ShufflePlan, Split
 from ltat.errors import LtatError
 
 COUNTS = [40, 20, 9, 4]
@@ -37,17 +37,17 @@ def naive_augment(image, choice, pad, mode):
 def test_augmentation_is_pad_cut_mirror(pad, flip, mode):
     data, augment = split(), Augment(pad, flip, mode)
     plan = balanced()
-    draws = augment.draw(len(plan), 3, 2)
-    found = pixels(InMemoryLoader(data, plan, batch_size=16, augment=augment, seed=3).epoch(2))
+    draws = augment.draw(plan.size(0), 3, 2)
+    found = pixels(ResidentLoader(data, plan, batch_size=16, augment=augment, seed=3).epoch(2))
     for k, position in enumerate(plan.epoch(2)):
-        choice = int(draws.top[k]), int(draws.left[k]), bool(draws.mirrored[k])
+        choice = *(draws.shift[k] + pad).tolist(), bool(draws.mirrored[k])
         expected = naive_augment(data.images[position], choice, pad, mode).transpose(2, 0, 1)
         np.testing.assert_array_equal(found[k].numpy(), expected.astype(np.float32) / np.float32(255))
 
 
 def test_draws_cover_every_offset_and_both_sides():
     draws = Augment(2, True).draw(5000, 0, 0)
-    for values, kinds in ((draws.top, 5), (draws.left, 5), (draws.mirrored.long(), 2)):
+    for values, kinds in ((draws.shift[:, 0] + 2, 5), (draws.shift[:, 1] + 2, 5), (draws.mirrored.long(), 2)):
         frequency = np.bincount(values.numpy(), minlength=kinds) / 5000
         assert len(frequency) == kinds
         assert abs(frequency - 1 / kinds).max() < 0.03
@@ -57,7 +57,7 @@ def test_draws_cover_every_offset_and_both_sides():
 def test_padding_is_black_and_nothing_of_another_image():
     data = split()
     images = np.ascontiguousarray(np.broadcast_to(LABELS[:, None, None, None].astype(np.uint8) + 1, data.images.shape))
-    loader = InMemoryLoader(
+    loader = ResidentLoader(
         Split(images, LABELS, 4, np.arange(N)), ShufflePlan(N, 0), batch_size=9, augment=Augment(4, True)
     )
     seen_black = False
@@ -72,9 +72,9 @@ def test_padding_is_black_and_nothing_of_another_image():
 @pytest.mark.parametrize("augment", [None, Augment(2, True)])
 def test_pixels_do_not_depend_on_batch_size_or_start(augment):
     plan = balanced()
-    whole = pixels(InMemoryLoader(split(), plan, batch_size=len(plan), augment=augment, seed=1).epoch(4))
+    whole = pixels(ResidentLoader(split(), plan, batch_size=plan.size(0), augment=augment, seed=1).epoch(4))
     for batch_size in (1, 7, 32):
-        loader = InMemoryLoader(split(), plan, batch_size=batch_size, augment=augment, seed=1)
+        loader = ResidentLoader(split(), plan, batch_size=batch_size, augment=augment, seed=1)
         assert torch.equal(pixels(loader.epoch(4)), whole)
         assert torch.equal(pixels(loader.epoch(4, start=13)), whole[13:])
 
@@ -82,15 +82,14 @@ def test_pixels_do_not_depend_on_batch_size_or_start(augment):
 def test_draws_do_not_depend_on_the_plans_length():
     augment = Augment(3, True)
     short, long = augment.draw(10, 0, 0), augment.draw(1000, 0, 0).at(slice(0, 10))
-    assert torch.equal(short.top, long.top)
-    assert torch.equal(short.left, long.left)
+    assert torch.equal(short.shift, long.shift)
     assert torch.equal(short.mirrored, long.mirrored)
 
 
 def test_epochs_and_seeds_differ():
     def first(seed, epoch):
         return pixels(
-            InMemoryLoader(split(), FixedPlan(np.arange(N)), batch_size=N, augment=Augment(2, True), seed=seed).epoch(
+            ResidentLoader(split(), FixedPlan(np.arange(N)), batch_size=N, augment=Augment(2, True), seed=seed).epoch(
                 epoch
             )
         )
@@ -101,12 +100,12 @@ def test_epochs_and_seeds_differ():
 
 
 def test_repeats_get_augmentation_of_their_own():
-    loader = InMemoryLoader(split(), FixedPlan(np.zeros(40, np.int64)), batch_size=40, augment=Augment(2, True))
+    loader = ResidentLoader(split(), FixedPlan(np.zeros(40, np.int64)), batch_size=40, augment=Augment(2, True))
     assert len({image.numpy().tobytes() for image in pixels(loader.epoch(0))}) > 20
 
 
 def test_batch_is_as_promised():
-    batch = next(InMemoryLoader(split(), ShufflePlan(N, 0), batch_size=8).epoch(0))
+    batch = next(ResidentLoader(split(), ShufflePlan(N, 0), batch_size=8).epoch(0))
     assert batch.images.shape == (8, 3, 6, 5)
     assert batch.images.dtype == torch.float32
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -119,9 +118,9 @@ def test_batch_is_as_promised():
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 8, N - 1, N])
 def test_length_is_the_number_of_batches(batch_size, drop_last):
-    loader = InMemoryLoader(split(), ShufflePlan(N, 0), batch_size=batch_size, drop_last=drop_last)
+    loader = ResidentLoader(split(), ShufflePlan(N, 0), batch_size=batch_size, drop_last=drop_last)
     sizes = [len(batch.labels) for batch in loader.epoch(0)]
-    assert len(sizes) == len(loader)
+    assert len(sizes) == loader.steps(0)
     assert sum(sizes) == (N // batch_size * batch_size if drop_last else N)
     assert sum(len(b.labels) for b in loader.epoch(0, start=N)) == 0
 
@@ -138,7 +137,7 @@ def test_balanced_epoch_has_every_class_m_times(resample):
     plan = balanced(resample=resample)
     epochs = [plan.epoch(e) for e in range(3)]
     assert all(np.bincount(LABELS[epoch]).tolist() == [20] * 4 for epoch in epochs)
-    assert len(plan) == 80
+    assert plan.size(0) == 80
     same = [sorted(epoch.tolist()) == sorted(epochs[0].tolist()) for epoch in epochs[1:]]
     assert same == [resample == "once"] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
@@ -153,19 +152,19 @@ def test_balanced_order_and_draw_have_seeds_of_their_own():
 
 
 def test_large_padding_can_push_the_image_out_of_sight():
-    loader = InMemoryLoader(split(2, 2), ShufflePlan(N, 0), batch_size=N, augment=Augment(5, False))
+    loader = ResidentLoader(split(2, 2), ShufflePlan(N, 0), batch_size=N, augment=Augment(5, False))
     assert (pixels(loader.epoch(0)).flatten(1).sum(1) == 0).any()
 
 
 @pytest.mark.parametrize(
     ("build", "fragment"),
     [
-        (lambda: InMemoryLoader(split(), ShufflePlan(N, 0), batch_size=0), "batch size 0"),
-        (lambda: InMemoryLoader(split(), ShufflePlan(N, 0), batch_size=N + 1, drop_last=True), f"batch size {N + 1}"),
-        (lambda: InMemoryLoader(split(), ShufflePlan(N + 1, 0), batch_size=4).epoch(0), f"index {N} "),
-        (lambda: InMemoryLoader(split(), FixedPlan(np.array([-1])), batch_size=1).epoch(0), "index -1"),
-        (lambda: InMemoryLoader(split(), ShufflePlan(N, 0), batch_size=4).epoch(0, start=N + 1), f"start {N + 1}"),
-        (lambda: InMemoryLoader(split(), ShufflePlan(N, 0), batch_size=4, augment=Augment(5, True, "reflect")), "6x5"),
+        (lambda: ResidentLoader(split(), ShufflePlan(N, 0), batch_size=0), "batch size 0"),
+        (lambda: ResidentLoader(split(), ShufflePlan(N, 0), batch_size=N + 1, drop_last=True), f"batch size {N + 1}"),
+        (lambda: ResidentLoader(split(), ShufflePlan(N + 1, 0), batch_size=4).epoch(0), f"index {N} "),
+        (lambda: ResidentLoader(split(), FixedPlan(np.array([-1])), batch_size=1).epoch(0), "index -1"),
+        (lambda: ResidentLoader(split(), ShufflePlan(N, 0), batch_size=4).epoch(0, start=N + 1), f"start {N + 1}"),
+        (lambda: ResidentLoader(split(), ShufflePlan(N, 0), batch_size=4, augment=Augment(5, True, "reflect")), "6x5"),
         (lambda: Augment(-1, True), "-1 pixels"),
         (lambda: Augment(1, True, "edge"), "'edge'"),
         (lambda: balanced(resample="weekly"), "'weekly'"),

@@ -265,7 +265,7 @@ def test_the_teacher_sees_the_balanced_set_only():
     seen = np.concatenate([batch.labels.numpy() for batch in plan.teacher.loader.epoch(1)])
     counts = np.bincount(seen, minlength=10)
     assert counts.max() - counts.min() <= 32  # the dropped last batch, at most
-    assert len(plan.teacher.loader.plan) == 10 * (plan.data.train.counts.max() // 2)
+    assert plan.teacher.loader.plan.size(1) == 10 * (plan.data.train.counts.max() // 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""What every loader shares: which images an epoch has, in which batches, with which augmentation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ltat.data.augment import Augment, Draws
+from ltat.data.plans import IndexPlan
+from ltat.data.split import Split, check_positions
+from ltat.errors import LtatError
+
+UNCHANGED = Augment(pad=0, flip=False)
+
+
+class Batch(NamedTuple):
+    """What training and evaluation see of the data."""
+
+    images: Tensor  # float32 [B, C, H, W] in [0, 1], channels_last
+    labels: Tensor  # int64 [B]
+    indices: Tensor  # int64 [B], positions in the split
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a loader is to serve of one epoch, on the host.
+
+    Attributes:
+        positions: int64 [n], positions in the split, batch after batch.
+        draws: the augmentation of each.
+        batch_size: images per batch; the last one may be smaller.
+    """
+
+    positions: Tensor
+    draws: Draws
+    batch_size: int
+
+    def batches(self) -> list[slice]:
+        """The batches, as slices of the n images."""
+        return [slice(k, k + self.batch_size) for k in range(0, len(self.positions), self.batch_size)]
+
+
+class Loader(ABC):
+    """Batches of a split, by an index plan.
+
+    A batch depends on (plan, seed, epoch, place in the plan) alone: every loader, any batch size, any number of
+    workers and any starting point give the same pixels for the same place, and a repeated image gets its own
+    augmentation each time.
+
+    Args:
+        split: the images and labels.
+        plan: which image stands at which place of an epoch.
+        batch_size: images per batch, at least 1.
+        augment: how images are altered, or None for the images as they are.
+        seed: of the augmentation.
+        device: where the batches lie.
+        drop_last: leave out the last batch when it is smaller than the others.
+        shard: (rank, ranks): this loader serves the places rank, rank + ranks, …, so that the ranks together
+            serve the plan, each image once, and step k of all ranks is one batch of ranks · batch_size images.
+            Without ``drop_last`` the last ranks may have an image, and so a batch, fewer.
+
+    Raises:
+        LtatError: a batch size below 1, or too large for a single batch with ``drop_last``; a rank that does not
+            exist; padding that does not suit the image size.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        plan: IndexPlan,
+        *,
+        batch_size: int,
+        augment: Augment | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        drop_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        if batch_size < 1:
+            raise LtatError(f"batch size {batch_size} is below 1; give at least 1")
+        if not 0 <= shard[0] < shard[1]:
+            raise LtatError(f"rank {shard[0]} of {shard[1]} does not exist; ranks count from 0")
+        largest = plan.size(1) // shard[1]
+        if drop_last and batch_size > largest:
+            raise LtatError(
+                f"batch size {batch_size} is larger than the {largest} images of an epoch; choose at most {largest}"
+            )
+        self.augment = UNCHANGED if augment is None else augment
+        self.augment.check_image_size(*split.images.shape[1:3])
+        self.split, self.plan = split, plan
+        self.batch_size, self.seed, self.drop_last, self.shard = batch_size, seed, drop_last, shard
+        self.device = torch.device(device)
+
+    def steps(self, epoch: int) -> int:
+        """Batches of an epoch."""
+        rank, ranks = self.shard
+        n = self.plan.size(epoch)
+        if self.drop_last:
+            return n // (self.batch_size * ranks)
+        return -(-len(range(rank, n, ranks)) // self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from place ``start`` of its plan on.
+
+        After k batches the place is k · batch_size · ranks; continuing there gives the other batches unchanged.
+
+        Args:
+            epoch: number of the epoch, 0 or more.
+            start: place in the plan (in images), 0..plan.size(epoch).
+
+        Raises:
+            LtatError: a start outside the plan, or a plan that points outside the split.
+        """
+        return self._batches(self._order(epoch, start))
+
+    @abstractmethod
+    def _batches(self, order: Order) -> Iterator[Batch]:
+        """The batches of the order."""
+
+    def _order(self, epoch: int, start: int) -> Order:
+        positions = check_positions(self.plan.epoch(epoch), len(self.split))
+        n = len(positions)
+        if not 0 <= start <= n:
+            raise LtatError(f"start {start} is outside the epoch's plan; choose 0..{n}")
+        rank, ranks = self.shard
+        together = self.batch_size * ranks
+        end = start + (n - start) // together * together if self.drop_last else n
+        first = start + (rank - start) % ranks
+        places = torch.arange(first, max(first, end), ranks)
+        draws = self.augment.draw(n, self.seed, epoch)
+        return Order(torch.from_numpy(positions)[places], draws.at(places), self.batch_size)

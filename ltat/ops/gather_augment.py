@@ -1,0 +1,118 @@
+"""Every batch of a loader in one pass: pick images, shift, mirror, scale to [0, 1]."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ltat.errors import LtatError
+from ltat.ops.checks import require_tensors
+
+
+def gather_augment(
+    images: Tensor,
+    positions: Tensor | None = None,
+    *,
+    shift: Tensor | None = None,
+    mirrored: Tensor | None = None,
+    pad_mode: str = "zero",
+) -> Tensor:
+    """The images at these positions, shifted, mirrored and scaled to [0, 1].
+
+    A random crop of the padded image is a shift: row i of the result is row i + shift of the source, and what lies
+    outside the source is black ("zero") or its reflection without the border pixel ("reflect"). The mirror acts on
+    the shifted image. Every value is v / 255, correctly rounded.
+
+    Args:
+        images: uint8 [N, H, W, C], contiguous.
+        positions: int64 [B], each in 0..N-1; all images in order if None.
+        shift: int64 [B, 2], rows and columns; no shift if None. With "reflect" less than the image's size.
+        mirrored: bool [B], which images to turn left to right; none if None.
+        pad_mode: "zero" or "reflect".
+
+    Returns:
+        float32 [B, C, H, W], channels_last.
+
+    Raises:
+        LtatError: shapes, dtypes or devices that do not fit, an unknown padding, and on the CPU a position outside
+            the set or a reflecting shift of an image's size or more. On a CUDA device nobody can look without
+            waiting for it: there such an image becomes NaN.
+    """
+    _check(images, positions, shift, mirrored, pad_mode)
+    return gather_augment_twin(images, positions, shift=shift, mirrored=mirrored, pad_mode=pad_mode)
+
+
+def gather_augment_twin(
+    images: Tensor,
+    positions: Tensor | None = None,
+    *,
+    shift: Tensor | None = None,
+    mirrored: Tensor | None = None,
+    pad_mode: str = "zero",
+) -> Tensor:
+    """The specification of ``gather_augment`` in plain PyTorch, without its checks; same arguments, same result."""
+    chosen = images if positions is None else images[positions]
+    if shift is not None or mirrored is not None:
+        chosen = _moved(chosen, shift, mirrored, pad_mode)
+    # A tensor on the device: CUDA turns division by a Python number into a multiplication, which rounds
+    # differently from the CPU.
+    white = torch.tensor(255.0, device=images.device)
+    return (chosen.float() / white).permute(0, 3, 1, 2)
+
+
+def _moved(chosen: Tensor, shift: Tensor | None, mirrored: Tensor | None, pad_mode: str) -> Tensor:
+    batch, height, width = chosen.shape[:3]
+    device = chosen.device
+    shift = torch.zeros(batch, 2, dtype=torch.int64, device=device) if shift is None else shift
+    mirrored = torch.zeros(batch, dtype=torch.bool, device=device) if mirrored is None else mirrored
+    ahead = torch.arange(width, device=device)
+    across = torch.where(mirrored[:, None], ahead.flip(0), ahead)
+    rows = PADDINGS[pad_mode](torch.arange(height, device=device) + shift[:, :1], height)
+    columns = PADDINGS[pad_mode](across + shift[:, 1:], width)
+    sample = torch.arange(batch, device=device)[:, None, None]
+    found = chosen[sample, rows.source[:, :, None], columns.source[:, None, :]]
+    inside = rows.inside[:, :, None] & columns.inside[:, None, :]
+    return found * inside[..., None]
+
+
+class Axis(NamedTuple):
+    """Where the pixels of one output row or column come from."""
+
+    source: Tensor  # int64 [B, size], clamped into the image
+    inside: Tensor  # bool [B, size], False where the source lies in the zero padding
+
+
+def _zero(position: Tensor, size: int) -> Axis:
+    inside = (position >= 0) & (position < size)
+    return Axis(position.clamp(0, size - 1), inside)
+
+
+def _reflect(position: Tensor, size: int) -> Axis:
+    last = size - 1
+    return Axis(last - (last - position.abs()).abs(), torch.ones_like(position, dtype=torch.bool))
+
+
+PADDINGS: dict[str, Callable[[Tensor, int], Axis]] = {"zero": _zero, "reflect": _reflect}
+
+
+def _check(
+    images: Tensor, positions: Tensor | None, shift: Tensor | None, mirrored: Tensor | None, pad_mode: str
+) -> None:
+    require_tensors(images=images)
+    if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
+        kind = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise LtatError(f"images are {kind}; give contiguous uint8 [N, H, W, C]")
+    if pad_mode not in PADDINGS:
+        raise LtatError(f"unknown padding {pad_mode!r}; choose one of {', '.join(PADDINGS)}")
+    batch = len(images) if positions is None else len(positions)
+    for name, tensor, shape, dtype in (
+        ("positions", positions, (batch,), torch.int64),
+        ("shift", shift, (batch, 2), torch.int64),
+        ("mirrored", mirrored, (batch,), torch.bool),
+    ):
+        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != images.device):
+            raise LtatError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; "
+                f"give {dtype} {shape} on {images.device}"
+            )
