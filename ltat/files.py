@@ -47,7 +47,7 @@ def atomic_write_all(contents: Mapping[Path, bytes]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """For a file too large to hold in memory: gives a temporary path to write, which takes the name ``path`` at the end.
+    """For a file too large to hold in memory: a temporary path that becomes ``path`` at the end.
 
     An exception inside, or a full disk, leaves what stood under ``path`` before and nothing else. Several files
     that belong together are written in nested contexts: none takes its name before all are complete.

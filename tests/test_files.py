@@ -70,7 +70,7 @@ def test_a_large_file_takes_its_name_only_when_it_is_whole(tmp_path):
         temporary.write_bytes(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole"
-    with pytest.raises(LtatError, match="cannot write .*large: No space left"), replacing(path) as temporary:
+    with pytest.raises(LtatError, match=r"cannot write .*large: No space left"), replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
     with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
