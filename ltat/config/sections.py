@@ -40,6 +40,10 @@ class DataSection(Section):
 
     name: str = "cifar10"
     dir: str | None = None
+    image_size: Count | None = None
+    channels: Literal[1, 3] | None = None
+    train_list: str | None = None
+    test_list: str | None = None
     imbalance_ratio: Annotated[Quotient, Field(ge=1)] | Literal["natural"] | None = None
     imbalance: Literal["exp", "step"] = "exp"
     class_order: str = "label"

@@ -20,20 +20,22 @@ class DatasetSpec:
     """How a dataset is read, and the usual way to train on it.
 
     Attributes:
-        load: ``load(data_dir, download)`` gives the full dataset.
+        load: ``load(data_dir, download, **settings)`` gives the full dataset.
         default_ratio: the imbalance ratio of the main published setting, or "natural" (the set as it is).
         flip: whether mirrored images keep their class.
         pad: pixels of padding before the random crop.
         needs_dir: whether ``data_dir`` must be given.
         summary: one line for people.
+        settings: which of ``image_size``, ``channels``, ``train_list`` and ``test_list`` it takes.
     """
 
-    load: Callable[[Path, bool], Dataset]
+    load: Callable[..., Dataset]
     default_ratio: float | str
     flip: bool
     pad: int
     needs_dir: bool
     summary: str
+    settings: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, DatasetSpec] = {
@@ -58,6 +60,10 @@ def load_dataset(
     class_order: str = "label",
     split_file: str | Path | None = None,
     download: bool = False,
+    image_size: int | None = None,
+    channels: int | None = None,
+    train_list: str | Path | None = None,
+    test_list: str | Path | None = None,
 ) -> Dataset:
     """Load a dataset by name; the test split is always the full one.
 
@@ -71,13 +77,20 @@ def load_dataset(
         class_order: "label" or "permuted".
         split_file: an .npy or .npz file of training positions to use instead of drawing a subset.
         download: fetch a missing dataset, where it has an address.
+        image_size: image files: the centre square of each is scaled to this height and width.
+        channels: image files: 3 converts every image to RGB, 1 to grey.
+        train_list: ``imagelist``: the text file that names the training images and their labels.
+        test_list: ``imagelist``: the same for the test images.
 
     Raises:
-        LtatError: an unknown name, a missing folder, broken files, or a training class without images.
+        LtatError: an unknown name, a setting that does not apply to the dataset, a missing folder, broken files,
+            or a training class without images.
     """
     spec = find_spec(name)
-    folder = _folder(name, spec, data_dir)
-    dataset = spec.load(folder, download)
+    settings = {"image_size": image_size, "channels": channels, "train_list": train_list, "test_list": test_list}
+    given = {key: value for key, value in settings.items() if value is not None}
+    _check_settings(name, spec, given)
+    dataset = spec.load(_folder(name, spec, data_dir), download, **given)
     if split_file is not None:
         if imbalance_ratio != "natural":
             raise LtatError(
@@ -105,6 +118,12 @@ def find_spec(name: str) -> DatasetSpec:
     if name not in DATASETS:
         raise LtatError(f"unknown dataset {name!r}; choose one of {', '.join(DATASETS)}")
     return DATASETS[name]
+
+
+def _check_settings(name: str, spec: DatasetSpec, given: dict[str, object]) -> None:
+    for key, value in given.items():
+        if key not in spec.settings:
+            raise LtatError(f"dataset {name!r} takes no {key} (here {value}); leave it out")
 
 
 def _folder(name: str, spec: DatasetSpec, data_dir: str | Path | None) -> Path:

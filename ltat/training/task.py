@@ -47,7 +47,8 @@ def resolve(config: RunConfig) -> RunConfig:
     flip = spec.flip if config.aug.flip is None else config.aug.flip
     db_seed = config.seed.subset if config.seed.db is None else config.seed.db
     metric = config.select.metric or ("pgd20" if config.select.set == "test" else "pgd10")
-    places = {"dir": _absolute(config.data.dir), "split_file": _absolute(config.data.split_file)}
+    files = ("dir", "split_file", "train_list", "test_list")
+    places = {name: _absolute(getattr(config.data, name)) for name in files}
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"imbalance_ratio": ratio, **places}),
@@ -79,6 +80,10 @@ def load_data(config: RunConfig) -> TaskData:
         class_order=data.class_order,
         split_file=data.split_file,
         download=data.download,
+        image_size=data.image_size,
+        channels=data.channels,
+        train_list=data.train_list,
+        test_list=data.test_list,
     )
     if config.select.set != "val":
         return TaskData(dataset, dataset.train, None)
