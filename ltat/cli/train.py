@@ -26,6 +26,7 @@ NAMES = {
     "batch_size": "train.batch_size",
     "precision": "train.precision",
     "device": "train.device",
+    "loader": "loader.kind",
     "seed": "seed.train",
 }
 """From the options to the settings they stand for."""
@@ -41,6 +42,7 @@ NAMES = {
 @click.option("--batch-size", type=int, metavar="N")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the network body.")
 @click.option("--device", metavar="auto|cpu|cuda")
+@click.option("--loader", metavar="auto|resident|ffcv|torch", help="Where batches come from; they are the same.")
 @click.option("--seed", type=int, metavar="N", help="Of training; seed.subset and seed.db are set apart.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run that stands in the run folder.")

@@ -49,7 +49,8 @@ class DataSection(Section):
     class_order: str = "label"
     split_file: str | None = None
     download: bool = False
-    sampling: Literal["natural", "balanced"] = "natural"
+    sampling: str = "natural"
+    plan_file: str | None = None
 
 
 class BalancedSection(Section):
@@ -62,11 +63,28 @@ class BalancedSection(Section):
 
 
 class AugmentSection(Section):
-    """Random crop after padding by ``pad`` pixels, and a horizontal flip with probability 1/2."""
+    """A policy, then a random crop after padding by ``pad`` pixels and a flip with probability 1/2, then Cutout."""
 
     pad: Natural | None = None
     flip: bool | None = None
     pad_mode: Literal["zero", "reflect"] = "zero"
+    policy: str = "none"
+    ra_ops: Count = 2
+    ra_magnitude: Annotated[int, Field(ge=0, le=30)] = 8
+    cutout: Natural = 0
+
+
+class LoaderSection(Section):
+    """Where the batches come from; the batches themselves do not depend on it.
+
+    ``auto`` keeps the images on the device where they take at most ``share`` of its free memory, else streams them
+    with FFCV where they lie in a .beton file, else reads them through torch. ``workers``, left out, is one less
+    than the cores.
+    """
+
+    kind: str = "auto"
+    workers: Natural | None = None
+    share: Annotated[Quotient, Field(gt=0, le=1)] = 0.25
 
 
 class ModelSection(Section):
@@ -168,6 +186,7 @@ class RunConfig(Section):
     data: DataSection = DataSection()
     db: BalancedSection = BalancedSection()
     aug: AugmentSection = AugmentSection()
+    loader: LoaderSection = LoaderSection()
     model: ModelSection = ModelSection()
     attack: AttackSection = AttackSection()
     optim: OptimSection = OptimSection()

@@ -55,7 +55,7 @@ def balanced_indices(
     sizes = balanced_sizes(np.array([len(own) for own in by_class]), gamma, partial)
     generators = (numpy_generator(seed, "balanced", draw, c) for c in range(num_classes))
     drawn = [
-        _draw_class(generator, own, int(size), remainder)
+        draw_class(generator, own, int(size), remainder)
         for generator, own, size in zip(generators, by_class, sizes, strict=True)
     ]
     return np.concatenate(drawn)
@@ -88,7 +88,8 @@ def _balanced_size(n_min: int, n_max: int, gamma: float | str) -> int:
     return max(1, math.floor(gamma * n_min + 1e-9))  # 1e-9: a γ given as IR/2 must not lose an image to rounding
 
 
-def _draw_class(generator: np.random.Generator, own: np.ndarray, size: int, remainder: str) -> np.ndarray:
+def draw_class(generator: np.random.Generator, own: np.ndarray, size: int, remainder: str = "no_replace") -> np.ndarray:
+    """``size`` of a class's positions ``own`` [n], each floor(size / n) times and the rest drawn by ``remainder``."""
     copies, rest = divmod(size, len(own))
     if copies == 0:
         return generator.permutation(own)[:size]

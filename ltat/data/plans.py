@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from ltat.data.balanced import balanced_indices, balanced_sizes
-from ltat.data.grouping import resolve_labels
+from ltat.data.balanced import balanced_indices, balanced_sizes, draw_class
+from ltat.data.grouping import images_by_class, resolve_labels
+from ltat.data.npz import load_array
+from ltat.data.split import check_positions
 from ltat.errors import LtatError
 from ltat.seeding import numpy_generator
 
@@ -113,3 +116,124 @@ class BalancedPlan:
     def size(self, epoch: int) -> int:
         """C · m, whatever the epoch."""
         return self._length
+
+
+@dataclass(frozen=True, eq=False)
+class ClassSamplingPlan:
+    """As many images as the split has, class c in proportion to n_c^q (Kang et al., ICLR 2020, equation 1).
+
+    The counts are exact, not drawn: the shares are rounded to whole images that sum to N. Within a class every
+    image appears equally often, give or take once, and every epoch draws anew.
+
+    Attributes:
+        labels: integers [N] of the split.
+        num_classes: C; every class has an image.
+        power: q; 1 is natural, 1/2 square-root and 0 class-balanced sampling.
+        seed: of draw and order.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    power: float
+    seed: int
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """The epoch's positions, int64 [N], from (seed, epoch) alone."""
+        return _sampled(self._by_class, self.shares(), len(self.labels), self.seed, epoch)
+
+    def size(self, epoch: int) -> int:
+        """N, whatever the epoch."""
+        return len(self.labels)
+
+    def shares(self) -> np.ndarray:
+        """Share of each class in an epoch, float64 [C], summing to 1."""
+        return power_shares(_sizes(self._by_class), self.power)
+
+    @cached_property
+    def _by_class(self) -> list[np.ndarray]:
+        return images_by_class(*resolve_labels(self.labels, self.num_classes))
+
+
+@dataclass(frozen=True, eq=False)
+class ProgressivePlan:
+    """From natural to class-balanced sampling over the epochs (Kang et al., ICLR 2020, equation 3).
+
+    Epoch e of E takes (1 - t) of the natural and t of the balanced shares, t = (e - 1) / E.
+
+    Attributes:
+        labels: integers [N] of the split.
+        num_classes: C; every class has an image.
+        epochs: E.
+        seed: of draw and order.
+    """
+
+    labels: np.ndarray
+    num_classes: int
+    epochs: int
+    seed: int
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """The epoch's positions, int64 [N], from (seed, epoch) alone."""
+        return _sampled(self._by_class, self.shares(epoch), len(self.labels), self.seed, epoch)
+
+    def size(self, epoch: int) -> int:
+        """N, whatever the epoch."""
+        return len(self.labels)
+
+    def shares(self, epoch: int) -> np.ndarray:
+        """Share of each class in an epoch, float64 [C], summing to 1."""
+        t = min(max((epoch - 1) / self.epochs, 0.0), 1.0)
+        sizes = _sizes(self._by_class)
+        return (1 - t) * power_shares(sizes, 1.0) + t * power_shares(sizes, 0.0)
+
+    @cached_property
+    def _by_class(self) -> list[np.ndarray]:
+        return images_by_class(*resolve_labels(self.labels, self.num_classes))
+
+
+def plan_from_file(path: Path, n: int) -> FixedPlan:
+    """The plan of an .npy file, or an .npz file with one array: positions in a split of ``n`` images, in order.
+
+    Raises:
+        LtatError: the file cannot be read, holds no position, or points outside the split.
+    """
+    arrays = load_array(path)
+    if len(arrays) != 1:
+        raise LtatError(f"{path} holds {len(arrays)} arrays; a plan file holds exactly one, the positions of an epoch")
+    positions = check_positions(next(iter(arrays.values())), n)
+    if not len(positions):
+        raise LtatError(f"{path} holds no position; a plan needs at least one image")
+    return FixedPlan(positions)
+
+
+def power_shares(counts: np.ndarray, power: float) -> np.ndarray:
+    """p_c ∝ n_c^q, float64 [C], summing to 1 (Kang et al., ICLR 2020, equation 1).
+
+    Raises:
+        LtatError: a class without images.
+    """
+    if not counts.all():
+        raise LtatError(f"class {int(np.argmin(counts))} has no image; every class needs at least one")
+    weights = counts.astype(np.float64) ** power
+    return weights / weights.sum()
+
+
+def exact_quotas(shares: np.ndarray, n: int) -> np.ndarray:
+    """Whole images per class, int64 [C], that sum to ``n``: the largest remainders are rounded up."""
+    wanted = shares * n
+    quotas = np.floor(wanted + 1e-9).astype(np.int64)  # 1e-9: a whole number must not lose an image to rounding
+    order = np.argsort(-(wanted - quotas), kind="stable")
+    quotas[order[: n - quotas.sum()]] += 1
+    return quotas
+
+
+def _sizes(by_class: list[np.ndarray]) -> np.ndarray:
+    return np.array([len(own) for own in by_class])
+
+
+def _sampled(by_class: list[np.ndarray], shares: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    drawn = [
+        draw_class(numpy_generator(seed, "sampling", epoch, c), own, int(quota))
+        for c, (own, quota) in enumerate(zip(by_class, exact_quotas(shares, n), strict=True))
+    ]
+    return numpy_generator(seed, "shuffle", epoch).permutation(np.concatenate(drawn))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import frozen_batch_norm_statistics
-from ltat.config import BslSection, ModelSection, RunConfig, ScheduleSection, Section
+from ltat.config import AugmentSection, BslSection, ModelSection, RunConfig, ScheduleSection, Section
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -114,9 +114,10 @@ class SelfDistill(Method):
         assert isinstance(config, SelfDistillConfig)
         teacher = config.teacher
         return PgdAtConfig(
-            data=config.data.model_copy(update={"sampling": "balanced"}),
+            data=config.data.model_copy(update={"sampling": "balanced", "plan_file": None}),
             db=config.db,
-            aug=config.aug if teacher.aug == "same" else config.aug.model_copy(update={"pad": 0, "flip": False}),
+            aug=config.aug if teacher.aug == "same" else AugmentSection(pad=0, flip=False),
+            loader=config.loader,
             model=ModelSection(name=teacher.model or config.model.name, normalize=config.model.normalize),
             attack=config.attack.model_copy(update={"loss": "ce"}),
             optim=config.optim.model_copy(update={"lr": teacher.base_lr}),

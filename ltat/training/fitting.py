@@ -27,6 +27,7 @@ def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, repo
     trainer = Trainer(stage, reporter.advance)
     best = restore(trainer, data, folder, files)
     epochs, warned = stage.config.train.epochs, False
+    reporter.say(f"{stage.name}: loader {stage.loader.why}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
     reporter.begin(stage.name, steps * stage.loader.batch_size)
     while trainer.epoch < epochs:

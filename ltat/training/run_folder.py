@@ -14,7 +14,7 @@ from ltat.errors import LtatError
 from ltat.files import atomic_write_bytes, atomic_write_text
 
 Row = dict[str, Any]
-FREE_TO_CHANGE = ("train.device", "eval.")  # on resuming: they change nothing that was trained
+FREE_TO_CHANGE = ("train.device", "loader.", "eval.")  # on resuming: they change nothing that was trained
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,21 @@ from ltat.config import RunConfig
 from ltat.data import (
     Augment,
     BalancedPlan,
+    ClassSamplingPlan,
     Dataset,
     IndexPlan,
-    ResidentLoader,
+    Loader,
+    ProgressivePlan,
     ShufflePlan,
     Split,
     find_spec,
     holdout_indices,
     index_hash,
     load_dataset,
+    make_loader,
+    plan_from_file,
 )
+from ltat.data.policies import find_policy
 from ltat.errors import LtatError
 
 
@@ -41,13 +46,15 @@ def resolve(config: RunConfig) -> RunConfig:
         LtatError: an unknown data set.
     """
     spec = find_spec(config.data.name)
+    if config.data.plan_file is not None and config.data.sampling != "file":
+        raise LtatError(f"data.plan_file is not used by data.sampling={config.data.sampling}; set it to file")
     default_ratio = "natural" if config.data.split_file else spec.default_ratio
     ratio = default_ratio if config.data.imbalance_ratio is None else config.data.imbalance_ratio
     pad = spec.pad if config.aug.pad is None else config.aug.pad
     flip = spec.flip if config.aug.flip is None else config.aug.flip
     db_seed = config.seed.subset if config.seed.db is None else config.seed.db
     metric = config.select.metric or ("pgd20" if config.select.set == "test" else "pgd10")
-    files = ("dir", "split_file", "train_list", "test_list")
+    files = ("dir", "split_file", "plan_file", "train_list", "test_list")
     places = {name: _absolute(getattr(config.data, name)) for name in files}
     return config.model_copy(
         update={
@@ -96,6 +103,20 @@ def _natural(split: Split, config: RunConfig) -> ShufflePlan:
     return ShufflePlan(len(split), config.seed.train)
 
 
+def _by_power(power: float) -> Callable[[Split, RunConfig], IndexPlan]:
+    return lambda split, config: ClassSamplingPlan(split.labels, split.num_classes, power, config.seed.train)
+
+
+def _progressive(split: Split, config: RunConfig) -> ProgressivePlan:
+    return ProgressivePlan(split.labels, split.num_classes, config.train.epochs, config.seed.train)
+
+
+def _from_file(split: Split, config: RunConfig) -> IndexPlan:
+    if config.data.plan_file is None:
+        raise LtatError("data.sampling=file needs a plan; name it with data.plan_file")
+    return plan_from_file(Path(config.data.plan_file), len(split))
+
+
 def _balanced(split: Split, config: RunConfig) -> BalancedPlan:
     db = config.db
     return BalancedPlan(
@@ -110,22 +131,52 @@ def _balanced(split: Split, config: RunConfig) -> BalancedPlan:
     )
 
 
-SAMPLING: dict[str, Callable[[Split, RunConfig], IndexPlan]] = {"natural": _natural, "balanced": _balanced}
+SAMPLING: dict[str, Callable[[Split, RunConfig], IndexPlan]] = {
+    "natural": _natural,
+    "balanced": _balanced,
+    "class_balanced": _by_power(0.0),
+    "square_root": _by_power(0.5),
+    "progressive": _progressive,
+    "file": _from_file,
+}
 
 
-def build_loader(split: Split, config: RunConfig, device: torch.device) -> ResidentLoader:
-    """The batches of a stage, by its ``data.sampling`` and ``aug`` settings.
+def build_plan(split: Split, config: RunConfig) -> IndexPlan:
+    """The index plan of a stage, by its ``data.sampling``.
 
     Raises:
-        LtatError: batches larger than the data.
+        LtatError: an unknown sampling, or a plan file that cannot be used.
     """
-    plan = SAMPLING[config.data.sampling](split, config)
+    if config.data.sampling not in SAMPLING:
+        raise LtatError(f"unknown sampling {config.data.sampling!r}; choose one of {', '.join(SAMPLING)}")
+    return SAMPLING[config.data.sampling](split, config)
+
+
+def build_augment(config: RunConfig) -> Augment:
+    """The augmentation of a stage, by its ``aug`` settings.
+
+    Raises:
+        LtatError: an unknown policy.
+    """
     aug = config.aug
-    return ResidentLoader(
+    policy = find_policy(aug.policy, aug.ra_ops, aug.ra_magnitude)
+    return Augment(aug.pad or 0, bool(aug.flip), aug.pad_mode, policy, aug.cutout)
+
+
+def build_loader(split: Split, config: RunConfig, device: torch.device) -> Loader:
+    """The batches of a stage, by its ``data.sampling``, ``aug`` and ``loader`` settings.
+
+    Raises:
+        LtatError: batches larger than the data, or settings that do not suit it.
+    """
+    return make_loader(
         split,
-        plan,
+        build_plan(split, config),
+        kind=config.loader.kind,
+        share=config.loader.share,
+        workers=config.loader.workers,
         batch_size=config.train.batch_size,
-        augment=Augment(pad=aug.pad or 0, flip=bool(aug.flip), pad_mode=aug.pad_mode),
+        augment=build_augment(config),
         seed=config.seed.train,
         device=device,
         drop_last=config.train.drop_last,
@@ -163,6 +214,8 @@ def index_record(data: TaskData, config: RunConfig, teacher_sha256: str | None =
     if data.val is not None:
         lists["val"] = data.val.indices
     lists["balanced"] = data.train.indices[_balanced(data.train, config).first_draw]
+    if config.data.sampling == "file":
+        lists["plan"] = data.train.indices[build_plan(data.train, config).epoch(1)]
     given = {} if teacher_sha256 is None else {"teacher": {"sha256": teacher_sha256}}
     return given | {
         name: {"n": len(indices), "sha256": index_hash(indices), "indices": indices.tolist()}

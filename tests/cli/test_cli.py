@@ -167,7 +167,7 @@ def test_the_error_can_be_caught_by_its_top_level_name():
 def test_the_options_that_others_rely_on_stay():
     shared = {"--dataset", "--data-dir", "--imbalance-ratio", "--download"}
     train = {"--recipe", "--method", "--model", "--teacher", "--epochs", "--batch-size", "--precision", "--device"}
-    train |= {"--seed", "--out", "--resume", "--set", "--show-config"}
+    train |= {"--loader", "--seed", "--out", "--resume", "--set", "--show-config"}
     evaluation = {"--attacks", "--n-examples", "--batch-size", "--json", "--eps", "--norm", "--precision", "--device"}
     evaluation |= {"--seed", "--state-dir"}
     context = click.Context(main)

@@ -1,6 +1,8 @@
 """Batches of a split by an index plan, from wherever its images lie."""
 
 from ltat.data.loaders.base import Batch, Loader
+from ltat.data.loaders.choice import LOADERS, choose_loader, make_loader
+from ltat.data.loaders.dataloader import TorchLoader
 from ltat.data.loaders.resident import ResidentLoader
 
-__all__ = ["Batch", "Loader", "ResidentLoader"]
+__all__ = ["LOADERS", "Batch", "Loader", "ResidentLoader", "TorchLoader", "choose_loader", "make_loader"]

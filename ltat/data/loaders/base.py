@@ -64,8 +64,10 @@ class Loader(ABC):
 
     Raises:
         LtatError: a batch size below 1, or too large for a single batch with ``drop_last``; a rank that does not
-            exist; padding that does not suit the image size.
+            exist; an augmentation that does not suit the images.
     """
+
+    why = ""  # which loader this is and why it was chosen, where it was
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class Loader(ABC):
                 f"batch size {batch_size} is larger than the {largest} images of an epoch; choose at most {largest}"
             )
         self.augment = UNCHANGED if augment is None else augment
-        self.augment.check_image_size(*split.images.shape[1:3])
+        self.augment.check_images(*split.images.shape[1:])
         self.split, self.plan = split, plan
         self.batch_size, self.seed, self.drop_last, self.shard = batch_size, seed, drop_last, shard
         self.device = torch.device(device)

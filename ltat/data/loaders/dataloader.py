@@ -1,0 +1,82 @@
+"""Batches read by the worker processes of torch's DataLoader: for whatever neither fits nor streams."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ltat.data.augment import Augment
+from ltat.data.images import Images
+from ltat.data.loaders.base import Batch, Loader, Order
+from ltat.data.loaders.workers import resolve_workers
+from ltat.data.plans import IndexPlan
+from ltat.data.split import Split
+from ltat.errors import LtatError
+
+
+class TorchLoader(Loader):
+    """The workers read the images and apply the policy; crop, flip and scaling happen on the device.
+
+    Args:
+        split: the images and labels.
+        plan: which image stands at which place of an epoch.
+        workers: processes, 0 to read in this one; one less than the cores if None.
+        settings: as every loader's.
+
+    Raises:
+        LtatError: more workers than cores, and as every loader.
+    """
+
+    def __init__(self, split: Split, plan: IndexPlan, *, workers: int | None = None, **settings: Any) -> None:
+        super().__init__(split, plan, **settings)
+        self.workers = resolve_workers(workers, least=0)
+        self._labels = torch.from_numpy(split.labels).to(self.device)
+
+    def _batches(self, order: Order) -> Iterator[Batch]:
+        read = DataLoader(
+            _Reading(self.split.images, self.augment, order),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it would draw from the generator of the whole process
+        )
+        positions, draws = order.positions.to(self.device), order.draws.to(self.device)
+        for here, pixels in zip(order.batches(), _checked(read), strict=True):
+            chosen = positions[here]
+            images = self.augment.crop(pixels.to(self.device, non_blocking=True), None, draws.at(here))
+            yield Batch(images, self._labels[chosen], chosen)
+
+
+class _Reading(Dataset[Tensor | str]):
+    """Item k is batch k: uint8 [B, H, W, C], or the sentence of what went wrong."""
+
+    def __init__(self, images: Images, augment: Augment, order: Order) -> None:
+        self.images, self.augment, self.order = images, augment, order
+        self.batches = order.batches()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, k: int) -> Tensor | str:
+        here = self.batches[k]
+        try:
+            pixels = np.ascontiguousarray(self.images[self.order.positions[here].numpy()])
+        except LtatError as error:  # DataLoader would wrap it in the worker's traceback
+            return str(error)
+        return self.augment.alter(torch.from_numpy(pixels), self.order.draws.at(here))
+
+
+def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
+    try:
+        for pixels in read:
+            if isinstance(pixels, str):
+                raise LtatError(pixels)
+            yield pixels
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise LtatError(f"a loader worker died ({reason}); lower loader.workers or free some memory") from error

@@ -1,0 +1,196 @@
+"""What all loaders promise: the same batches, shards that make up the plan, resuming anywhere, nothing left behind."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ltat.data import (
+    Augment,
+    BalancedPlan,
+    FixedPlan,
+    ImageStore,
+    ResidentLoader,
+    ShufflePlan,
+    Split,
+    TorchLoader,
+    make_loader,
+)
+from ltat.data.loaders import choice
+from ltat.data.loaders.workers import cores
+from ltat.errors import LtatError
+
+COUNTS = [40, 20, 9, 4]
+LABELS = np.repeat(np.arange(4), COUNTS)
+N = len(LABELS)
+PIXELS = np.random.default_rng(1).integers(0, 256, (N, 6, 5, 3), dtype=np.uint8)
+SPLIT = Split(PIXELS, LABELS, 4, np.arange(N))
+BALANCED = BalancedPlan(LABELS, 4, "ir/2", db_seed=0, seed=5)
+
+
+class Stored(ImageStore):
+    """Reads from an array; position ``broken`` cannot be read."""
+
+    def __init__(self, pixels, broken=None):
+        self.pixels, self.broken, self.shape = pixels, broken, pixels.shape
+
+    def read(self, positions):
+        if self.broken is not None and self.broken in positions:
+            raise LtatError(f"image {self.broken}.png cannot be read; restore it")
+        return self.pixels[positions]
+
+    def subset(self, positions):
+        return Stored(self.pixels[positions], self.broken)
+
+
+class GrowingPlan:
+    """An epoch longer than the one before."""
+
+    def epoch(self, epoch):
+        return np.arange(10 + 7 * epoch) % N
+
+    def size(self, epoch):
+        return 10 + 7 * epoch
+
+
+def stored(broken=None):
+    return Split(Stored(PIXELS, broken), LABELS, 4, np.arange(N))
+
+
+def batches_equal(one, other):
+    one, other = list(one), list(other)
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.images, b.images) and a.images.stride() == b.images.stride()
+        assert torch.equal(a.labels, b.labels) and torch.equal(a.indices, b.indices)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("augment", [None, Augment(2, True), Augment(1, True, "reflect")], ids=["none", "zero", "refl"])
+def test_torch_gives_the_batches_of_resident_for_any_number_of_workers(workers, augment):
+    if workers > cores():
+        pytest.skip(f"this machine has {cores()} core(s)")
+    settings = {"batch_size": 7, "augment": augment, "seed": 3}
+    resident = ResidentLoader(SPLIT, BALANCED, **settings)
+    other = TorchLoader(stored(), BALANCED, workers=workers, **settings)
+    batches_equal(resident.epoch(2), other.epoch(2))
+    batches_equal(resident.epoch(1, start=35), other.epoch(1, start=35))
+
+
+def test_resident_reads_a_store_in_parts(monkeypatch):
+    monkeypatch.setattr("ltat.data.split._PLACED_AT_ONCE", 10)
+    from_store, from_memory = (ResidentLoader(split, BALANCED, batch_size=16) for split in (stored(), SPLIT))
+    batches_equal(from_store.epoch(0), from_memory.epoch(0))
+
+
+def seen(*batches):
+    """Every image of the batches with its pixels, in no order."""
+    pairs = [zip(batch.indices.tolist(), batch.images, strict=True) for batch in batches]
+    return sorted((index, image.numpy().tobytes()) for pair in pairs for index, image in pair)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("start", [0, 13, 24])
+def test_the_ranks_together_serve_the_plan_with_the_same_pixels(ranks, drop_last, start):
+    settings = {"augment": Augment(2, True), "seed": 3, "drop_last": drop_last}
+    together = list(ResidentLoader(SPLIT, BALANCED, batch_size=4 * ranks, **settings).epoch(3, start=start))
+    loaders = [ResidentLoader(SPLIT, BALANCED, batch_size=4, shard=(rank, ranks), **settings) for rank in range(ranks)]
+    shards = [list(loader.epoch(3, start=start)) for loader in loaders]
+    if start == 0:
+        assert [len(shard) for shard in shards] == [loader.steps(3) for loader in loaders]
+    for step, batch in enumerate(together):
+        assert seen(*(shard[step] for shard in shards if step < len(shard))) == seen(batch)
+    assert max(map(len, shards)) == len(together)
+
+
+def test_epochs_of_different_lengths_are_served_whole():
+    loader = ResidentLoader(SPLIT, GrowingPlan(), batch_size=8)
+    for epoch in (0, 3, 1):
+        batches = list(loader.epoch(epoch))
+        assert len(batches) == loader.steps(epoch)
+        assert torch.cat([b.indices for b in batches]).tolist() == GrowingPlan().epoch(epoch).tolist()
+
+
+@pytest.mark.parametrize("kind", ["resident", "torch"])
+def test_leaving_an_epoch_early_leaves_nothing_behind(kind):
+    loader = make_loader(stored(), BALANCED, kind=kind, batch_size=4)
+    threads, torch_threads = threading.active_count(), torch.get_num_threads()
+    for _ in range(3):
+        epoch = loader.epoch(0)
+        next(epoch)
+        epoch.close()
+    for _ in loader.epoch(0):
+        break
+    gc.collect()
+    assert comes_true(lambda: not multiprocessing.active_children())
+    assert comes_true(lambda: threading.active_count() == threads)
+    assert torch.get_num_threads() == torch_threads
+
+
+def comes_true(condition):
+    """Within ten seconds: a queue's own thread may need a moment to end."""
+    until = time.monotonic() + 10
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_one_sentence(workers):
+    loader = TorchLoader(stored(broken=70), FixedPlan(np.arange(N)), batch_size=8, workers=workers)
+    with pytest.raises(LtatError, match=r"^image 70.png cannot be read; restore it$"):
+        list(loader.epoch(0))
+
+
+class Deadly(Stored):
+    def read(self, positions):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_sentence_and_no_hang():
+    loader = TorchLoader(Split(Deadly(PIXELS), LABELS, 4, np.arange(N)), BALANCED, batch_size=8, workers=1)
+    with pytest.raises(LtatError, match="a loader worker died"):
+        next(loader.epoch(0))
+
+
+# --- which loader
+
+
+def test_auto_keeps_in_memory_what_is_there_and_what_fits(monkeypatch):
+    plan = ShufflePlan(N, 0)
+    assert make_loader(SPLIT, plan, batch_size=4).why == "resident: the images are in memory"
+    assert make_loader(stored(), plan, batch_size=4).why.startswith("resident: ")
+    monkeypatch.setattr(choice, "free_memory", lambda device: 4 * PIXELS.nbytes)
+    assert isinstance(make_loader(stored(), plan, batch_size=4, share=0.25), ResidentLoader)
+    refused = make_loader(stored(), plan, batch_size=4, share=0.24)
+    assert isinstance(refused, TorchLoader) and "24%" in refused.why and "no .beton file" in refused.why
+
+
+def test_a_containers_limit_is_heeded(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert choice._container_memory(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert choice._container_memory(tmp_path) == choice._container_memory(tmp_path / "none") == float("inf")
+    assert 0 < choice.free_memory(torch.device("cpu")) < 1 << 50
+
+
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ({"kind": "dali"}, "unknown loader 'dali'; choose one of auto, resident, ffcv, torch"),
+        ({"kind": "torch", "workers": 4096}, "4096 workers do not suit"),
+        ({"shard": (2, 2)}, "rank 2 of 2"),
+        ({"shard": (0, 8), "batch_size": 16, "drop_last": True}, "larger than the 9 images"),
+    ],
+)
+def test_wrong_use_is_refused_before_the_first_epoch(settings, fragment):
+    with pytest.raises(LtatError, match=fragment):
+        make_loader(SPLIT, ShufflePlan(N, 0), **{"batch_size": 4, **settings})

@@ -1,0 +1,93 @@
+"""Sampling, augmentation and loader settings on their way into a run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ltat.data import ClassSamplingPlan, FixedPlan, ProgressivePlan
+from ltat.errors import LtatError
+from ltat.training import prepare
+from ltat.training.task import SAMPLING, build_augment, build_loader, build_plan, load_data, resolve
+from tests.training.tiny import tiny_config
+
+CPU = torch.device("cpu")
+
+
+def test_every_loader_trains_the_same_weights(run_tiny):
+    settings = ("method=at-bsl", "train.epochs=2", "aug.pad=1", "aug.policy=randaugment")
+    weights = [
+        (run_tiny(kind, *settings, f"loader.kind={kind}", "loader.workers=1") / "last.safetensors").read_bytes()
+        for kind in ("resident", "torch")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_may_be_resumed_with_another_loader(run_tiny):
+    run_tiny("run", "method=at-bsl", "train.epochs=1")
+    run_tiny("run", "method=at-bsl", "train.epochs=1", "loader.kind=torch", "loader.workers=0", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "facts"),
+    [
+        ("class_balanced", ClassSamplingPlan, {"power": 0.0}),
+        ("square_root", ClassSamplingPlan, {"power": 0.5}),
+        ("progressive", ProgressivePlan, {"epochs": 3}),
+    ],
+)
+def test_sampling_by_name_makes_the_plan_of_that_name(name, kind, facts):
+    config = resolve(tiny_config("method=at-bsl", f"data.sampling={name}", "seed.train=5"))
+    data = load_data(config).train
+    plan = build_plan(data, config)
+    assert isinstance(plan, kind) and plan.seed == 5
+    assert {key: getattr(plan, key) for key in facts} == facts
+    np.testing.assert_array_equal(plan.labels, data.labels)
+
+
+def test_a_plan_of_ones_own_is_served_and_recorded(run_tiny, tmp_path):
+    np.save(tmp_path / "plan.npy", np.arange(200) % 90)
+    settings = ("method=at-bsl", "data.sampling=file", f"data.plan_file={tmp_path / 'plan.npy'}", "train.epochs=1")
+    config = resolve(tiny_config(*settings))
+    plan = build_plan(load_data(config).train, config)
+    assert isinstance(plan, FixedPlan) and len(plan.positions) == 200
+    indices = json.loads((run_tiny("run", *settings) / "indices.json").read_text())
+    chosen = np.asarray(indices["train"]["indices"])[np.arange(200) % 90]
+    assert indices["plan"]["indices"] == chosen.tolist()
+    np.save(tmp_path / "plan.npy", np.arange(200) % 91)
+    with pytest.raises(LtatError, match=r"plan in indices\.json"):
+        run_tiny("run", *settings, resume=True)
+
+
+def test_augmentation_settings_reach_the_loader_of_both_stages():
+    plan = prepare(tiny_config("aug.policy=autoaugment", "aug.cutout=2", "loader.kind=torch", "loader.workers=0"))
+    for stage in (plan.student, plan.teacher):
+        assert stage.loader.augment.cutout == 2 and stage.loader.augment.policy is not None
+        assert stage.loader.why == "torch: as asked"
+    bare = prepare(tiny_config("aug.policy=autoaugment", "aug.cutout=2", "teacher.aug=none")).teacher
+    assert bare.loader.augment.cutout == 0 and bare.loader.augment.policy is None
+
+
+def test_randaugment_takes_its_strength_from_the_settings():
+    policy = build_augment(resolve(tiny_config("aug.policy=randaugment", "aug.ra_ops=3", "aug.ra_magnitude=5"))).policy
+    assert (policy.num_ops, policy.magnitude) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "fragment"),
+    [
+        (["data.sampling=random"], f"'random'; choose one of {', '.join(SAMPLING)}"),
+        (["data.sampling=file"], "data.plan_file"),
+        (["data.plan_file=plan.npy"], "set it to file"),
+        (["data.sampling=file", "data.plan_file=nowhere.npy"], "nowhere.npy"),
+        (["aug.policy=cutmix"], "'cutmix'"),
+        (["loader.kind=dali"], "'dali'"),
+        (["loader.kind=torch", "loader.workers=999"], "999 workers"),
+        (["loader.kind=ffcv"], "--format beton"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_before_training(assignments, fragment):
+    with pytest.raises(LtatError, match=fragment):
+        config = resolve(tiny_config("method=at-bsl", *assignments))
+        build_loader(load_data(config).train, config, CPU)
