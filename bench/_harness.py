@@ -13,7 +13,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = 10
-COLUMNS = ("date", "hardware", "torch", "threads", "commit", "case", "candidate", "median_us", "p20_us", "p80_us")
+COMMON = ("date", "hardware", "torch", "threads", "commit", "case", "candidate")
 
 
 def _seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -33,7 +33,11 @@ def _seconds(run: Callable[[], object], repeats: int, device: torch.device) -> f
 
 
 def compare(
-    candidates: dict[str, Callable[[], object]], device: torch.device, rounds: int = 30, target: float = 5e-3
+    candidates: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int = 30,
+    target: float = 5e-3,
+    warm_up: int = WARM_UP,
 ) -> dict[str, tuple[float, float, float]]:
     """Median, 20th and 80th percentile of the seconds per call.
 
@@ -42,9 +46,9 @@ def compare(
     """
     repeats = {}
     for name, run in candidates.items():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             run()
-        repeats[name] = max(1, int(target / _seconds(run, 3, device)))
+        repeats[name] = max(1, int(target / _seconds(run, 3 if target else 1, device)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
@@ -69,27 +73,34 @@ def hardware(device: torch.device) -> str:
 
 def _commit() -> str:
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "csrc", "ltat/ops"], check=False).returncode
+    dirty = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "csrc", "ltat"], check=False).returncode
     return run.stdout.strip() + ("+" if dirty else "")
 
 
 def append(name: str, case: str, device: torch.device, results: dict[str, tuple[float, float, float]]) -> None:
     """Print the medians and append one row per candidate to ``bench/results/<name>.csv``."""
+    rows = [
+        [*common_cells(device), case, candidate, *(f"{1e6 * s:.1f}" for s in seconds)]
+        for candidate, seconds in results.items()
+    ]
+    write_rows(name, ("median_us", "p20_us", "p80_us"), rows)
+    medians = "  ".join(f"{candidate} {1e6 * s[0]:.0f} us" for candidate, s in results.items())
+    print(f"{case:40s} {medians}", flush=True)
+
+
+def common_cells(device: torch.device) -> list[object]:
+    """Date, hardware, torch, threads and commit: what every row begins with."""
+    today = datetime.date.today().isoformat()
+    return [today, hardware(device), torch.__version__, torch.get_num_threads(), _commit()]
+
+
+def write_rows(name: str, columns: tuple[str, ...], rows: list[list[object]]) -> None:
+    """Append rows to ``bench/results/<name>.csv``; a new file begins with the names of the columns."""
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     new = not path.exists()
-    common = [
-        datetime.date.today().isoformat(),
-        hardware(device),
-        torch.__version__,
-        torch.get_num_threads(),
-        _commit(),
-    ]
     with path.open("a", newline="") as file:
         writer = csv.writer(file)
         if new:
-            writer.writerow(COLUMNS)
-        for candidate, seconds in results.items():
-            writer.writerow([*common, case, candidate, *(f"{1e6 * s:.1f}" for s in seconds)])
-    medians = "  ".join(f"{candidate} {1e6 * s[0]:.0f} us" for candidate, s in results.items())
-    print(f"{case:40s} {medians}", flush=True)
+            writer.writerow([*COMMON, *columns])
+        writer.writerows(rows)
