@@ -1,6 +1,6 @@
 """Every dataset by name, and the one function that loads them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,9 +9,12 @@ import numpy as np
 
 from ltat.data.cifar import cifar10_source, cifar100_source, load_cifar
 from ltat.data.digits import load_digits
+from ltat.data.folders import load_image_folder, load_image_list
 from ltat.data.longtail import longtail_indices
+from ltat.data.medmnist import load_medmnist
 from ltat.data.npz import load_array, load_npz
 from ltat.data.split import Dataset, Split, check_positions
+from ltat.data.tiny_imagenet import load_tiny_imagenet
 from ltat.errors import LtatError
 
 
@@ -45,6 +48,29 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     "cifar100": DatasetSpec(
         partial(load_cifar, cifar100_source), 10.0, True, 4, True, "CIFAR-100, 32x32 colour, 100 classes"
+    ),
+    "tiny-imagenet": DatasetSpec(
+        load_tiny_imagenet, 10.0, True, 4, True, "Tiny-ImageNet, 64x64 colour, 200 classes", ("image_size",)
+    ),
+    # Not mirrored by default: organs lie left or right.
+    "medmnist": DatasetSpec(load_medmnist, "natural", False, 4, True, "a MedMNIST .npz file, 28x28 to 224x224"),
+    "imagefolder": DatasetSpec(
+        load_image_folder,
+        "natural",
+        True,
+        4,
+        True,
+        "your own images: train/CLASS/ and test/CLASS/ in a folder",
+        ("image_size", "channels"),
+    ),
+    "imagelist": DatasetSpec(
+        load_image_list,
+        "natural",
+        True,
+        4,
+        True,
+        "image files and labels named in text files, as for ImageNet-LT",
+        ("image_size", "channels", "train_list", "test_list"),
     ),
     "npz": DatasetSpec(load_npz, "natural", True, 4, True, "your own images: train.npz and test.npz in a folder"),
 }
@@ -120,7 +146,7 @@ def find_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
-def _check_settings(name: str, spec: DatasetSpec, given: dict[str, object]) -> None:
+def _check_settings(name: str, spec: DatasetSpec, given: Mapping[str, object]) -> None:
     for key, value in given.items():
         if key not in spec.settings:
             raise LtatError(f"dataset {name!r} takes no {key} (here {value}); leave it out")

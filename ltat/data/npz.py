@@ -1,6 +1,7 @@
 """Anyone's own data: a folder with ``train.npz`` and ``test.npz``."""
 
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +10,9 @@ import numpy as np
 from ltat.data.grouping import resolve_labels
 from ltat.data.split import Dataset, Split
 from ltat.errors import LtatError
+from ltat.files import replacing
+
+_WRITTEN_AT_ONCE = 256  # images of a store held in memory on their way to the file
 
 T = TypeVar("T")
 
@@ -27,14 +31,51 @@ def load_npz(data_dir: Path, download: bool = False) -> Dataset:
     """
     if download:
         raise LtatError(f"an npz folder cannot be downloaded; put train.npz and test.npz into {data_dir}")
-    train, test = _read(data_dir / "train.npz"), _read(data_dir / "test.npz")
-    names = _class_names(train, data_dir / "train.npz")
-    return Dataset(
-        data_dir.name,
-        _split(train, len(names), data_dir / "train.npz"),
-        _split(test, len(names), data_dir / "test.npz"),
-        names,
-    )
+    files = data_dir / "train.npz", data_dir / "test.npz"
+    train, test = map(load_array, files)
+    return arrays_dataset(data_dir.absolute().name, train, test, *files)
+
+
+def arrays_dataset(
+    name: str, train: dict[str, np.ndarray], test: dict[str, np.ndarray], train_file: Path, test_file: Path
+) -> Dataset:
+    """A dataset of arrays as ``load_npz`` describes them; the files are named where something is wrong.
+
+    Raises:
+        LtatError: a missing key, a wrong type or shape, or a label out of range.
+    """
+    _check_arrays(train, train_file)
+    _check_arrays(test, test_file)
+    names = _class_names(train, train_file)
+    return Dataset(name, _split(train, len(names), train_file), _split(test, len(names), test_file), names)
+
+
+def write_npz(
+    split: Split, path: Path, class_names: Sequence[str], *, on_progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write a split as a file that ``load_npz`` reads, a few images at a time.
+
+    Args:
+        split: what to write; images of a store are read as they are written.
+        path: the file; it appears when it is complete, and a file that stood there is replaced.
+        class_names: of the C classes.
+        on_progress: called with the images written so far and the number of all.
+
+    Raises:
+        LtatError: the place cannot be written, the disk is full, or an image cannot be read; nothing is left.
+    """
+    rest = {"labels": split.labels, "index": split.indices, "class_names": np.array(class_names)}
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": split.images.shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            for start in range(0, len(split), _WRITTEN_AT_ONCE):
+                member.write(split.images[start : start + _WRITTEN_AT_ONCE])
+                if on_progress is not None:
+                    on_progress(min(start + _WRITTEN_AT_ONCE, len(split)), len(split))
+        for name, values in rest.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
 
 
 def load_array(path: Path) -> dict[str, np.ndarray]:
@@ -64,8 +105,7 @@ def _reason(error: Exception) -> str:
     return "it holds Python objects, or is no NumPy file" if "allow_pickle" in told else told
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    arrays = load_array(path)
+def _check_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
     missing = [key for key in ("images", "labels") if key not in arrays]
     if missing:
         raise LtatError(
@@ -75,7 +115,6 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     for key in ("labels", "index"):
         if key in arrays:
             _check_integers(arrays[key], length, f"{key} in {path}")
-    return arrays
 
 
 def _check_integers(values: np.ndarray, length: int, name: str) -> None:
