@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ltat.data.beton.dataset import load_beton
 from ltat.data.cifar import cifar10_source, cifar100_source, load_cifar
 from ltat.data.digits import load_digits
 from ltat.data.folders import load_image_folder, load_image_list
@@ -72,6 +73,7 @@ DATASETS: dict[str, DatasetSpec] = {
         "image files and labels named in text files, as for ImageNet-LT",
         ("image_size", "channels", "train_list", "test_list"),
     ),
+    "beton": DatasetSpec(load_beton, "natural", True, 4, True, "train.beton and test.beton, streamed by FFCV"),
     "npz": DatasetSpec(load_npz, "natural", True, 4, True, "your own images: train.npz and test.npz in a folder"),
 }
 

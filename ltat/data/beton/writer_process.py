@@ -1,0 +1,181 @@
+"""The process in which FFCV's writer runs; ``ltat.data.beton.writing`` watches it."""
+
+import mmap
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ltat.data.beton.format import FIELDS
+from ltat.data.beton.library import load_ffcv
+from ltat.data.images import Images
+from ltat.errors import LtatError
+
+_SAMPLES_AT_ONCE = 16  # a worker takes so many, and then tells that they are done
+_LONGEST = 1000  # characters of a message: it passes through the pipe in one piece, even from a process that is killed
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be written; the arrays are those of ``Split``."""
+
+    path: Path
+    images: Images
+    labels: np.ndarray
+    indices: np.ndarray
+    mode: str
+    quality: int
+    workers: int
+    page_size: int
+
+
+class Message(NamedTuple):
+    """What the writer tells: images done, that the file is complete, or why it failed."""
+
+    done: int = 0
+    complete: bool = False
+    failed: str = ""
+
+
+Messages = SimpleQueue[Message]
+
+
+def run_writer(job: Job, messages: Messages) -> None:
+    """Write the file; to be called in a new process that has children of its own."""
+    os.setpgid(0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    _silence()
+    for watch in (_end_with_parent, partial(_tell_of_dead_workers, messages)):
+        threading.Thread(target=watch, daemon=True).start()
+    multiprocessing.set_start_method("fork", force=True)
+    _telling(messages, _write, job, messages)
+    messages.put(Message(complete=True))
+
+
+def _silence() -> None:
+    """The reasons come as messages; what FFCV and its workers print besides belongs to nobody."""
+    with open(os.devnull, "w") as nowhere:
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)
+
+
+def _tell_of_dead_workers(messages: Messages) -> None:
+    workers: set[Any] = set()
+    while True:
+        workers.update(multiprocessing.active_children())
+        killed = [worker.exitcode for worker in workers if (worker.exitcode or 0) < 0]
+        if killed:
+            name = signal.Signals(-killed[0]).name
+            messages.put(Message(failed=f"a worker was killed ({name}); free some memory or use fewer workers"))
+            return
+        time.sleep(0.1)
+
+
+def _telling(messages: Messages, act: Callable[..., None], *arguments: Any) -> None:
+    """Call ``act``; an exception becomes a message, and this process ends."""
+    try:
+        act(*arguments)
+    except BaseException as error:
+        messages.put(Message(failed=_reason(error)[:_LONGEST]))
+        os._exit(1)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, LtatError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.strerror or error}; free some space or choose another folder"
+    return f"{type(error).__name__}: {error}"
+
+
+def _write(job: Job, messages: Messages) -> None:
+    load_ffcv()
+    from ffcv import writer  # noqa: PLC0415
+    from ffcv.fields import IntField, NDArrayField, RGBImageField  # noqa: PLC0415
+
+    class TellingWriter(writer.DatasetWriter):
+        """FFCV's writer, whose workers tell why they fail, and whose shared memory ends with its processes."""
+
+        metadata_sm: Any
+
+        def prepare(self) -> None:
+            super().prepare()
+            self.metadata_sm.close()
+            self.metadata_sm.unlink()
+            self.metadata_sm = _SharedMemory(self.num_samples * self.metadata_type.itemsize)
+
+        def _write_common(self, num_samples: int, chunks: Any, work: Callable[..., None], arguments: Any) -> None:
+            super()._write_common(num_samples, chunks, partial(_telling, messages, work), arguments)
+
+    writer.tqdm = partial(_Progress, messages)
+    image = (
+        RGBImageField(write_mode=job.mode, jpeg_quality=job.quality)
+        if job.images.shape[3] == 3
+        else NDArrayField(np.dtype("u1"), job.images.shape[1:])
+    )
+    fields = dict(zip(FIELDS, (image, IntField(), IntField()), strict=True))
+    telling = TellingWriter(str(job.path), fields, page_size=job.page_size, num_workers=job.workers)
+    telling.from_indexed_dataset(_Samples(job), chunksize=_SAMPLES_AT_ONCE)
+
+
+class _SharedMemory:
+    """Stands for FFCV's named shared memory, which would outlive a writer that is killed."""
+
+    def __init__(self, size: int) -> None:
+        self.buf = mmap.mmap(-1, size)
+
+    def close(self) -> None:
+        """Nothing to do: the memory ends with the processes that inherited it."""
+
+    unlink = close
+
+
+class _Progress:
+    """Stands for FFCV's progress bar."""
+
+    def __init__(self, messages: Messages, total: int) -> None:
+        self.messages, self.done = messages, 0
+
+    def update(self, more: int) -> None:
+        self.done += int(more)
+        self.messages.put(Message(done=self.done))
+
+    def close(self) -> None:
+        """Nothing to do: there is no bar."""
+
+
+class _Samples:
+    """The samples as FFCV's writer asks for them: image, label, index."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def __len__(self) -> int:
+        return len(self.job.labels)
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, int, int]:
+        image = self.job.images[np.array([position])][0]
+        if image.shape != self.job.images.shape[1:] or image.dtype != np.uint8:
+            raise LtatError(
+                f"image {position} is {image.dtype} {image.shape} among uint8 {self.job.images.shape[1:]}; "
+                "store all images in one shape"
+            )
+        return image, self.job.labels[position], self.job.indices[position]
