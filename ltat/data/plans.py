@@ -221,7 +221,7 @@ def power_shares(counts: np.ndarray, power: float) -> np.ndarray:
 def exact_quotas(shares: np.ndarray, n: int) -> np.ndarray:
     """Whole images per class, int64 [C], that sum to ``n``: the largest remainders are rounded up."""
     wanted = shares * n
-    quotas = np.floor(wanted + 1e-9).astype(np.int64)  # 1e-9: a whole number must not lose an image to rounding
+    quotas = np.floor(wanted).astype(np.int64)
     order = np.argsort(-(wanted - quotas), kind="stable")
     quotas[order[: n - quotas.sum()]] += 1
     return quotas

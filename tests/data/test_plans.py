@@ -50,6 +50,12 @@ def test_within_a_class_no_image_appears_twice_more_than_another():
             assert own.max() - own.min() <= 1
 
 
+def test_every_epoch_draws_other_images_of_a_large_class():
+    plan = ClassSamplingPlan(LABELS, 4, 0.0, seed=0)
+    head = [set(epoch[LABELS[epoch] == 0].tolist()) for epoch in map(plan.epoch, range(4))]
+    assert len(set(map(frozenset, head))) == 4
+
+
 def test_natural_sampling_is_every_image_once():
     assert sorted(ClassSamplingPlan(LABELS, 4, 1.0, seed=0).epoch(7)) == list(range(N))
 

@@ -58,8 +58,8 @@ class Loader(ABC):
         seed: of the augmentation.
         device: where the batches lie.
         drop_last: leave out the last batch when it is smaller than the others.
-        shard: (rank, ranks): this loader serves the places rank, rank + ranks, …, so that the ranks together
-            serve the plan, each image once, and step k of all ranks is one batch of ranks · batch_size images.
+        shard: (rank, ranks): of what is left of a plan this loader serves every ranks-th place, so that the ranks
+            together serve all of it, each image once, and step k of all ranks is one batch of ranks · batch_size images.
             Without ``drop_last`` the last ranks may have an image, and so a batch, fewer.
 
     Raises:
@@ -130,7 +130,6 @@ class Loader(ABC):
         rank, ranks = self.shard
         together = self.batch_size * ranks
         end = start + (n - start) // together * together if self.drop_last else n
-        first = start + (rank - start) % ranks
-        places = torch.arange(first, max(first, end), ranks)
+        places = torch.arange(start + rank, max(start + rank, end), ranks)
         draws = self.augment.draw(n, self.seed, epoch)
         return Order(torch.from_numpy(positions)[places], draws.at(places), self.batch_size)
