@@ -1,5 +1,9 @@
 """FFCV, imported when it is first needed and kept from altering the process around it."""
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 
 from ltat.errors import LtatError
@@ -8,16 +12,18 @@ INSTALL = "python -m ltat.install_ffcv"
 
 
 def load_ffcv() -> None:
-    """Import FFCV (three seconds), so that torch computes with as many threads afterwards as before.
+    """Import FFCV (three seconds) and mend what it does to the rest of the process.
 
-    FFCV sets torch's threads for the whole process: on import, for every loader, and from every loader's thread. Its
-    setter is replaced here by one that touches Numba's threads alone.
+    It sets torch's number of threads: on import, for every loader, and from every loader's thread. And every loader
+    turns a type that Numba shares among all functions into a read-only one, which breaks functions compiled before.
+    Both methods are replaced here, once and for all of FFCV.
 
     Raises:
         LtatError: FFCV is missing or cannot be loaded, with the line that installs it.
     """
     threads = torch.get_num_threads()
     try:
+        from ffcv.memory_managers import OSCacheManager  # noqa: PLC0415
         from ffcv.pipeline.compiler import Compiler  # noqa: PLC0415
     except Exception as error:  # a broken build fails with whatever its libraries raise
         raise LtatError(f"FFCV is missing or broken ({error}); install it with {INSTALL}") from error
@@ -25,10 +31,22 @@ def load_ffcv() -> None:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
     Compiler.set_num_threads = classmethod(_set_numba_threads)
+    OSCacheManager.compile_reader = _reader
 
 
-def _set_numba_threads(compiler: type, n: int) -> None:
+def _set_numba_threads(compiler: Any, n: int) -> None:
     from numba import set_num_threads  # noqa: PLC0415
 
     set_num_threads(n)
-    compiler.num_threads = n  # type: ignore[attr-defined]
+    compiler.num_threads = n
+
+
+def _reader(manager: Any) -> Callable:
+    from ffcv.pipeline.compiler import Compiler  # noqa: PLC0415
+
+    def read(address, state):  # type: ignore[no-untyped-def]
+        content, pointers, sizes = state
+        k = np.searchsorted(pointers, address)
+        return content[address : address + sizes[k]]
+
+    return Compiler.compile(read)
