@@ -69,6 +69,36 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextlib.contextmanager
+def appearing_together(folder: Path) -> Iterator[Path]:
+    """A temporary folder, whose files move into ``folder`` at the end: large files that belong together.
+
+    An exception inside, or a full disk, leaves in ``folder`` what stood there before and nothing else.
+
+    Raises:
+        LtatError: the place cannot be written, or the disk is full.
+    """
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
+            try:
+                yield Path(temporary)
+            except LtatError as error:  # tell it of the place that the reader knows
+                raise LtatError(str(error).replace(temporary, str(folder))) from error
+            for path in sorted(Path(temporary).iterdir()):
+                os.replace(path, folder / path.name)
+        _sync_folder(folder)
+    except OSError as error:
+        raise LtatError(
+            f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
+        ) from error
+    finally:
+        if made:
+            with contextlib.suppress(OSError):  # it is not empty, which is as it should be
+                folder.rmdir()
+
+
 def check_writable(path: Path) -> None:
     """Find out before a long computation whether its result can be written to ``path``; leaves nothing behind.
 

@@ -6,6 +6,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "numpy",
+    "pillow",
     "click",
     "safetensors",
     "pyautoattack",
@@ -14,7 +15,7 @@ PACKAGES = (
     "tomli-w",
     "scikit-learn",
 )
-_PACKAGE_OF = {"sklearn": "scikit-learn", "tomli_w": "tomli-w"}
+_PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 
 def package_versions() -> dict[str, str | None]:

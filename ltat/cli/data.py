@@ -1,15 +1,20 @@
 """`ltat data info` and `ltat data prepare`."""
 
-import io
+import json
+import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
-from ltat.cli.options import dataset_options
+from ltat.cli.options import Command, dataset_options
 from ltat.errors import LtatError
-from ltat.files import atomic_write_all
+from ltat.files import appearing_together, atomic_write_text, check_writable
+
+if TYPE_CHECKING:
+    from ltat.data import Dataset
 
 BAR_WIDTH = 40
 CLASSES_SHOWN = 40
@@ -17,62 +22,151 @@ CLASSES_SHOWN = 40
 
 @click.group("data")
 def command() -> None:
-    """Look at a data set, or write it in the npz layout."""
+    """Look at a data set, or write it as files that load fast."""
+
+
+def data_options(command: Command) -> Command:
+    """The data set as an argument or by --dataset, and which part of it."""
+    named = click.argument("named", metavar="[DATASET]", required=False)
+    seed = click.option("--subset-seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+    return named(dataset_options(seed(command)))
 
 
 @command.command("info")
-@dataset_options
-@click.option("--subset-seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
-def info(**options: Any) -> None:
-    """Counts per class, imbalance ratio, the size of D_B and the index hash of a data set."""
-    from ltat.data import balanced_indices, index_hash
-
+@data_options
+@click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Also write the bar chart here.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write JSON here.")
+def info(png: Path | None, json_file: Path | None, **options: Any) -> None:
+    """Counts per class, imbalance ratio, groups of classes, the size of D_B and the index hash of DATASET."""
+    for file in filter(None, (png, json_file)):
+        check_writable(file)
     data = open_dataset(options)
-    counts = data.train.counts
-    click.echo(f"{data.name}: {len(data.train)} training and {len(data.test)} test images of shape {data.image_shape}")
-    for name, n in list(zip(data.class_names, counts.tolist(), strict=True))[:CLASSES_SHOWN]:
-        click.echo(f"  {name:>12} {n:6d} {'█' * max(1, round(BAR_WIDTH * n / counts.max()))}")
-    if len(counts) > CLASSES_SHOWN:
-        click.echo(f"  … and {len(counts) - CLASSES_SHOWN} classes more, down to {counts.min()} images")
-    click.echo(f"imbalance ratio {counts.max() / counts.min():.4g}")
-    click.echo(f"D_B holds {len(balanced_indices(data.train.labels, num_classes=data.num_classes))} images")
-    click.echo(f"index hash {index_hash(data.train.indices)}")
+    facts = describe(data)
+    show(facts)
+    if json_file is not None:
+        atomic_write_text(json_file, json.dumps(facts, indent=2) + "\n")
+    if png is not None:
+        from ltat.evaluation.chart import write_counts_chart
+
+        title = f"{data.name}: {len(data.train):,} training images, imbalance ratio {facts['imbalance_ratio']:.4g}"
+        write_counts_chart(png, data.train.counts, data.class_names, title)
 
 
 @command.command("prepare")
-@dataset_options
-@click.option("--subset-seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@data_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
-def prepare(out: Path, **options: Any) -> None:
-    """Write a data set, long-tailed or whole, as train.npz and test.npz, for --dataset npz."""
+@click.option("--format", "layout", type=click.Choice(["npz", "beton"]), default="npz", show_default=True)
+@click.option("--mode", type=click.Choice(["raw", "jpg"]), help="beton: how pixels are kept; raw by default.")
+@click.option("--quality", type=click.IntRange(1, 100), metavar="N", help="beton: of --mode jpg; 95 by default.")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="beton: writing processes; 1 by default.")
+def prepare(out: Path, layout: str, **options: Any) -> None:
+    """Write DATASET, long-tailed or whole, as train and test files, for --dataset npz or --dataset beton."""
+    from ltat.training.reporting import Reporter
+
+    settings = {name: value for name in ("mode", "quality", "workers") if (value := options.pop(name)) is not None}
+    write = WRITERS[layout](**settings)
+    for part in ("train", "test"):
+        if (out / f"{part}.{layout}").exists():
+            raise LtatError(f"{out / part}.{layout} exists already; remove it, or name another --out")
+    check_writable(out / layout)
     data = open_dataset(options)
-    files = {out / "test.npz": data.test, out / "train.npz": data.train}
-    for path in files:
-        if path.exists():
-            raise LtatError(f"{path} exists already; remove it, or name another --out")
-    atomic_write_all({path: npz_bytes(split, data.class_names) for path, split in files.items()})
+    with appearing_together(out) as folder, Reporter() as reporter:
+        for name, split in {"test": data.test, "train": data.train}.items():
+            file = f"{name}.{layout}"
+            write(data, split, folder / file, partial(reporter.evaluation, file))
     click.echo(f"{len(data.train)} training and {len(data.test)} test images -> {out}")
+    place = shlex.quote(str(out))
+    click.echo(f"train on them with: ltat train --dataset {layout} --data-dir {place}{usual_settings(options, layout)}")
 
 
-def open_dataset(options: dict[str, Any]) -> Any:
-    """The data set of the options, at the literature's imbalance ratio where none is named."""
-    from ltat.data import find_spec, load_dataset
+Writer = Callable[["Dataset", Any, Path, Callable[[int, int], None]], None]
+"""Writes a split of a data set to a path, telling its progress."""
 
-    if options["dataset"] is None:
-        raise LtatError("no data set is named; add --dataset, for example --dataset digits")
-    ratio = options["imbalance_ratio"]
-    return load_dataset(
-        options["dataset"],
-        options["data_dir"],
-        imbalance_ratio=find_spec(options["dataset"]).default_ratio if ratio is None else ratio,
-        subset_seed=options["subset_seed"],
-        download=bool(options["download"]),
+
+def npz_writer(**settings: Any) -> Writer:
+    """The writer of the npz layout, which has no settings."""
+    if settings:
+        raise LtatError(f"--{next(iter(settings))} belongs to --format beton; leave it out")
+    from ltat.data.npz import write_npz
+
+    return lambda data, split, path, progress: write_npz(split, path, data.class_names, on_progress=progress)
+
+
+def beton_writer(**settings: Any) -> Writer:
+    """The writer of FFCV's files."""
+    if "quality" in settings and settings.get("mode") != "jpg":
+        raise LtatError("--quality belongs to --mode jpg; add that, or leave it out")
+    from ltat.data.beton import write_beton
+
+    return lambda data, split, path, progress: write_beton(
+        split, path, data.class_names, name=data.name, on_progress=progress, **settings
     )
 
 
-def npz_bytes(split: Any, class_names: tuple[str, ...]) -> bytes:
-    """Images, labels, source positions and class names as an npz file."""
-    buffer = io.BytesIO()
-    names = np.array(class_names)
-    np.savez(buffer, images=split.images, labels=split.labels, index=split.indices, class_names=names)
-    return buffer.getvalue()
+WRITERS: dict[str, Callable[..., Writer]] = {"npz": npz_writer, "beton": beton_writer}
+
+
+def open_dataset(options: dict[str, Any]) -> "Dataset":
+    """The data set of the options, at the literature's imbalance ratio where none is named."""
+    from ltat.data import find_spec, load_dataset
+
+    rest = dict(options)
+    named, dataset = rest.pop("named"), rest.pop("dataset")
+    name = named or dataset
+    if name is None:
+        raise LtatError("no data set is named; name one, for example digits")
+    if dataset not in (None, name):
+        raise LtatError(f"two data sets are named, {named!r} and {dataset!r}; leave one out")
+    ratio, download = rest.pop("imbalance_ratio"), bool(rest.pop("download"))
+    ratio = find_spec(name).default_ratio if ratio is None else ratio
+    return load_dataset(name, imbalance_ratio=ratio, download=download, **rest)
+
+
+def describe(data: "Dataset") -> dict[str, Any]:
+    """What `ltat data info` tells, as plain numbers and names."""
+    from ltat.data import balanced_sizes, index_hash
+    from ltat.evaluation import class_groups
+
+    counts = data.train.counts
+    groups = class_groups(data.num_classes, counts)
+    return {
+        "name": data.name,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "image_shape": list(data.image_shape),
+        "class_names": list(data.class_names),
+        "counts": counts.tolist(),
+        "imbalance_ratio": float(counts.max() / counts.min()),
+        "groups": {
+            name: {"classes": int(own.sum()), "train_images": int(counts[own].sum())}
+            for name, own in groups.items()
+            if own is not None
+        },
+        "balanced_images": int(balanced_sizes(counts).sum()),
+        "index_sha256": index_hash(data.train.indices),
+    }
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print what ``describe`` found, the counts as bars."""
+    names, counts = facts["class_names"], facts["counts"]
+    width, shape = max(map(len, names[:CLASSES_SHOWN])), "x".join(map(str, facts["image_shape"]))
+    click.echo(f"{facts['name']}: {facts['train_images']} training and {facts['test_images']} test images of {shape}")
+    for name, n in list(zip(names, counts, strict=True))[:CLASSES_SHOWN]:
+        click.echo(f"  {name:>{width}} {n:6d} {'█' * max(1, round(BAR_WIDTH * n / max(counts)))}")
+    if len(counts) > CLASSES_SHOWN:
+        click.echo(f"  … and {len(counts) - CLASSES_SHOWN} classes more, down to {min(counts)} images")
+    click.echo(f"imbalance ratio {facts['imbalance_ratio']:.4g}")
+    for name, group in facts["groups"].items():
+        click.echo(f"{name}: {group['classes']} of {len(counts)} classes, {group['train_images']} training images")
+    click.echo(f"D_B holds {facts['balanced_images']} images")
+    click.echo(f"index hash {facts['index_sha256']}")
+
+
+def usual_settings(options: dict[str, Any], layout: str) -> str:
+    """The augmentation that is usual for the data set, where it is not what the prepared files are given."""
+    from ltat.data import find_spec
+
+    source, target = find_spec(options["named"] or options["dataset"]), find_spec(layout)
+    usual = {"aug.pad": (source.pad, target.pad), "aug.flip": (source.flip, target.flip)}
+    return "".join(f" --set {key}={json.dumps(own)}" for key, (own, other) in usual.items() if own != other)

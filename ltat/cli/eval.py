@@ -9,8 +9,18 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ltat.cli.options import Radius, comma_separated, dataset_options
 from ltat.config import from_toml
+from ltat.config.sections import DataSection
 from ltat.errors import LtatError
 from ltat.files import check_writable
+
+PLACES = {
+    "data_dir": "dir",
+    "image_size": "image_size",
+    "channels": "channels",
+    "train_list": "train_list",
+    "test_list": "test_list",
+}
+"""From the options to the settings of a run that say the same of its data."""
 
 
 @click.command("eval")
@@ -137,23 +147,30 @@ def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> tuple[
         ratio = facts.imbalance_ratio if as_trained and facts.imbalance_ratio is not None else "natural"
     data = load_dataset(
         name,
-        options["data_dir"] or folder_of_run(checkpoint, as_trained),
         imbalance_ratio=ratio,
         subset_seed=facts.subset_seed,
         download=bool(options["download"]),
+        **{name: options[name] or value for name, value in places_of_run(checkpoint, as_trained).items()},
     )
     if as_trained and options["imbalance_ratio"] is None and facts.train_counts is not None:
         return data, facts.train_counts
     return data, data.train.counts.tolist()
 
 
-def folder_of_run(checkpoint: Path, as_trained: bool) -> str | None:
-    """Where the run that wrote the checkpoint found its data, read from the settings that lie beside it."""
-    settings = checkpoint.parent / "config.toml"
-    if not as_trained or not settings.exists():
-        return None
-    folder: str | None = from_toml(settings).get("data", {}).get("dir")
-    return folder
+def places_of_run(checkpoint: Path, as_trained: bool) -> dict[str, Any]:
+    """Where the run that wrote the checkpoint found its data, read from the settings that lie beside it.
+
+    Raises:
+        LtatError: a setting there is of another kind than it must be.
+    """
+    file = checkpoint.parent / "config.toml"
+    stored = from_toml(file).get("data", {}) if as_trained and file.exists() else {}
+    try:
+        settings = DataSection.model_validate({key: stored[key] for key in PLACES.values() if key in stored})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise LtatError(f"{file}: data.{first['loc'][0]} holds {first['input']!r}; correct it there") from None
+    return {name: getattr(settings, key) for name, key in PLACES.items()}
 
 
 def model_name(checkpoint: Path) -> str:

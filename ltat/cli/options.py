@@ -8,6 +8,12 @@ import click
 from ltat.config.sections import read_quotient
 from ltat.errors import LtatError
 
+# Named here once more, so that --help need not import what reads them.
+DATASETS = (
+    *("digits", "cifar10", "cifar100", "tiny-imagenet", "medmnist"),
+    *("imagefolder", "imagelist", "npz", "beton"),
+)
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -40,12 +46,16 @@ class Radius(click.ParamType):
 
 
 def dataset_options(command: Command) -> Command:
-    """--dataset, --data-dir, --imbalance-ratio and --download."""
+    """--dataset, --data-dir, --imbalance-ratio, --download, and what only some data sets take."""
     options = [
-        click.option("--dataset", metavar="D", help="digits, cifar10, cifar100 or npz."),
+        click.option("--dataset", metavar="D", help=f"{', '.join(DATASETS[:-1])} or {DATASETS[-1]}."),
         click.option("--data-dir", metavar="DIR", help="Where the data set lies."),
         click.option("--imbalance-ratio", type=Ratio(), help="Largest over smallest class; natural keeps all."),
         click.option("--download/--no-download", default=None, help="Fetch the data set if it is not there."),
+        click.option("--image-size", type=click.IntRange(min=1), metavar="N", help="Scale image files to N x N."),
+        click.option("--channels", type=click.IntRange(1, 3), metavar="1|3", help="Make image files grey or RGB."),
+        click.option("--train-list", metavar="FILE", help="imagelist: lines of PATH LABEL for training."),
+        click.option("--test-list", metavar="FILE", help="imagelist: the same for testing."),
     ]
     for option in reversed(options):
         command = option(command)

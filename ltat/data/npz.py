@@ -70,7 +70,7 @@ def write_npz(
             header = {"descr": "|u1", "fortran_order": False, "shape": split.images.shape}
             np.lib.format.write_array_header_1_0(member, header)
             for start in range(0, len(split), _WRITTEN_AT_ONCE):
-                member.write(split.images[start : start + _WRITTEN_AT_ONCE])
+                member.write(split.images[start : start + _WRITTEN_AT_ONCE].tobytes())
                 if on_progress is not None:
                     on_progress(min(start + _WRITTEN_AT_ONCE, len(split)), len(split))
         for name, values in rest.items():

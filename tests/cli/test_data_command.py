@@ -1,20 +1,260 @@
-"""`ltat data`: places that cannot be written, and ratios that are not none."""
+"""`ltat data`: what it writes can be trained on, what it tells is true, and what goes wrong leaves nothing behind."""
 
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from PIL import Image
 
+from ltat.cli import data as data_command
 from ltat.cli.main import main
+from ltat.cli.options import DATASETS as NAMED
+from ltat.data import DATASETS, ImageStore, index_hash, load_dataset, longtail_counts
+from ltat.data.image_files import ImageFiles
+from ltat.data.npz import write_npz
+from ltat.errors import LtatError
+from ltat.evaluation.chart import write_counts_chart
+from tests.data.pictures import image_folder, picture, tiny_imagenet
+
+
+def ltat(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> str:
+    result = ltat(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    result = ltat(*arguments)
+    assert result.exit_code == 2, result.output
+    assert len(result.output.strip().splitlines()) == 1
+    return result.output
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- prepare
 
 
 @pytest.mark.parametrize("place", ["file/below", "/proc/below"])
 def test_a_place_that_cannot_be_written_is_told(place: str, tmp_path: Path):
     (tmp_path / "file").touch()
-    done = CliRunner().invoke(main, ["data", "prepare", "--dataset", "digits", "--out", str(tmp_path / place)])
-    assert done.exit_code == 2 and "cannot write" in done.output
+    assert "cannot write" in refused("data", "prepare", "digits", "--out", tmp_path / place)
+
+
+def test_a_prepared_npz_is_the_data_set(tmp_path: Path):
+    told = done("data", "prepare", "digits", "--imbalance-ratio", 10, "--out", tmp_path / "my set")
+    original = load_dataset("digits", imbalance_ratio=10)
+    copy = load_dataset("npz", tmp_path / "my set")
+    assert names_in(tmp_path / "my set") == ["test.npz", "train.npz"]
+    for one, other in ((original.train, copy.train), (original.test, copy.test)):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.indices, other.indices)
+    assert copy.class_names == original.class_names
+    # Digits are neither padded nor mirrored by default; npz files are, so the next command must say otherwise.
+    assert f"--dataset npz --data-dir '{tmp_path}/my set' --set aug.pad=0 --set aug.flip=false" in told
+
+
+def test_image_files_of_any_size_are_prepared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, asked = image_folder(tmp_path / "in", per_class=100), []
+    for i in range(5):
+        picture(folder / f"train/bee/{i}.png", (9 + i, 12))
+    real = ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda self, p: (asked.append(len(p)), real(self, p))[1])
+    command = ("data", "prepare", "imagefolder", "--data-dir", folder, "--out", tmp_path / "out")
+    assert "--image-size" in refused(*command)
+    done(*command, "--image-size", 7)
+    assert max(asked) <= 256 < sum(asked) == 306
+    original, copy = load_dataset("imagefolder", folder, image_size=7), load_dataset("npz", tmp_path / "out")
+    np.testing.assert_array_equal(original.train.images[:], copy.train.images)
+    assert copy.class_names == ("ant", "bee", "cat") and copy.image_shape == (7, 7, 3)
+    assert index_hash(copy.train.indices) == index_hash(original.train.indices)
+
+
+def test_tiny_imagenet_and_an_index_list_are_prepared_too(tmp_path: Path):
+    tiny_imagenet(tmp_path, per_class=10)
+    done("data", "prepare", "tiny-imagenet", "--data-dir", tmp_path, "--out", tmp_path / "tiny")
+    counts = load_dataset("npz", tmp_path / "tiny").train.counts
+    assert counts.tolist() == longtail_counts(10, 3, 10).tolist()  # the usual ratio of that set
+    folder = image_folder(tmp_path / "listed")
+    (folder / "a.txt").write_text("train/ant/0.png 0\ntrain/bee/1.png 1\ntrain/bee/2.png 1\n")
+    (folder / "b.txt").write_text("test/bee/0.png 1\n")
+    lists = ("--train-list", folder / "a.txt", "--test-list", folder / "b.txt")
+    done("data", "prepare", "imagelist", "--data-dir", folder, *lists, "--out", tmp_path / "list")
+    assert load_dataset("npz", tmp_path / "list").train.labels.tolist() == [0, 1, 1]
+
+
+def test_a_bad_image_stops_the_preparation_and_leaves_nothing(tmp_path: Path):
+    folder = image_folder(tmp_path / "in")
+    path = folder / "train/cat/2.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    told = refused("data", "prepare", "imagefolder", "--data-dir", folder, "--out", tmp_path / "out")
+    assert f"{path} cannot be read as an image" in told
+    assert names_in(tmp_path) == ["in"]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file may grow beyond 20 kB, as on a disk that is full by then."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, there: bool, small_disk: None):
+    if there:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/notes").touch()
+    told = refused("data", "prepare", "digits", "--out", tmp_path / "out")
+    assert f"cannot write {tmp_path}/out/test.npz: File too large; free some space" in told
+    assert (names_in(tmp_path / "out") == ["notes"]) if there else (names_in(tmp_path) == [])
+
+
+def test_the_first_file_does_not_appear_when_the_second_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def write(split, path, class_names, *, on_progress):
+        if path.name == "train.npz":
+            raise LtatError("no more space")
+        write_npz(split, path, class_names, on_progress=on_progress)
+
+    monkeypatch.setattr("ltat.data.npz.write_npz", write)
+    assert "no more space" in refused("data", "prepare", "digits", "--out", tmp_path / "out")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("layout", ["npz", "beton"])
+def test_what_was_prepared_before_is_not_overwritten(layout: str, tmp_path: Path):
+    (tmp_path / f"train.{layout}").write_text("precious")
+    told = refused("data", "prepare", "digits", "--out", tmp_path, "--format", layout)
+    assert f"train.{layout} exists already" in told
+    assert names_in(tmp_path) == [f"train.{layout}"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--mode", "raw"], "--mode belongs to --format beton"),
+        (["--workers", 2], "--workers belongs to --format beton"),
+        (["--format", "beton", "--quality", 90], "--quality belongs to --mode jpg"),
+        (["--image-size", 9], "takes no image_size"),
+        (["--dataset", "cifar10"], "two data sets are named, 'digits' and 'cifar10'"),
+    ],
+)
+def test_settings_that_do_not_apply_are_refused(arguments: list[object], fragment: str, tmp_path: Path):
+    assert fragment in refused("data", "prepare", "digits", "--out", tmp_path / "out", *arguments)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["raw", "jpg"])
+def test_a_prepared_beton_is_the_data_set(tmp_path: Path, mode: str):
+    if find_spec("ffcv") is None:
+        pytest.skip("FFCV is not installed")
+    folder = image_folder(tmp_path / "in", per_class=20)
+    for path in folder.rglob("*.png"):
+        Image.open(path).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    command = (
+        "data",
+        "prepare",
+        "imagefolder",
+        "--data-dir",
+        folder,
+        "--imbalance-ratio",
+        4,
+        "--out",
+        tmp_path / "out",
+    )
+    done(*command, "--format", "beton", "--mode", mode)
+    assert names_in(tmp_path / "out") == [f"{n}.beton{s}" for n in ("test", "train") for s in ("", ".json")]
+    original = load_dataset("imagefolder", folder, imbalance_ratio=4)
+    copy = load_dataset("beton", tmp_path / "out")
+    assert copy.class_names == ("ant", "bee", "cat")
+    for one, other in ((original.train, copy.train), (original.test, copy.test)):
+        assert isinstance(other.images, ImageStore)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.indices, other.indices)
+        off = np.abs(one.images[:].astype(int) - other.images[:])
+        assert off.max() == 0 if mode == "raw" else 0 < off.mean() < 10
+
+
+# --- info
+
+
+def test_the_data_set_may_be_an_argument_or_an_option():
+    told = done("data", "info", "digits")
+    assert told == done("data", "info", "--dataset", "digits") == done("data", "info", "digits", "--dataset", "digits")
+    assert "name one" in refused("data", "info")
+
+
+def test_info_tells_the_figures_of_the_subset(tmp_path: Path):
+    told = done("data", "info", "digits", "--imbalance-ratio", 20, "--json", tmp_path / "facts.json")
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    counts = [138, 98, 70, 50, 36, 26, 18, 13, 9, 6]
+    assert facts["counts"] == counts and facts["class_names"] == list("0123456789")
+    assert facts["imbalance_ratio"] == 23 and facts["balanced_images"] == 690 and facts["test_images"] == 400
+    assert facts["groups"] == {
+        "many": {"classes": 1, "train_images": 138},
+        "medium": {"classes": 5, "train_images": 98 + 70 + 50 + 36 + 26},
+        "few": {"classes": 4, "train_images": 18 + 13 + 9 + 6},
+        "tail": {"classes": 1, "train_images": 6},
+    }
+    assert facts["index_sha256"] == index_hash(load_dataset("digits", imbalance_ratio=20).train.indices)
+    bars = [line.count("█") for line in told.splitlines()]
+    assert [bar for bar in bars if bar] == [max(1, round(40 * n / 138)) for n in counts]
+    for line in ("imbalance ratio 23", "few: 4 of 10 classes, 46 training images", "D_B holds 690 images"):
+        assert line in told.splitlines()
+
+
+def test_info_opens_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(ImageFiles, "read")
+    assert "9 training and 6 test images of 6x8x3" in done(
+        "data", "info", "imagefolder", "--data-dir", image_folder(tmp_path)
+    )
 
 
 def test_a_ratio_of_zero_is_refused_and_not_replaced_by_the_default():
-    done = CliRunner().invoke(main, ["data", "info", "--dataset", "digits", "--imbalance-ratio", "0"])
-    assert done.exit_code == 2 and "0.0" in done.output
+    assert "0.0" in refused("data", "info", "--dataset", "digits", "--imbalance-ratio", "0")
+
+
+def colours(file: Path) -> set[tuple[int, ...]]:
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    return set(map(tuple, np.unique(pixels.reshape(-1, 3), axis=0).tolist()))
+
+
+def test_the_png_shows_the_groups_there_are(tmp_path: Path):
+    done("data", "info", "digits", "--png", tmp_path / "a/digits.png")
+    many, medium, few = (0x44, 0x77, 0xAA), (0xCC, 0xBB, 0x44), (0xEE, 0x66, 0x77)
+    assert {many, medium, few} <= colours(tmp_path / "a/digits.png")
+    write_counts_chart(tmp_path / "b.png", longtail_counts(500, 100, 10), ["$odd\\name"] * 100, "$a$ \\title")
+    assert few not in colours(tmp_path / "b.png") >= {many, medium}
+    assert Image.open(tmp_path / "b.png").size == (1200, 600)
+
+
+@pytest.mark.parametrize("option", ["--png", "--json"])
+def test_a_figure_that_cannot_be_written_is_told_before_the_data_are_read(option: str, tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert "cannot write" in refused("data", "info", "no-such-set", option, tmp_path / "file/below")
+
+
+def test_without_matplotlib_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    told = ltat("data", "info", "digits", "--png", tmp_path / "x.png")
+    assert told.exit_code == 2 and "pip install matplotlib" in told.output.splitlines()[-1]
+    assert names_in(tmp_path) == []
+
+
+def test_the_help_names_every_data_set():
+    assert set(NAMED) == set(DATASETS)
+    assert set(data_command.WRITERS) == {"npz", "beton"}
