@@ -7,8 +7,11 @@
 namespace ltat {
 namespace {
 
-#define LTAT_TABLE(label, name) \
-  CpuKernels { label, name::pgd_step_linf_range, name::pgd_step_l2_range, name::balanced_kd_rows }
+#define LTAT_TABLE(label, name)                                                        \
+  CpuKernels {                                                                         \
+    label, name::pgd_step_linf_range, name::pgd_step_l2_range, name::balanced_kd_rows, \
+        name::gather_augment_images                                                    \
+  }
 
 constexpr CpuKernels kBaseline = LTAT_TABLE("baseline", baseline);
 
@@ -78,6 +81,16 @@ void balanced_kd_cpu(const BalancedKdArgs& args, ParallelFor parallel_for) {
     kd += args.row_kd[row];
   }
   write_losses(args, cls, kd);
+}
+
+void gather_augment_cpu(const GatherAugmentArgs& args, ParallelFor parallel_for) {
+  const int64_t grain = 1 + (int64_t{1} << 15) / (args.height * args.width * args.channels + 1);
+  const auto body = [](void* context, int64_t begin, int64_t end) {
+    const auto& gather = *static_cast<const GatherAugmentArgs*>(context);
+    const std::unique_ptr<uint8_t[]> scratch(new uint8_t[gather_augment_scratch_size(gather)]);
+    cpu_kernels().gather_augment_images(gather, begin, end, scratch.get());
+  };
+  parallel_for(args.batch, grain, const_cast<GatherAugmentArgs*>(&args), body);
 }
 
 }  // namespace ltat

@@ -2,13 +2,15 @@
 #pragma once
 
 #include "balanced_kd.h"
+#include "gather_augment.h"
 #include "pgd_step.h"
 
-#define LTAT_DECLARE_ISA(name)                                                                   \
-  namespace ltat::name {                                                                         \
-  void pgd_step_linf_range(const PgdStepArgs& args, int64_t begin, int64_t end);                 \
-  void pgd_step_l2_range(const PgdStepArgs& args, int64_t begin, int64_t end);                   \
-  void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, float* scratch); \
+#define LTAT_DECLARE_ISA(name)                                                                             \
+  namespace ltat::name {                                                                                   \
+  void pgd_step_linf_range(const PgdStepArgs& args, int64_t begin, int64_t end);                           \
+  void pgd_step_l2_range(const PgdStepArgs& args, int64_t begin, int64_t end);                             \
+  void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, float* scratch);           \
+  void gather_augment_images(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch); \
   }
 
 LTAT_DECLARE_ISA(baseline)
@@ -24,6 +26,7 @@ struct CpuKernels {
   void (*pgd_step_linf_range)(const PgdStepArgs& args, int64_t begin, int64_t end);
   void (*pgd_step_l2_range)(const PgdStepArgs& args, int64_t begin, int64_t end);
   void (*balanced_kd_rows)(const BalancedKdArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*gather_augment_images)(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch);
 };
 
 // The best table this processor can run, chosen once. The environment variable LTAT_ISA (baseline,

@@ -1,13 +1,18 @@
 """Every batch of a loader in one pass: pick images, shift, mirror, scale to [0, 1]."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ltat import native
 from ltat.errors import LtatError
 from ltat.ops.checks import require_tensors
+
+# Loading registers the operators; it happens here because torch.compile could not trace it later.
+_NATIVE_DEVICES = native.op_devices()
 
 
 def gather_augment(
@@ -40,6 +45,10 @@ def gather_augment(
             waiting for it: there such an image becomes NaN.
     """
     _check(images, positions, shift, mirrored, pad_mode)
+    if images.device.type in _NATIVE_DEVICES:
+        return _native_gather(images, positions, shift, mirrored, pad_mode)
+    if not torch.compiler.is_compiling():
+        _check_values(images, positions, shift, pad_mode)
     return gather_augment_twin(images, positions, shift=shift, mirrored=mirrored, pad_mode=pad_mode)
 
 
@@ -51,14 +60,31 @@ def gather_augment_twin(
     mirrored: Tensor | None = None,
     pad_mode: str = "zero",
 ) -> Tensor:
-    """The specification of ``gather_augment`` in plain PyTorch, without its checks; same arguments, same result."""
-    chosen = images if positions is None else images[positions]
+    """The specification of ``gather_augment`` in plain PyTorch; same arguments, same result.
+
+    It raises nothing: shapes, dtypes and devices are taken as right, and an image whose position or shift is out of
+    range becomes NaN on every device.
+    """
+    chosen = images if positions is None else images[positions.clamp(0, len(images) - 1)]
     if shift is not None or mirrored is not None:
         chosen = _moved(chosen, shift, mirrored, pad_mode)
     # A tensor on the device: CUDA turns division by a Python number into a multiplication, which rounds
     # differently from the CPU.
-    white = torch.tensor(255.0, device=images.device)
-    return (chosen.float() / white).permute(0, 3, 1, 2)
+    white = torch.full((len(chosen), 1, 1, 1), 255.0, device=images.device)
+    legal = _legal(images, positions, shift, pad_mode)
+    return (chosen.float() / white.where(legal[:, None, None, None], math.nan)).permute(0, 3, 1, 2)
+
+
+def _legal(images: Tensor, positions: Tensor | None, shift: Tensor | None, pad_mode: str) -> Tensor:
+    """bool [B], which positions lie in the set and which shifts in the reach of the padding."""
+    batch = len(images) if positions is None else len(positions)
+    legal = torch.ones(batch, dtype=torch.bool, device=images.device)
+    if positions is not None:
+        legal &= (positions >= 0) & (positions < len(images))
+    if shift is not None and pad_mode == "reflect":
+        for axis, size in enumerate(images.shape[1:3]):
+            legal &= (shift[:, axis] > -size) & (shift[:, axis] < size)
+    return legal
 
 
 def _moved(chosen: Tensor, shift: Tensor | None, mirrored: Tensor | None, pad_mode: str) -> Tensor:
@@ -68,12 +94,17 @@ def _moved(chosen: Tensor, shift: Tensor | None, mirrored: Tensor | None, pad_mo
     mirrored = torch.zeros(batch, dtype=torch.bool, device=device) if mirrored is None else mirrored
     ahead = torch.arange(width, device=device)
     across = torch.where(mirrored[:, None], ahead.flip(0), ahead)
-    rows = PADDINGS[pad_mode](torch.arange(height, device=device) + shift[:, :1], height)
-    columns = PADDINGS[pad_mode](across + shift[:, 1:], width)
+    rows = PADDINGS[pad_mode](torch.arange(height, device=device) + _bounded(shift[:, :1], height), height)
+    columns = PADDINGS[pad_mode](across + _bounded(shift[:, 1:], width), width)
     sample = torch.arange(batch, device=device)[:, None, None]
     found = chosen[sample, rows.source[:, :, None], columns.source[:, None, :]]
     inside = rows.inside[:, :, None] & columns.inside[:, None, :]
     return found * inside[..., None]
+
+
+def _bounded(shift: Tensor, size: int) -> Tensor:
+    """Without the overflow a wilder shift could cause; further off all is padding."""
+    return shift.clamp(-size, size)
 
 
 class Axis(NamedTuple):
@@ -90,10 +121,23 @@ def _zero(position: Tensor, size: int) -> Axis:
 
 def _reflect(position: Tensor, size: int) -> Axis:
     last = size - 1
-    return Axis(last - (last - position.abs()).abs(), torch.ones_like(position, dtype=torch.bool))
+    source = last - (last - position.abs()).abs()
+    return Axis(source.clamp(0, last), torch.ones_like(position, dtype=torch.bool))
 
 
 PADDINGS: dict[str, Callable[[Tensor, int], Axis]] = {"zero": _zero, "reflect": _reflect}
+
+
+def _native_gather(
+    images: Tensor, positions: Tensor | None, shift: Tensor | None, mirrored: Tensor | None, pad_mode: str
+) -> Tensor:
+    try:
+        batch: Tensor = torch.ops.ltat.gather_augment(images, positions, shift, mirrored, pad_mode == "reflect")
+    except RuntimeError:
+        # The operator has looked at every value already; here is only said which one it was.
+        _check_values(images, positions, shift, pad_mode)
+        raise
+    return batch.permute(0, 3, 1, 2)
 
 
 def _check(
@@ -116,3 +160,30 @@ def _check(
                 f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; "
                 f"give {dtype} {shape} on {images.device}"
             )
+    if positions is not None and len(images) == 0 and batch > 0:
+        raise LtatError(f"{batch} images are asked of an empty set; give positions of images that are there")
+
+
+def _check_values(images: Tensor, positions: Tensor | None, shift: Tensor | None, pad_mode: str) -> None:
+    if images.device.type != "cpu":
+        return
+    legal = _legal(images, positions, shift, pad_mode)
+    if bool(legal.all()):
+        return
+    bad = int((~legal).nonzero()[0])
+    n, height, width = images.shape[:3]
+    if positions is not None and not 0 <= int(positions[bad]) < n:
+        raise LtatError(f"position {int(positions[bad])} of image {bad} is outside 0..{n - 1}; give places in the set")
+    moved = None if shift is None else tuple(shift[bad].tolist())
+    raise LtatError(
+        f"shift {moved} of image {bad} reflects beyond the far side of {height}x{width} pixels; "
+        f"keep rows within +-{height - 1} and columns within +-{width - 1}, or pad with zeros"
+    )
+
+
+if _NATIVE_DEVICES:
+
+    @torch.library.register_fake("ltat::gather_augment")
+    def _gather_augment_fake(images: Tensor, positions: Tensor | None, *_: object) -> Tensor:
+        batch = len(images) if positions is None else len(positions)
+        return images.new_empty(batch, *images.shape[1:], dtype=torch.float32)

@@ -7,7 +7,7 @@ import torch
 
 from ltat import native
 
-OP_MODULES = ("ltat.ops.pgd_step", "ltat.ops.balanced_kd")
+OP_MODULES = ("ltat.ops.pgd_step", "ltat.ops.balanced_kd", "ltat.ops.gather_augment")
 
 
 @pytest.fixture(params=["cpu-native", "cpu-twin", "cuda"])

@@ -1,9 +1,9 @@
-"""Both operators inside a CUDA graph: no synchronisation, no host read, the same bits at every replay."""
+"""The operators inside a CUDA graph: no synchronisation, no host read, the same bits at every replay."""
 
 import pytest
 import torch
 
-from ltat.ops import balanced_kd, pgd_step
+from ltat.ops import balanced_kd, gather_augment, pgd_step
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -61,3 +61,22 @@ def test_captured_loss_replays_to_the_eager_result():
     teacher.copy_(torch.randn_like(teacher))
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, step(), strict=True))
+
+
+def test_captured_batch_replays_with_the_draws_of_the_moment():
+    images = torch.randint(256, (50, 32, 32, 3), dtype=torch.uint8, device="cuda")
+    positions, mirrored = torch.randint(50, (64,), device="cuda"), torch.rand(64, device="cuda") < 0.5
+    shift = torch.randint(-4, 5, (64, 2), device="cuda")
+
+    def batch():
+        return gather_augment(images, positions, shift=shift, mirrored=mirrored)
+
+    warmed_up(batch)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = batch()
+    positions.copy_(positions.flip(0))
+    shift.neg_()
+    mirrored.logical_not_()
+    graph.replay()
+    assert torch.equal(captured, batch())
