@@ -114,7 +114,7 @@ def open_dataset(options: dict[str, Any]) -> "Dataset":
     named, dataset = rest.pop("named"), rest.pop("dataset")
     name = named or dataset
     if name is None:
-        raise LtatError("no data set is named; name one, for example digits")
+        raise LtatError("no data set is named; add --dataset, for example --dataset digits")
     if dataset not in (None, name):
         raise LtatError(f"two data sets are named, {named!r} and {dataset!r}; leave one out")
     ratio, download = rest.pop("imbalance_ratio"), bool(rest.pop("download"))

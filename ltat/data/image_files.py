@@ -155,7 +155,7 @@ def opened(path: str) -> Iterator[ImageFile.ImageFile]:
 def _centre_square(image: Image.Image, size: int) -> Image.Image:
     from torchvision.transforms.v2 import functional  # noqa: PLC0415  (seconds of import time)
 
-    square: Image.Image = functional.center_crop(functional.resize(image, [size], antialias=True), [size, size])
+    square: Image.Image = functional.center_crop(functional.resize(image, [size]), [size, size])
     return square
 
 

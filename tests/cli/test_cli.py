@@ -166,6 +166,7 @@ def test_the_error_can_be_caught_by_its_top_level_name():
 
 def test_the_options_that_others_rely_on_stay():
     shared = {"--dataset", "--data-dir", "--imbalance-ratio", "--download"}
+    shared |= {"--image-size", "--channels", "--train-list", "--test-list"}
     train = {"--recipe", "--method", "--model", "--teacher", "--epochs", "--batch-size", "--precision", "--device"}
     train |= {"--loader", "--seed", "--out", "--resume", "--set", "--show-config"}
     evaluation = {"--attacks", "--n-examples", "--batch-size", "--json", "--eps", "--norm", "--precision", "--device"}

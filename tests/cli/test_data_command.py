@@ -195,7 +195,7 @@ def test_a_prepared_beton_is_the_data_set(tmp_path: Path, mode: str):
 def test_the_data_set_may_be_an_argument_or_an_option():
     told = done("data", "info", "digits")
     assert told == done("data", "info", "--dataset", "digits") == done("data", "info", "digits", "--dataset", "digits")
-    assert "name one" in refused("data", "info")
+    assert "add --dataset" in refused("data", "info")
 
 
 def test_info_tells_the_figures_of_the_subset(tmp_path: Path):

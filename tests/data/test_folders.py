@@ -47,8 +47,8 @@ def test_images_labels_and_order_are_torchvisions(tmp_path, ending):
 
 def test_val_is_the_test_set_where_there_is_no_test(tmp_path):
     assert len(load_dataset("imagefolder", image_folder(tmp_path, test="val")).test) == 6
-    image_folder(tmp_path, per_class=4)
-    assert len(load_dataset("imagefolder", tmp_path).test) == 6  # test, not val and not both
+    picture(tmp_path / "test/bee/0.png")
+    assert len(load_dataset("imagefolder", tmp_path).test) == 1  # test, not val and not both
 
 
 def test_a_read_gives_the_positions_asked_for_with_repeats(tmp_path):
@@ -157,6 +157,8 @@ BAD_FILES = {
     "a program": (lambda path: path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n"), "none of JPEG"),
     "alpha": (lambda path: picture(path, mode="RGBA"), "has transparency .mode RGBA"),
     "16 bits grey": (lambda path: picture(path, mode="I;16"), "more than 8 bits per channel"),
+    "integers": (lambda path: Image.new("I", (8, 6)).save(path, "TIFF"), "more than 8 bits per channel"),
+    "floats": (lambda path: Image.new("F", (8, 6)).save(path, "TIFF"), "more than 8 bits per channel"),
     "16 bits colour": (write_png16, "more than 8 bits per channel"),
     "gone": (lambda path: (path.unlink(), path.symlink_to("nowhere")), "No such file or directory"),
     "a bomb": (lambda path: path.write_bytes(b"P6 60000 60000 255\n"), "exceeds limit"),
