@@ -1,4 +1,4 @@
-"""The classes of a long-tailed set as a bar chart; needs matplotlib (``pip install "ltat[plot]"``)."""
+"""The classes of a long-tailed set as a bar chart; needs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
