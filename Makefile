@@ -4,15 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
+FFCV := $(VENV)/.ffcv
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.txt' 2>/dev/null)
 
-.PHONY: demo test lint format build clean
+.PHONY: demo test lint format build ffcv clean
 
 demo: $(BUILT)
 	@echo "[3/3] training and comparing on real digits"
 	$(BIN)/ltat demo
 
-test: $(BUILT)
+test: $(BUILT) $(FFCV)
 	@echo "[3/3] running the tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny tensors: more threads only wait for each other on a busy machine
 
@@ -29,6 +30,8 @@ format: $(READY)
 
 build: $(BUILT)
 
+ffcv: $(FFCV)
+
 $(READY): pyproject.toml
 	@echo "[1/3] making the environment $(VENV) (torch is a large download)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ltat needs Python 3.11 or newer and $(PYTHON) is " + sys.version.split()[0] + "; name another with make PYTHON=python3.12")'
@@ -42,6 +45,10 @@ $(BUILT): $(READY) $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@$(BIN)/ltat doctor | grep '^native'
 	@touch $@
+
+# Optional: without FFCV all else works, and its tests are skipped unless LTAT_FFCV=1.
+$(FFCV): ltat/install_ffcv.py $(READY) | $(BUILT)
+	@if $(BIN)/python -m ltat.install_ffcv; then touch $@; else test "$$LTAT_FFCV" != 1; fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ltat/*.so

@@ -15,12 +15,18 @@ PACKAGES = (
     "tomli-w",
     "scikit-learn",
 )
+OPTIONAL = {"ffcv": "python -m ltat.install_ffcv"}  # and the line that installs each
 _PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 
 def package_versions() -> dict[str, str | None]:
     """The installed version of each package, None where it is missing."""
     return {name: _version(name) for name in PACKAGES}
+
+
+def optional_versions() -> dict[str, str | None]:
+    """The installed version of each package that some of ltat can use, None where it is missing."""
+    return {name: _version(name) for name in OPTIONAL}
 
 
 def package_of(module: str) -> str:

@@ -6,7 +6,7 @@ import shutil
 import click
 
 from ltat import __version__
-from ltat.installed import package_versions
+from ltat.installed import OPTIONAL, optional_versions, package_versions
 
 
 @click.command("doctor")
@@ -16,6 +16,8 @@ def command() -> None:
     click.echo(f"ltat {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for name, version in versions.items():
         click.echo(f"  {name} {version or 'missing'}")
+    for name, version in optional_versions().items():
+        click.echo(f"  {name} {version or f'missing (optional): {OPTIONAL[name]}'}")
     missing = [f"{name} is missing: pip install {name}" for name, version in versions.items() if version is None]
     for line in [*torch_lines(), *native_lines(), *missing]:
         click.echo(line)

@@ -1,0 +1,188 @@
+"""Install FFCV for this Python: ``python -m ltat.install_ffcv``. Nothing else of ltat, and not torch, is loaded.
+
+``pip install ffcv`` alone fails nearly everywhere: it asks for the whole of OpenCV (700 MB of system packages) and
+uses two of its libraries, and it would bring a second OpenCV for Python beside the first. So the two are named by a
+package description of our own, and FFCV is built without its dependencies, which are brought one by one. What is
+there already is left as it is; torch is never touched.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from ltat.errors import LtatError
+
+VERSION = "1.0.2"
+MODULES = {
+    "setuptools": "setuptools",  # FFCV's setup and one of its modules still ask for distutils
+    "numba": "numba",
+    "cv2": "opencv-python-headless",  # any of OpenCV's packages will do; two of them break each other
+    "PIL": "pillow",
+    "tqdm": "tqdm",
+}
+TOOLS = {"g++": "g++", "pkg-config": "pkg-config"}
+LIBRARIES = {
+    "libturbojpeg": (
+        "libturbojpeg0-dev",
+        "#include <turbojpeg.h>\nint main() { return tjDestroy(tjInitDecompress()); }",
+    ),
+    "opencv4": (
+        "libopencv-imgproc-dev",
+        "#include <opencv2/opencv.hpp>\nint main() { cv::Mat a, b; cv::resize(a, b, cv::Size(1, 1)); }",
+    ),
+}
+_HEADER = "#include <opencv2/core.hpp>\n#include <opencv2/imgproc.hpp>\n"
+_DESCRIPTION = """Name: opencv4
+Description: the two of OpenCV's libraries that FFCV uses
+Version: 4
+Cflags: -I{folder} -I/usr/include/opencv4
+Libs: -lopencv_imgproc -lopencv_core
+"""
+_IMPORT = "import ffcv.loader, ffcv.writer, ffcv.fields, ffcv.transforms"
+_PATIENCE = 900.0  # seconds for one command
+_LAST_LINES = 15  # of a command that failed
+
+
+def main() -> int:
+    """Install FFCV, or say in one line what is in the way; the exit code."""
+    try:
+        print(install(), flush=True)
+    except LtatError as error:
+        print(f"FFCV was not installed: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def install() -> str:
+    """Bring what is missing, build FFCV, and import it in a new process; what to tell the user.
+
+    Raises:
+        LtatError: what is in the way, with the command that helps.
+    """
+    if import_problem() is None:
+        return f"FFCV {VERSION} is installed"
+    with build_environment() as env:
+        bring_system_packages(missing_packages(env), env)
+        wanted = [package for module, package in MODULES.items() if find_spec(module) is None]
+        if wanted:
+            pip(wanted, env)
+        # Without isolation and cache: built with the setuptools and the libraries of this very machine.
+        options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall"]
+        pip([*options, f"ffcv=={VERSION}"], env)
+    problem = import_problem()
+    if problem is not None:
+        raise LtatError(f"it was built and cannot be imported ({problem})")
+    return f"FFCV {VERSION} is installed now"
+
+
+def import_problem() -> str | None:
+    """Why a new process cannot import this version of FFCV; None if it can."""
+    version = f"from importlib.metadata import version; assert version('ffcv') == {VERSION!r}, version('ffcv')"
+    done = _run([sys.executable, "-c", f"{version}; {_IMPORT}"], os.environ)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+@contextlib.contextmanager
+def build_environment() -> Iterator[dict[str, str]]:
+    """Environment in which pkg-config finds OpenCV: the system's own description, else ours in a temporary folder."""
+    env = dict(os.environ)
+    if pkg_config("opencv4", env) is not None:
+        yield env
+        return
+    with tempfile.TemporaryDirectory(prefix="ltat-ffcv-") as name:
+        folder = Path(name)
+        (folder / "opencv2").mkdir()
+        (folder / "opencv2" / "opencv.hpp").write_text(_HEADER)
+        (folder / "opencv4.pc").write_text(_DESCRIPTION.format(folder=folder))
+        env["PKG_CONFIG_PATH"] = os.pathsep.join([name, *filter(None, [env.get("PKG_CONFIG_PATH")])])
+        yield env
+
+
+def missing_packages(env: Mapping[str, str]) -> list[str]:
+    """The system packages, by Debian's names, without which FFCV cannot be built here."""
+    tools = [package for tool, package in TOOLS.items() if shutil.which(tool, path=env.get("PATH")) is None]
+    return tools + [package for name, (package, program) in LIBRARIES.items() if not links(name, program, env)]
+
+
+def links(name: str, program: str, env: Mapping[str, str]) -> bool:
+    """Whether a C++ program that uses a library can be built."""
+    flags = pkg_config(name, env)
+    if flags is None or shutil.which("g++", path=env.get("PATH")) is None:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "program.cpp")
+        source.write_text(program)
+        return _run(["g++", str(source), "-o", str(source.with_suffix("")), *flags], env).returncode == 0
+
+
+def pkg_config(name: str, env: Mapping[str, str]) -> list[str] | None:
+    """Compiler and linker flags of a library; None where pkg-config or the library is missing."""
+    if shutil.which("pkg-config", path=env.get("PATH")) is None:
+        return None
+    done = _run(["pkg-config", "--cflags", "--libs", name], env)
+    return done.stdout.split() if done.returncode == 0 else None
+
+
+def bring_system_packages(packages: Sequence[str], env: Mapping[str, str]) -> None:
+    """Install Debian packages, as root or by a ``sudo`` that asks no questions.
+
+    Raises:
+        LtatError: neither is possible, or the installation failed.
+    """
+    if not packages:
+        return
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    if shutil.which("apt-get", path=env.get("PATH")) is None:
+        raise LtatError(
+            "install g++, pkg-config and the headers of libturbojpeg and of OpenCV (core, imgproc) "
+            "with this system's package manager, then run python -m ltat.install_ffcv again"
+        )
+    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
+    if sudo and (shutil.which("sudo", path=env.get("PATH")) is None or _run(["sudo", "-n", "true"], env).returncode):
+        raise LtatError(
+            f"system packages are missing and this user may not install them; run: sudo {' '.join(command)}"
+        )
+    quiet = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive"]
+    print(f"installing {', '.join(packages)}", flush=True)
+    if _run([*quiet, *command], env).returncode != 0:  # the lists of packages may be missing or old
+        _must([*quiet, "apt-get", "update"], env)
+        _must([*quiet, *command], env)
+
+
+def pip(arguments: Sequence[str], env: Mapping[str, str]) -> None:
+    """``pip install`` into this Python.
+
+    Raises:
+        LtatError: pip is missing, or the installation failed.
+    """
+    if find_spec("pip") is None:
+        raise LtatError(f"this Python has no pip; run: {sys.executable} -m ensurepip")
+    print(f"pip install {' '.join(arguments)}", flush=True)
+    _must([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments], env)
+
+
+def _must(command: Sequence[str], env: Mapping[str, str]) -> None:
+    done = _run(command, env)
+    if done.returncode != 0:
+        output = (done.stdout + done.stderr).strip().splitlines()
+        print("\n".join(output[-_LAST_LINES:]), file=sys.stderr)
+        raise LtatError(f"this command failed, see its last lines above: {' '.join(command)}")
+
+
+def _run(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=_PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"it took more than {_PATIENCE:.0f} s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
