@@ -1,4 +1,4 @@
-// What both ops need of LibTorch's stable ABI: element types, torch's threads, the current CUDA stream.
+// What the ops need of LibTorch's stable ABI: element types, torch's threads, the current CUDA stream.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
