@@ -56,8 +56,7 @@ def run_writer(job: Job, messages: Messages) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _silence()
-    for watch in (_end_with_parent, partial(_tell_of_dead_workers, messages)):
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     multiprocessing.set_start_method("fork", force=True)
     _telling(messages, _write, job, messages)
     messages.put(Message(complete=True))
@@ -77,14 +76,12 @@ def _end_with_parent() -> None:
         os.killpg(0, signal.SIGKILL)
 
 
-def _tell_of_dead_workers(messages: Messages) -> None:
-    workers: set[Any] = set()
+def _tell_of_dead_workers(messages: Messages, workers: list[multiprocessing.Process]) -> None:
     while True:
-        workers.update(multiprocessing.active_children())
-        killed = [worker.exitcode for worker in workers if (worker.exitcode or 0) < 0]
-        if killed:
-            name = signal.Signals(-killed[0]).name
-            messages.put(Message(failed=f"a worker was killed ({name}); free some memory or use fewer workers"))
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        if codes:  # one that failed has told its own reason before
+            how = f"was killed ({signal.Signals(-codes[0]).name})" if codes[0] < 0 else f"ended with code {codes[0]}"
+            messages.put(Message(failed=f"a worker {how}; free some memory or use fewer workers"))
             return
         time.sleep(0.1)
 
@@ -125,7 +122,14 @@ def _write(job: Job, messages: Messages) -> None:
         def _write_common(self, num_samples: int, chunks: Any, work: Callable[..., None], arguments: Any) -> None:
             super()._write_common(num_samples, chunks, partial(_telling, messages, work), arguments)
 
-    writer.tqdm = partial(_Progress, messages)
+    workers: list[multiprocessing.Process] = []
+
+    def worker(**arguments: Any) -> multiprocessing.Process:
+        workers.append(multiprocessing.Process(**arguments))
+        return workers[-1]
+
+    writer.Process, writer.tqdm = worker, partial(_Progress, messages)
+    threading.Thread(target=_tell_of_dead_workers, args=(messages, workers), daemon=True).start()
     image = (
         RGBImageField(write_mode=job.mode, jpeg_quality=job.quality)
         if job.images.shape[3] == 3
