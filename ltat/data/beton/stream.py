@@ -24,6 +24,7 @@ from ltat.errors import LtatError
 
 STALLED_AFTER = 120.0  # seconds without a batch
 _LISTEN = 0.5  # seconds between two looks at whether the thread still lives
+_LAST_WAIT = 5.0  # seconds for a thread to end; one that hangs in a read cannot be ended
 
 
 class Served(NamedTuple):
@@ -199,7 +200,7 @@ class _Epoch(EpochIterator):
         """End the thread, wherever it stands in its order, and let go of its buffers."""
         self.iter_ixes = iter(())
         self.terminate_event.set()
-        given_up = time.monotonic() + 5
+        given_up = time.monotonic() + _LAST_WAIT
         while self.is_alive() and time.monotonic() < given_up:
             while not self.output_queue.empty():  # a thread that wants to hand over a batch waits for room
                 self.output_queue.get()
