@@ -160,6 +160,14 @@ def test_a_killed_worker_is_one_sentence_and_no_hang():
         next(loader.epoch(0))
 
 
+def test_images_in_memory_are_not_sent_between_processes_unless_there_is_work_for_them():
+    def workers(split, policy=None):
+        return TorchLoader(split, BALANCED, batch_size=8, augment=Augment(0, False, policy=policy)).workers
+
+    assert workers(SPLIT) == 0
+    assert workers(stored()) == workers(SPLIT, policy=lambda image: image) == max(1, cores() - 1)
+
+
 # --- which loader
 
 

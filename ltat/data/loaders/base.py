@@ -59,8 +59,8 @@ class Loader(ABC):
         device: where the batches lie.
         drop_last: leave out the last batch when it is smaller than the others.
         shard: (rank, ranks): of what is left of a plan this loader serves every ranks-th place, so that the ranks
-            together serve all of it, each image once, and step k of all ranks is one batch of ranks · batch_size images.
-            Without ``drop_last`` the last ranks may have an image, and so a batch, fewer.
+            together serve all of it, each image once, and step k of all ranks is one batch of ranks · batch_size
+            images. Without ``drop_last`` the last ranks may have an image, and so a batch, fewer.
 
     Raises:
         LtatError: a batch size below 1, or too large for a single batch with ``drop_last``; a rank that does not
