@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ltat import installed
 from ltat.cli.main import main
 from ltat.installed import PACKAGES
 
@@ -39,6 +40,13 @@ def test_doctor_names_the_command_for_a_missing_package(monkeypatch: pytest.Monk
     monkeypatch.setattr(metadata, "version", without_rich)
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 0 and "rich is missing: pip install rich" in done.output
+
+
+def test_doctor_names_the_script_for_ffcv_without_calling_it_wrong(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(installed, "_version", lambda name: None if name == "ffcv" else "1")
+    output = CliRunner().invoke(main, ["doctor"]).output
+    assert "  ffcv missing (optional): python -m ltat.install_ffcv\n" in output
+    assert "pip install ffcv" not in output
 
 
 def test_a_missing_package_is_one_sentence_with_its_remedy(monkeypatch: pytest.MonkeyPatch):
