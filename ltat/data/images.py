@@ -25,7 +25,7 @@ class ImageStore(ABC):
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
         """The images of a slice, or at int64 positions [B] (repeats are allowed): uint8 [B, H, W, C]."""
-        return self.read(np.arange(len(self))[chosen])
+        return self.read(np.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else chosen)
 
     @abstractmethod
     def read(self, positions: np.ndarray) -> np.ndarray:
