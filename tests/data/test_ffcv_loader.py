@@ -168,12 +168,13 @@ def test_epochs_may_differ_in_length(splits):
     assert list(streamed.epoch(0, start=5)) == []
 
 
-def test_numbas_types_stay_as_they_were(loader):
-    """FFCV makes the type of all uint8 arrays read-only: functions compiled before it are then looked up in vain."""
+def test_numbas_types_stay_as_they_were(splits):
+    """FFCV makes the type of uint8 arrays read-only: functions compiled for it are then looked up in vain."""
     from numba import types
 
-    loader()
-    assert types.uint8[::1].mutable
+    shared = types.uint8[::1]
+    FfcvLoader(splits["colour"], ShufflePlan(N, 0), **SETTINGS)
+    assert shared.mutable
 
 
 def test_two_loaders_may_run_at_once(loader, splits):
