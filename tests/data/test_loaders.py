@@ -110,6 +110,16 @@ def test_the_ranks_together_serve_the_plan_with_the_same_pixels(ranks, drop_last
     assert max(map(len, shards)) == len(together)
 
 
+@pytest.mark.parametrize("n", range(24, 37))
+def test_ranks_leave_out_alike_what_fills_no_batch_of_all(n):
+    for rank in range(3):
+        settings = {"batch_size": 4, "drop_last": True, "shard": (rank, 3)}
+        loader = ResidentLoader(SPLIT, FixedPlan(np.arange(n)), **settings)
+        assert loader.steps(0) == n // 12
+        for start in (0, 5, n - 1, n):
+            assert [len(batch.labels) for batch in loader.epoch(0, start)] == [4] * ((n - start) // 12)
+
+
 def test_epochs_of_different_lengths_are_served_whole():
     loader = ResidentLoader(SPLIT, GrowingPlan(), batch_size=8)
     for epoch in (0, 3, 1):
@@ -160,6 +170,16 @@ def test_a_killed_worker_is_one_sentence_and_no_hang():
         next(loader.epoch(0))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_in_a_policy_is_not_told_as_a_lack_of_memory(workers):
+    def faulty(image):
+        raise RuntimeError("this policy wants floats")
+
+    settings = {"batch_size": 8, "augment": Augment(0, False, policy=faulty), "workers": workers}
+    with pytest.raises(RuntimeError, match="this policy wants floats"):
+        next(TorchLoader(SPLIT, BALANCED, **settings).epoch(0))
+
+
 def test_images_in_memory_are_not_sent_between_processes_unless_there_is_work_for_them():
     def workers(split, policy=None):
         return TorchLoader(split, BALANCED, batch_size=8, augment=Augment(0, False, policy=policy)).workers
@@ -181,13 +201,24 @@ def test_auto_keeps_in_memory_what_is_there_and_what_fits(monkeypatch):
     assert isinstance(refused, TorchLoader) and "24%" in refused.why and "no .beton file" in refused.why
 
 
-def test_a_containers_limit_is_heeded(tmp_path):
+def test_an_array_too_large_for_a_gpu_stays_in_memory(monkeypatch):
+    monkeypatch.setattr(choice, "free_memory", lambda device: 4 * PIXELS.nbytes)
+    assert choice.choose_loader(SPLIT, torch.device("cuda"), 0.25)[0] == "resident"
+    assert choice.choose_loader(SPLIT, torch.device("cuda"), 0.24)[0] == "torch"
+
+
+def test_a_containers_limit_is_heeded(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("300\n")
-    assert choice._container_memory(tmp_path) == 700
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 250\ninactive_file 600\nactive_file 50\n")
+    assert choice._container_memory(tmp_path) == 700, "files that were read can be forgotten again"
+    (tmp_path / "memory.current").write_text("1700\n")
+    assert choice._container_memory(tmp_path) == 0
     (tmp_path / "memory.max").write_text("max\n")
     assert choice._container_memory(tmp_path) == choice._container_memory(tmp_path / "none") == float("inf")
     assert 0 < choice.free_memory(torch.device("cpu")) < 1 << 50
+    monkeypatch.setattr(choice, "_container_memory", lambda group: 123)
+    assert choice.free_memory(torch.device("cpu")) == 123
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,11 @@ def free_memory(device: torch.device) -> int:
 
 def _container_memory(group: Path) -> float:
     try:
-        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, kinds = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return float("inf")
-    return float("inf") if limit == "max" else max(0, int(limit) - int(used))
+    if limit.strip() == "max":
+        return float("inf")
+    # Files read lately count as used, and are given up as soon as memory is asked for.
+    cached = next(int(line.split()[1]) for line in kinds.splitlines() if line.startswith("inactive_file "))
+    return max(0, int(limit) - int(used) + cached)

@@ -78,7 +78,7 @@ def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
                 raise LtatError(pixels)
             yield pixels
     except RuntimeError as error:
-        if "worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):  # what a worker itself raises arrives as it is
             raise
         reason = str(error).splitlines()[0]
         raise LtatError(f"a loader worker died ({reason}); lower loader.workers or free some memory") from error
