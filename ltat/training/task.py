@@ -114,7 +114,11 @@ def _progressive(split: Split, config: RunConfig) -> ProgressivePlan:
 def _from_file(split: Split, config: RunConfig) -> IndexPlan:
     if config.data.plan_file is None:
         raise LtatError("data.sampling=file needs a plan; name it with data.plan_file")
-    return plan_from_file(Path(config.data.plan_file), len(split))
+    plan = plan_from_file(Path(config.data.plan_file), len(split))
+    counts = np.bincount(split.labels[plan.positions], minlength=split.num_classes)
+    if not counts.all():
+        raise LtatError(f"{config.data.plan_file} names no image of class {np.argmin(counts)}; add one of each class")
+    return plan
 
 
 def _balanced(split: Split, config: RunConfig) -> BalancedPlan:

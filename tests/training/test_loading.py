@@ -47,17 +47,26 @@ def test_sampling_by_name_makes_the_plan_of_that_name(name, kind, facts):
 
 
 def test_a_plan_of_ones_own_is_served_and_recorded(run_tiny, tmp_path):
-    np.save(tmp_path / "plan.npy", np.arange(200) % 90)
     settings = ("method=at-bsl", "data.sampling=file", f"data.plan_file={tmp_path / 'plan.npy'}", "train.epochs=1")
     config = resolve(tiny_config(*settings))
-    plan = build_plan(load_data(config).train, config)
-    assert isinstance(plan, FixedPlan) and len(plan.positions) == 200
+    train = load_data(config).train
+    own = np.append(np.arange(len(train))[::-1], [0, 0])
+    np.save(tmp_path / "plan.npy", own)
+    plan = build_plan(train, config)
+    assert isinstance(plan, FixedPlan) and plan.positions.tolist() == own.tolist()
     indices = json.loads((run_tiny("run", *settings) / "indices.json").read_text())
-    chosen = np.asarray(indices["train"]["indices"])[np.arange(200) % 90]
-    assert indices["plan"]["indices"] == chosen.tolist()
-    np.save(tmp_path / "plan.npy", np.arange(200) % 91)
+    assert indices["plan"]["indices"] == np.asarray(indices["train"]["indices"])[own].tolist()
+    np.save(tmp_path / "plan.npy", own[:-1])
     with pytest.raises(LtatError, match=r"plan in indices\.json"):
         run_tiny("run", *settings, resume=True)
+
+
+def test_a_plan_without_one_of_the_classes_is_refused(tmp_path):
+    config = resolve(tiny_config("method=at-bsl", "data.sampling=file", f"data.plan_file={tmp_path / 'plan.npy'}"))
+    train = load_data(config).train
+    np.save(tmp_path / "plan.npy", np.flatnonzero(train.labels != 3))
+    with pytest.raises(LtatError, match=r"plan\.npy names no image of class 3; add one of each class"):
+        build_plan(train, config)
 
 
 def test_augmentation_settings_reach_the_loader_of_both_stages():
