@@ -42,7 +42,7 @@ class Augment:
         pad_mode: "zero", or "reflect" (without repeating the border pixel).
         policy: alters each uint8 image before the crop, or None; see ``ltat.data.policies``.
         cutout: side of the square set to black after the crop, in pixels; 0 cuts nothing. Its centre is any pixel,
-            so that it may reach over the border (DeVries & Taylor, 2017).
+            so that it may reach over the border (DeVries & Taylor, 2017); as in their code an odd side is one less.
     """
 
     pad: int
