@@ -56,8 +56,8 @@ def info(png: Path | None, json_file: Path | None, **options: Any) -> None:
 @data_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write.")
 @click.option("--format", "layout", type=click.Choice(["npz", "beton"]), default="npz", show_default=True)
-@click.option("--mode", type=click.Choice(["raw", "jpg"]), help="beton: how pixels are kept; raw by default.")
-@click.option("--quality", type=click.IntRange(1, 100), metavar="N", help="beton: of --mode jpg; 95 by default.")
+@click.option("--mode", type=click.Choice(["raw", "jpeg"]), help="beton: how pixels are kept; raw by default.")
+@click.option("--quality", type=click.IntRange(1, 100), metavar="N", help="beton: of --mode jpeg; 95 by default.")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="beton: writing processes; 1 by default.")
 def prepare(out: Path, layout: str, **options: Any) -> None:
     """Write DATASET, long-tailed or whole, as train and test files, for --dataset npz or --dataset beton."""
@@ -94,8 +94,8 @@ def npz_writer(**settings: Any) -> Writer:
 
 def beton_writer(**settings: Any) -> Writer:
     """The writer of FFCV's files."""
-    if "quality" in settings and settings.get("mode") != "jpg":
-        raise LtatError("--quality belongs to --mode jpg; add that, or leave it out")
+    if "quality" in settings and settings.get("mode") != "jpeg":
+        raise LtatError("--quality belongs to --mode jpeg; add that, or leave it out")
     from ltat.data.beton import write_beton
 
     return lambda data, split, path, progress: write_beton(

@@ -148,7 +148,7 @@ def test_what_was_prepared_before_is_not_overwritten(layout: str, tmp_path: Path
     [
         (["--mode", "raw"], "--mode belongs to --format beton"),
         (["--workers", 2], "--workers belongs to --format beton"),
-        (["--format", "beton", "--quality", 90], "--quality belongs to --mode jpg"),
+        (["--format", "beton", "--quality", 90], "--quality belongs to --mode jpeg"),
         (["--image-size", 9], "takes no image_size"),
         (["--dataset", "cifar10"], "two data sets are named, 'digits' and 'cifar10'"),
     ],
@@ -158,7 +158,7 @@ def test_settings_that_do_not_apply_are_refused(arguments: list[object], fragmen
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("mode", ["raw", "jpg"])
+@pytest.mark.parametrize("mode", ["raw", "jpeg"])
 def test_a_prepared_beton_is_the_data_set(tmp_path: Path, mode: str):
     if find_spec("ffcv") is None:
         pytest.skip("FFCV is not installed")

@@ -24,7 +24,7 @@ from tests.marks import needs_ffcv
 
 pytestmark = needs_ffcv
 
-KINDS = {"colour": (3, "raw"), "grey": (1, "raw"), "jpg": (3, "jpg")}
+KINDS = {"colour": (3, "raw"), "grey": (1, "raw"), "jpeg": (3, "jpeg")}
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +75,10 @@ def test_a_large_picture_needs_a_larger_page(tmp_path):
     np.testing.assert_array_equal(stored(large, tmp_path / "x.beton").images[:], large.images)
 
 
-def test_jpg_keeps_smooth_pictures_nearly(tmp_path):
+def test_jpeg_keeps_smooth_pictures_nearly(tmp_path):
     ramp = np.linspace(0, 255, 32 * 32).reshape(32, 32, 1).repeat(3, 2).astype(np.uint8)
     smooth = Split(np.stack([ramp, ramp.transpose(1, 0, 2)]), np.zeros(2, np.int64), 3, np.arange(2))
-    back = stored(smooth, tmp_path / "x.beton", mode="jpg").images[:]
+    back = stored(smooth, tmp_path / "x.beton", mode="jpeg").images[:]
     assert 0 < np.abs(back.astype(int) - smooth.images).max() < 12
     assert (back[0] != back[1]).any()
 
@@ -174,7 +174,7 @@ from pathlib import Path
 from ltat.data.beton import BetonImages, read_beton
 print(BetonImages.of(read_beton(Path({str(written / "colour.beton")!r})))[:].sum())
 try:
-    BetonImages.of(read_beton(Path({str(written / "jpg.beton")!r})))[:1]
+    BetonImages.of(read_beton(Path({str(written / "jpeg.beton")!r})))[:1]
 except ValueError as error:
     print(error)
 """
@@ -312,7 +312,7 @@ def test_a_file_of_other_fields_is_noticed(copy):
         ({"shape": [7, 6, 1]}, "its fields are not"),
         ({"shape": [6, 7, 3]}, "the height 7"),
         ({"mode": "png"}, "mode: "),
-        ({"mode": "jpg"}, "the mode 1"),
+        ({"mode": "jpeg"}, "the mode 1"),
         ({"class_names": ["ant", "bee", 3]}, "class_names.2: "),
     ],
 )
@@ -332,8 +332,8 @@ def test_a_sidecar_that_is_none_is_told(copy, text):
         read_beton(path)
 
 
-def test_a_jpg_that_cannot_be_decoded_is_told_by_its_number(copy):
-    path = copy("jpg")
+def test_a_jpeg_that_cannot_be_decoded_is_told_by_its_number(copy):
+    path = copy("jpeg")
     parts = Opened(path)
     start = int(parts.table["pointer"][7])
     parts.content[start : start + int(parts.table["size"][7])] = 0
@@ -483,7 +483,7 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
     ("settings", "fragment"),
     [
         ({"mode": "png"}, "unknown mode 'png'"),
-        ({"mode": "jpg", "quality": 0}, "jpeg quality 0 is outside 1..100"),
+        ({"mode": "jpeg", "quality": 0}, "jpeg quality 0 is outside 1..100"),
         ({"workers": 0}, "0 workers"),
         ({"workers": 10_000}, "10000 workers"),
     ],
@@ -492,8 +492,8 @@ def test_wrong_settings_are_told(tmp_path, settings, fragment):
     assert fragment in refused(noise(), tmp_path / "x.beton", **settings)
 
 
-def test_jpg_is_for_colour_images(tmp_path):
-    assert "these have 1 channels; use mode raw" in refused(noise(channels=1), tmp_path / "x.beton", mode="jpg")
+def test_jpeg_is_for_colour_images(tmp_path):
+    assert "these have 1 channels; use mode raw" in refused(noise(channels=1), tmp_path / "x.beton", mode="jpeg")
 
 
 def test_every_class_needs_its_name(tmp_path):

@@ -32,7 +32,7 @@ def splits(tmp_path_factory):
     digits = load_dataset("digits", imbalance_ratio=20).train
     return {
         "colour": stored(noise(), folder / "colour.beton"),
-        "jpg": stored(noise(), folder / "jpg.beton", mode="jpg"),
+        "jpeg": stored(noise(), folder / "jpeg.beton", mode="jpeg"),
         "digits": stored_digits(digits, folder / "digits.beton"),
     }
 
@@ -78,9 +78,9 @@ def assert_same(found, expected) -> None:
 @pytest.mark.parametrize(
     ("kind", "padding", "workers"),
     [
-        *[(kind, padding, MANY) for kind in ("colour", "jpg", "digits") for padding in ("zero", "reflect")],
+        *[(kind, padding, MANY) for kind in ("colour", "jpeg", "digits") for padding in ("zero", "reflect")],
         ("colour", "zero", 1),
-        ("jpg", "reflect", 1),
+        ("jpeg", "reflect", 1),
         ("digits", "none", 1),
     ],
 )
@@ -266,13 +266,13 @@ def test_an_operation_that_stands_still_does_not_hang(broken, monkeypatch):
     release.set()
 
 
-def test_a_jpg_that_cannot_be_decoded_is_told_by_its_number(splits, tmp_path):
-    stored(noise(), tmp_path / "jpg.beton", mode="jpg")
-    parts = Opened(tmp_path / "jpg.beton")
+def test_a_jpeg_that_cannot_be_decoded_is_told_by_its_number(splits, tmp_path):
+    stored(noise(), tmp_path / "jpeg.beton", mode="jpeg")
+    parts = Opened(tmp_path / "jpeg.beton")
     start = int(parts.table["pointer"][7])
     parts.content[start : start + 20] = 0
-    sign(tmp_path / "jpg.beton")
-    split = opened(tmp_path / "jpg.beton").subset(np.arange(5, N))
+    sign(tmp_path / "jpeg.beton")
+    split = opened(tmp_path / "jpeg.beton").subset(np.arange(5, N))
     with pytest.raises(LtatError, match="image 7 is no jpeg that can be decoded"):
         list(FfcvLoader(split, ShufflePlan(len(split), 0), workers=1, **SETTINGS).epoch(0))
 

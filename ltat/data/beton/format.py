@@ -21,7 +21,7 @@ from ltat.errors import LtatError
 VERSION = 2
 SMALLEST_PAGE = 1 << 21
 FIELDS = ("image", "label", "index")
-MODES = {"jpg": 0, "raw": 1}
+MODES = {"jpeg": 0, "raw": 1}
 
 HEADER = np.dtype(
     [("version", "<u2"), ("fields", "<u2"), ("page_size", "<u4"), ("samples", "<u8"), ("table", "<u8")], align=True

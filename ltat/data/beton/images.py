@@ -23,7 +23,7 @@ class BetonImages(ImageStore):
     Attributes:
         path: the file.
         stamp: the file's size and time when it was looked at.
-        mode: "raw" or "jpg".
+        mode: "raw" or "jpeg".
         image_shape: height, width, channels.
         rows: int64 [N], which of the file's images these are.
         pointers: int64 [N], where the bytes of each begin.
@@ -52,7 +52,7 @@ class BetonImages(ImageStore):
     def read(self, positions: np.ndarray) -> np.ndarray:
         """The images at these positions, int64 [B]: uint8 [B, H, W, C]; see ``ImageStore``."""
         images = np.zeros((len(positions), *self.image_shape), np.uint8)
-        copy = self._decode if self.mode == "jpg" else self._copy
+        copy = self._decode if self.mode == "jpeg" else self._copy
         for image, position in zip(images, positions.tolist(), strict=True):
             start = self.pointers[position]
             copy(self._content[start : start + self.sizes[position]], image, position)

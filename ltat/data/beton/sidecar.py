@@ -21,7 +21,7 @@ class Sidecar(BaseModel):
     Attributes:
         format: version of this layout.
         dataset: name of the dataset.
-        mode: how the images are stored, "raw" or "jpg".
+        mode: how the images are stored, "raw" or "jpeg".
         shape: height, width, channels of every image.
         class_names: one per class.
         counts: images per class; a class may be empty.
@@ -34,7 +34,7 @@ class Sidecar(BaseModel):
 
     format: Literal[1]
     dataset: str
-    mode: Annotated[str, Field(pattern="^(raw|jpg)$")]
+    mode: Annotated[str, Field(pattern="^(raw|jpeg)$")]
     shape: Annotated[tuple[Pixels, Pixels, Pixels], Field(strict=False)]
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     counts: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
@@ -48,8 +48,8 @@ class Sidecar(BaseModel):
             raise ValueError(f"{len(self.counts)} counts for {len(self.class_names)} class names")
         if self.images == 0:
             raise ValueError("no class has an image")
-        if self.mode == "jpg" and not self.colour:
-            raise ValueError(f"jpg images with {self.shape[2]} channels")
+        if self.mode == "jpeg" and not self.colour:
+            raise ValueError(f"jpeg images with {self.shape[2]} channels")
         return self
 
     @property

@@ -50,7 +50,7 @@ class Stream(Loader):
     def __init__(self, images: BetonImages, batch_size: int, workers: int, pad_mode: str) -> None:
         images.check_unchanged()
         self.images = images
-        image = PipelineSpec("image", decoder=ReadAndMove(images.image_shape, images.mode == "jpg", pad_mode))
+        image = PipelineSpec("image", decoder=ReadAndMove(images.image_shape, images.mode == "jpeg", pad_mode))
         super().__init__(
             str(images.path),
             batch_size,
@@ -92,14 +92,14 @@ class ReadAndMove(Operation):
     Integers alone: FFCV compiles with ``fastmath``, and nothing here may be rounded differently.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], jpg: bool, pad_mode: str) -> None:
+    def __init__(self, image_shape: tuple[int, int, int], jpeg: bool, pad_mode: str) -> None:
         super().__init__()
-        self.image_shape, self.jpg, self.pad_mode = image_shape, jpg, pad_mode
+        self.image_shape, self.jpeg, self.pad_mode = image_shape, jpeg, pad_mode
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, tuple[AllocationQuery, ...]]:
         """The images, room to decode jpegs, and which of them failed."""
         kind = np.dtype("u1")
-        decoded = self.image_shape if self.jpg else (0, 0, 0)
+        decoded = self.image_shape if self.jpeg else (0, 0, 0)
         state = replace(previous_state, jit_mode=True, shape=self.image_shape, dtype=kind)
         return state, tuple(AllocationQuery(shape, kind) for shape in (self.image_shape, decoded, ()))
 
@@ -113,7 +113,7 @@ class ReadAndMove(Operation):
         height, width, channels = self.image_shape
         move = Compiler.compile(_mover(Compiler.compile(LOCATE[self.pad_mode]), height, width, channels))
         decode = Compiler.compile(imdecode)
-        jpg = self.jpg
+        jpeg = self.jpeg
 
         def read_and_move(order, memory, metadata, storage):  # type: ignore[no-untyped-def]
             images, decoded, failed = memory
@@ -122,7 +122,7 @@ class ReadAndMove(Operation):
                 pointer, size, down, right, mirrored = order[k]
                 stored = content[pointer : pointer + size]
                 failed[k] = 0
-                if jpg:
+                if jpeg:
                     code = decode(stored, decoded[k], height, width, height, width, 0, 0, 1, 1, False, False)
                     failed[k] = code != 0
                     move(decoded[k].reshape(-1), images[k], down, right, mirrored)

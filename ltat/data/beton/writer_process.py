@@ -22,6 +22,7 @@ from ltat.data.images import Images
 from ltat.errors import LtatError
 
 _SAMPLES_AT_ONCE = 16  # a worker takes so many, and then tells that they are done
+_FFCV_MODES = {"raw": "raw", "jpeg": "jpg"}
 _LONGEST = 1000  # characters of a message: it passes through the pipe in one piece, even from a process that is killed
 
 
@@ -131,7 +132,7 @@ def _write(job: Job, messages: Messages) -> None:
     writer.Process, writer.tqdm = worker, partial(_Progress, messages)
     threading.Thread(target=_tell_of_dead_workers, args=(messages, workers), daemon=True).start()
     image = (
-        RGBImageField(write_mode=job.mode, jpeg_quality=job.quality)
+        RGBImageField(write_mode=_FFCV_MODES[job.mode], jpeg_quality=job.quality)
         if job.images.shape[3] == 3
         else NDArrayField(np.dtype("u1"), job.images.shape[1:])
     )

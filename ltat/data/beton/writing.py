@@ -29,7 +29,7 @@ from ltat.files import replacing
 
 STALLED_AFTER = 60.0  # seconds without a written image
 _IMAGES_PER_PAGE = 8  # at least; what is left of a page stays empty
-_LEAST_JPG = 0.02  # share of the raw pixels below which no jpeg file is expected
+_LEAST_JPEG = 0.02  # share of the raw pixels below which no jpeg file is expected
 
 
 def write_beton(
@@ -53,7 +53,7 @@ def write_beton(
         path: the file; one that is there is replaced when the new one is complete.
         class_names: one per class.
         name: of the dataset, for the sidecar.
-        mode: "raw", or "jpg" for colour images (which alters the pixels).
+        mode: "raw", or "jpeg" for colour images (which alters the pixels).
         quality: of the jpeg images, 1..100.
         workers: processes that read and encode the images.
         on_progress: called with (images written, images in all) from time to time.
@@ -78,8 +78,8 @@ def _check(split: Split, class_names: tuple[str, ...], mode: str, quality: int) 
     if find_spec("ffcv") is None:
         raise LtatError(f"a .beton file is written by FFCV, which is missing; install it with {INSTALL}")
     if mode not in MODES:
-        raise LtatError(f"unknown mode {mode!r} of a .beton file; choose raw or jpg")
-    if mode == "jpg" and split.images.shape[3] != 3:
+        raise LtatError(f"unknown mode {mode!r} of a .beton file; choose raw or jpeg")
+    if mode == "jpeg" and split.images.shape[3] != 3:
         raise LtatError(f"jpeg stores colour images and these have {split.images.shape[3]} channels; use mode raw")
     if not 1 <= quality <= 100:
         raise LtatError(f"jpeg quality {quality} is outside 1..100; 95 is usual")
@@ -102,7 +102,7 @@ def _check_space(split: Split, path: Path, mode: str, page_size: int) -> None:
     """Refuse what cannot fit, before an hour is spent on it; what might fit is tried."""
     n, image = len(split), _image_bytes(split)
     pages = -(-n // (page_size // image))
-    pixels = pages * page_size if mode == "raw" else int(_LEAST_JPG * n * image)
+    pixels = pages * page_size if mode == "raw" else int(_LEAST_JPEG * n * image)
     needed = data_start(n, split.images.shape[3] == 3, page_size) + pixels + n * ALLOCATION.itemsize
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
