@@ -54,6 +54,16 @@ def test_a_run_finds_its_images_again(name: str, mixed: Path, tmp_path: Path, mo
     assert resumed.exit_code == 0, resumed.output
 
 
+def test_what_the_command_line_says_of_the_data_goes_before_the_run(mixed: Path, tmp_path: Path):
+    data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 3)
+    assert ltat("train", *data, *TINY, "--out", tmp_path / "run").exit_code == 0
+    moved = mixed.rename(tmp_path / "moved")
+    asked = ("eval", tmp_path / "run/last", "--attacks", "clean", "--device", "cpu")
+    assert ltat(*asked).exit_code == 2
+    found = ltat(*asked, "--data-dir", moved)
+    assert found.exit_code == 0, found.output
+
+
 def test_settings_beside_a_checkpoint_that_are_none_are_told(mixed: Path, tmp_path: Path):
     data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 1)
     assert ltat("train", *data, *TINY, "--out", tmp_path / "run").exit_code == 0

@@ -23,7 +23,7 @@ from ltat.data import (
     make_loader,
 )
 from ltat.data.loaders import choice
-from ltat.data.loaders.workers import cores
+from ltat.data.workers import cores, resolve_workers
 from ltat.errors import LtatError
 
 COUNTS = [40, 20, 9, 4]
@@ -178,6 +178,11 @@ def test_a_fault_in_a_policy_is_not_told_as_a_lack_of_memory(workers):
     settings = {"batch_size": 8, "augment": Augment(0, False, policy=faulty), "workers": workers}
     with pytest.raises(RuntimeError, match="this policy wants floats"):
         next(TorchLoader(SPLIT, BALANCED, **settings).epoch(0))
+
+
+def test_a_machine_of_one_core_has_one_worker(monkeypatch):
+    monkeypatch.setattr("ltat.data.workers.cores", lambda: 1)
+    assert resolve_workers(None, least=1) == 1
 
 
 def test_images_in_memory_are_not_sent_between_processes_unless_there_is_work_for_them():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ltat.data import load_dataset
+from ltat.data import find_spec, load_dataset
 from ltat.errors import LtatError
 
 RNG = np.random.default_rng(0)
@@ -17,6 +17,10 @@ def published(colour, **changes):
         arrays[f"{part}_images"] = RNG.integers(0, 256, (n, *shape), dtype=np.uint8)
         arrays[f"{part}_labels"] = np.minimum(np.arange(n) % 4, 2)[:, None].astype(np.uint8)
     return {key: value for key, value in (arrays | changes).items() if value is not None}
+
+
+def test_organs_are_not_mirrored_by_default():
+    assert not find_spec("medmnist").flip
 
 
 @pytest.mark.parametrize("colour", [False, True])

@@ -1,18 +1,32 @@
 """Sampling, augmentation and loader settings on their way into a run."""
 
 import json
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from ltat.data import ClassSamplingPlan, FixedPlan, ProgressivePlan
+from ltat.data import ClassSamplingPlan, FixedPlan, ImageStore, ProgressivePlan, Split
 from ltat.errors import LtatError
 from ltat.training import prepare
 from ltat.training.task import SAMPLING, build_augment, build_loader, build_plan, load_data, resolve
 from tests.training.tiny import tiny_config
 
 CPU = torch.device("cpu")
+
+
+class Stored(ImageStore):
+    """An array that says it has to be read."""
+
+    def __init__(self, pixels):
+        self.pixels, self.shape = pixels, pixels.shape
+
+    def read(self, positions):
+        return self.pixels[positions]
+
+    def subset(self, positions):
+        return Stored(self.pixels[positions])
 
 
 def test_every_loader_trains_the_same_weights(run_tiny):
@@ -76,6 +90,22 @@ def test_augmentation_settings_reach_the_loader_of_both_stages():
         assert stage.loader.why == "torch: as asked"
     bare = prepare(tiny_config("aug.policy=autoaugment", "aug.cutout=2", "teacher.aug=none")).teacher
     assert bare.loader.augment.cutout == 0 and bare.loader.augment.policy is None
+
+
+def test_the_share_of_memory_reaches_the_choice_of_loader(monkeypatch):
+    monkeypatch.setattr("ltat.data.loaders.choice.free_memory", lambda device: 1)
+    for share in ("1/4", "1/2"):
+        config = resolve(tiny_config("method=at-bsl", f"loader.share={share}"))
+        train = load_data(config).train
+        store = Split(Stored(train.images), train.labels, train.num_classes, train.indices)
+        assert f"exceed {100 * Fraction(share)}% of the" in build_loader(store, config, CPU).why
+
+
+def test_a_run_finds_its_files_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("dir", "split_file", "plan_file", "train_list", "test_list"):
+        config = resolve(tiny_config("method=at-bsl", f"data.{name}=here", "data.sampling=file"))
+        assert getattr(config.data, name) == str(tmp_path / "here")
 
 
 def test_randaugment_takes_its_strength_from_the_settings():
