@@ -5,7 +5,7 @@ from ltat.data.balanced import balanced_indices, balanced_sizes
 from ltat.data.datasets import DATASETS, DatasetSpec, find_spec, load_dataset
 from ltat.data.holdout import holdout_indices, stratified_subset
 from ltat.data.images import ImageStore
-from ltat.data.loaders import Batch, Loader, ResidentLoader, TorchLoader, make_loader
+from ltat.data.loaders import Batch, FfcvLoader, Loader, ResidentLoader, TorchLoader, make_loader
 from ltat.data.longtail import longtail_counts, longtail_indices
 from ltat.data.plans import (
     BalancedPlan,
@@ -26,6 +26,7 @@ __all__ = [
     "ClassSamplingPlan",
     "Dataset",
     "DatasetSpec",
+    "FfcvLoader",
     "FixedPlan",
     "ImageStore",
     "IndexPlan",

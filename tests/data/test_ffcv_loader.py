@@ -12,8 +12,8 @@ import torch
 from ltat.data import Augment, BalancedPlan, FixedPlan, ResidentLoader, ShufflePlan, Split, load_dataset
 from ltat.data.beton import BetonImages, write_beton
 from ltat.data.loaders.ffcv import FfcvLoader
-from ltat.data.loaders.workers import cores
 from ltat.data.policies import randaugment
+from ltat.data.workers import cores
 from ltat.errors import LtatError
 from tests.data.betons import N, Opened, noise, opened, sign, stored
 from tests.marks import needs_ffcv

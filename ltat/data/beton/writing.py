@@ -22,8 +22,8 @@ from ltat.data.beton.format import ALLOCATION, MODES, SMALLEST_PAGE, Beton, data
 from ltat.data.beton.library import INSTALL
 from ltat.data.beton.sidecar import FORMAT, Sidecar, file_sha256, sidecar_path
 from ltat.data.beton.writer_process import Job, Message, run_writer
-from ltat.data.loaders.workers import resolve_workers
 from ltat.data.split import Split
+from ltat.data.workers import resolve_workers
 from ltat.errors import LtatError
 from ltat.files import replacing
 

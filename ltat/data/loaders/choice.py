@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ltat.data.beton import BetonImages
 from ltat.data.loaders.base import Loader
 from ltat.data.loaders.dataloader import TorchLoader
+from ltat.data.loaders.ffcv import FfcvLoader
 from ltat.data.loaders.resident import ResidentLoader
 from ltat.data.plans import IndexPlan
 from ltat.data.split import Split
@@ -20,13 +22,7 @@ def _resident(split: Split, plan: IndexPlan, *, workers: int | None = None, **se
     return ResidentLoader(split, plan, **settings)  # nothing is read, so there is nothing for workers to do
 
 
-def _ffcv(split: Split, plan: IndexPlan, **settings: Any) -> Loader:
-    from ltat.data.loaders.ffcv import FfcvLoader  # noqa: PLC0415
-
-    return FfcvLoader(split, plan, **settings)
-
-
-LOADERS: dict[str, Callable[..., Loader]] = {"resident": _resident, "ffcv": _ffcv, "torch": TorchLoader}
+LOADERS: dict[str, Callable[..., Loader]] = {"resident": _resident, "ffcv": FfcvLoader, "torch": TorchLoader}
 DEFAULT_SHARE = 0.25
 
 
@@ -72,8 +68,6 @@ def choose_loader(split: Split, device: torch.device, share: float = DEFAULT_SHA
     room = f"{share:.0%} of the {free / 1e9:.3g} GB free on {device}"
     if split.images.nbytes <= share * free:
         return "resident", f"{size} fit in {room}"
-    from ltat.data.beton import BetonImages  # noqa: PLC0415
-
     if not isinstance(split.images, BetonImages):
         return "torch", f"{size} exceed {room}, and they lie in no .beton file"
     if find_spec("ffcv") is None:

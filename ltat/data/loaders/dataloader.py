@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from ltat.data.augment import Augment
 from ltat.data.images import Images
 from ltat.data.loaders.base import Batch, Loader, Order
-from ltat.data.loaders.workers import resolve_workers
 from ltat.data.plans import IndexPlan
 from ltat.data.split import Split
+from ltat.data.workers import resolve_workers
 from ltat.errors import LtatError
 
 

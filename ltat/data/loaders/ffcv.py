@@ -11,9 +11,9 @@ from torch import Tensor
 from ltat.data.beton.images import BetonImages
 from ltat.data.beton.library import load_ffcv
 from ltat.data.loaders.base import Batch, Loader, Order
-from ltat.data.loaders.workers import resolve_workers
 from ltat.data.plans import IndexPlan
 from ltat.data.split import Split
+from ltat.data.workers import resolve_workers
 from ltat.errors import LtatError
 from ltat.ops.gather_augment import gather_augment
 

@@ -1,4 +1,4 @@
-"""How many workers a loader may have."""
+"""How many workers may read or write images."""
 
 import os
 
