@@ -1,8 +1,10 @@
 """`ltat data info` and `ltat data prepare`."""
 
+import contextlib
 import json
 import shlex
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,13 +72,29 @@ def prepare(out: Path, layout: str, **options: Any) -> None:
             raise LtatError(f"{out / part}.{layout} exists already; remove it, or name another --out")
     check_writable(out / layout)
     data = open_dataset(options)
-    with appearing_together(out) as folder, Reporter() as reporter:
+    with undone_when_stopped(), appearing_together(out) as folder, Reporter() as reporter:
         for name, split in {"test": data.test, "train": data.train}.items():
             file = f"{name}.{layout}"
             write(data, split, folder / file, partial(reporter.evaluation, file))
     click.echo(f"{len(data.train)} training and {len(data.test)} test images -> {out}")
     place = shlex.quote(str(out))
     click.echo(f"train on them with: ltat train --dataset {layout} --data-dir {place}{usual_settings(options, layout)}")
+
+
+@contextlib.contextmanager
+def undone_when_stopped() -> Iterator[None]:
+    """Ctrl-C says that nothing was written, and SIGTERM, which batch systems send, ends as tidily."""
+
+    def stop(*_: object) -> None:
+        raise click.ClickException("terminated; nothing was written")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted; nothing was written") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 Writer = Callable[["Dataset", Any, Path, Callable[[int, int], None]], None]
@@ -149,9 +167,11 @@ def describe(data: "Dataset") -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Print what ``describe`` found, the counts as bars."""
-    names, counts = facts["class_names"], facts["counts"]
+    names, counts = [shown(name) for name in facts["class_names"]], facts["counts"]
     width, shape = max(map(len, names[:CLASSES_SHOWN])), "x".join(map(str, facts["image_shape"]))
-    click.echo(f"{facts['name']}: {facts['train_images']} training and {facts['test_images']} test images of {shape}")
+    click.echo(
+        f"{shown(facts['name'])}: {facts['train_images']} training and {facts['test_images']} test images of {shape}"
+    )
     for name, n in list(zip(names, counts, strict=True))[:CLASSES_SHOWN]:
         click.echo(f"  {name:>{width}} {n:6d} {'█' * max(1, round(BAR_WIDTH * n / max(counts)))}")
     if len(counts) > CLASSES_SHOWN:
@@ -161,6 +181,11 @@ def show(facts: dict[str, Any]) -> None:
         click.echo(f"{name}: {group['classes']} of {len(counts)} classes, {group['train_images']} training images")
     click.echo(f"D_B holds {facts['balanced_images']} images")
     click.echo(f"index hash {facts['index_sha256']}")
+
+
+def shown(name: str) -> str:
+    """The name without what would steer the terminal."""
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def usual_settings(options: dict[str, Any], layout: str) -> str:

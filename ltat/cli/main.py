@@ -48,6 +48,10 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except LtatError as error:
             raise WrongUse(str(error)) from None
+        except MemoryError as error:
+            raise WrongUse(
+                f"there is not enough memory ({error or 'none left'}); use smaller images or batches"
+            ) from None
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "ltat":
                 raise

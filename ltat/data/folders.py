@@ -1,5 +1,6 @@
 """Anyone's image files: folders of classes, or lists of files with labels."""
 
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -71,7 +72,7 @@ def class_folders(folder: Path) -> list[str]:
     """The folders in a folder, sorted by name.
 
     Raises:
-        LtatError: it is missing, or holds no folder.
+        LtatError: it is missing, holds no folder, or one whose name is no text.
     """
     from torchvision.datasets.folder import find_classes  # noqa: PLC0415  (seconds of import time)
 
@@ -80,6 +81,9 @@ def class_folders(folder: Path) -> list[str]:
     except OSError as error:
         reason = error.strerror or "it holds no folder"
         raise LtatError(f"{folder} gives no classes ({reason}); put each class's images into {folder}/CLASS") from None
+    for name in names:
+        if os.fsencode(name) != name.encode(errors="replace"):
+            raise LtatError(f"the folder {name!a} in {folder} has a name that is not UTF-8; rename it")
     return names
 
 
@@ -137,8 +141,11 @@ def text_lines(path: Path) -> list[str]:
     Raises:
         LtatError: it cannot be read, or is no text.
     """
+    file = path.expanduser()
+    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for without end
+        raise LtatError(f"{path} is no text file; name another one")
     try:
-        return path.expanduser().read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a text with a mark
     except OSError as error:
         raise LtatError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:

@@ -1,6 +1,7 @@
 """Images in files of their own, decoded when they are asked for."""
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
 MODES = {1: "L", 3: "RGB"}
 _LOSSLESS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # Pillow's modes that 1 or 3 channels hold without loss
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so
+_LARGEST = 4096  # pixels; a slip of the pen must not fill the memory
 _THREADS = 4
 _READ_TOGETHER = 64  # headers per task: one at a time, handing over costs more than reading
 
@@ -102,7 +104,7 @@ def files_dataset(
 
     Raises:
         LtatError: a missing or foreign file, transparency, more than 8 bits per channel, images that differ in
-            size or channels, or a label out of range.
+            size or channels, a size above 4096, or a label out of range.
     """
     store = open_image_files([path for path, _ in (*train, *test)], image_size, channels)
 
@@ -116,8 +118,8 @@ def files_dataset(
 
 def open_image_files(paths: Sequence[str], image_size: int | None, channels: int | None) -> ImageFiles:
     """The images in these files (at least one), once every header has been looked at; see ``files_dataset``."""
-    if image_size is not None and image_size < 1:
-        raise LtatError(f"image size {image_size} is below 1; give the height and width in pixels")
+    if image_size is not None and not 1 <= image_size <= _LARGEST:
+        raise LtatError(f"image size {image_size} is outside 1..{_LARGEST}; give the height and width in pixels")
     if channels is not None and channels not in MODES:
         raise LtatError(f"{channels} channels are neither grey (1) nor RGB (3); give one of these")
     headers = read_headers(paths)
@@ -144,6 +146,8 @@ def read_headers(paths: Sequence[str]) -> list[Header]:
 def opened(path: str) -> Iterator[ImageFile.ImageFile]:
     """An image file whose header is read; whatever fails inside becomes an ``LtatError`` with the path."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is no file")  # a pipe would be waited for without end
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except LtatError:

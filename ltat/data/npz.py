@@ -115,6 +115,10 @@ def _check_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
     for key in ("labels", "index"):
         if key in arrays:
             _check_integers(arrays[key], length, f"{key} in {path}")
+    index = arrays.get("index", np.arange(length))
+    wrong = index[(index < 0) | (index > np.iinfo(np.int64).max)]
+    if len(wrong):
+        raise LtatError(f"index in {path} holds {wrong[0]}, which is no position; count the original images from 0")
 
 
 def _check_integers(values: np.ndarray, length: int, name: str) -> None:

@@ -1,7 +1,9 @@
 """`ltat data`: what it writes can be trained on, what it tells is true, and what goes wrong leaves nothing behind."""
 
 import json
+import os
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -135,6 +137,27 @@ def test_the_first_file_does_not_appear_when_the_second_fails(tmp_path: Path, mo
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_stopped_preparation_leaves_nothing(number, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # unheeded, it must not end the tests
+
+    def write(split, path, class_names, *, on_progress):
+        write_npz(split, path, class_names)
+        if path.name == "train.npz":
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("ltat.data.npz.write_npz", write)
+    try:
+        result = ltat("data", "prepare", "digits", "--out", tmp_path / "out")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, usual)
+    assert (result.exit_code, result.output) == (1, f"Error: {told}; nothing was written\n")
+    assert names_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("layout", ["npz", "beton"])
 def test_what_was_prepared_before_is_not_overwritten(layout: str, tmp_path: Path):
     (tmp_path / f"train.{layout}").write_text("precious")
@@ -217,6 +240,14 @@ def test_info_tells_the_figures_of_the_subset(tmp_path: Path):
         assert line in told.splitlines()
 
 
+def test_names_do_not_steer_the_terminal(tmp_path: Path):
+    image_folder(tmp_path / "mine")
+    for part in ("train", "test"):
+        (tmp_path / "mine" / part / "bee").rename(tmp_path / "mine" / part / "b\x1b[2Jee\nx")
+    told = done("data", "info", "imagefolder", "--data-dir", tmp_path / "mine")
+    assert "\x1b" not in told and r"b\x1b[2Jee\nx      3 █" in told
+
+
 def test_info_opens_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(ImageFiles, "read")
     assert "9 training and 6 test images of 6x8x3" in done(
@@ -258,3 +289,8 @@ def test_without_matplotlib_one_sentence_says_so(tmp_path: Path, monkeypatch: py
 def test_the_help_names_every_data_set():
     assert set(NAMED) == set(DATASETS)
     assert set(data_command.WRITERS) == {"npz", "beton"}
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ltat.data.load_dataset", lambda *_, **__: np.empty((2**20, 2**20, 2**15), np.uint8))
+    assert "not enough memory (Unable to allocate 32.0 PiB" in refused("data", "info", "digits")

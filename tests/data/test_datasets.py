@@ -10,6 +10,7 @@ import pytest
 
 from ltat.data import DATASETS, cifar, index_hash, load_dataset, longtail_counts
 from ltat.data.cifar import CifarSource, load_cifar, plain_unpickle
+from ltat.data.npz import write_npz as write_split
 from ltat.errors import LtatError
 
 SHARED = Path(__file__).parents[3] / "shared/data"
@@ -134,6 +135,20 @@ def test_npz_without_names_counts_its_classes(tmp_path):
     assert (data.name, data.class_names, data.num_classes) == ("mine", ("0", "1", "2"), 3)
 
 
+def test_npz_images_may_lie_in_any_order_in_memory(tmp_path):
+    images = np.asfortranarray(RNG.integers(0, 256, (30, 6, 5, 3), dtype=np.uint8))
+    folder = write_npz(tmp_path, train={"images": images})
+    np.testing.assert_array_equal(load_dataset("npz", folder).train.images, images)
+
+
+def test_npz_files_are_written_beyond_the_old_limit_of_zip(tmp_path, monkeypatch):
+    monkeypatch.setattr("zipfile.ZIP64_LIMIT", 1000)
+    data = load_dataset("digits")
+    for name, split in {"train": data.train, "test": data.test}.items():
+        write_split(split, tmp_path / f"{name}.npz", data.class_names)
+    np.testing.assert_array_equal(load_dataset("npz", tmp_path).train.images, data.train.images)
+
+
 def test_npz_subset_follows_the_stored_index(tmp_path):
     index = RNG.permutation(1000)[:30]
     folder = write_npz(tmp_path / "mine", train={"index": index})
@@ -175,6 +190,8 @@ NANS = np.full((30, 6, 5, 3), np.nan, np.float32)
         ({"labels": np.full(30, 2**62)}, "label 4611686018427387904"),
         ({"labels": np.arange(30) % 2}, "label 2 at position 2"),
         ({"index": np.arange(29)}, "index in .* of shape"),
+        ({"index": np.arange(30) - 4}, "index in .* holds -4"),
+        ({"index": np.full(30, 2**63, np.uint64)}, "index in .* holds 9223372036854775808"),
         ({"class_names": np.array([1, 2, 3])}, "class_names"),
         ({"class_names": np.array(["a", "b"])}, r"label 2 at position 2 is outside 0\.\.1"),
     ],

@@ -150,7 +150,13 @@ def write_png16(path):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
 
 
+def device(path):
+    path.unlink()
+    path.symlink_to("/dev/null")
+
+
 BAD_FILES = {
+    "a device": (device, "it is no file"),
     "text": (lambda path: path.write_text("hello"), "cannot be read as an image .it is none of JPEG"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read as an image"),
     "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "cannot be read as an image"),
@@ -243,8 +249,16 @@ def test_folders_that_are_no_set_are_told(tmp_path):
     image_folder(tmp_path)
     refused("cannot be downloaded", download=True)
     refused("image size 0", image_size=0)
+    refused(r"image size 100000 is outside 1\.\.4096", image_size=100_000)
     refused("4 channels", channels=4)
     refused("takes no train_list", train_list="x")
+
+
+def test_a_class_whose_name_is_no_text_is_told(tmp_path):
+    image_folder(tmp_path)
+    picture(tmp_path / "train" / os.fsdecode(b"b\xff") / "0.png")
+    with pytest.raises(LtatError, match=r"the folder 'b\\udcff' in .* is not UTF-8; rename it"):
+        load_dataset("imagefolder", tmp_path)
 
 
 def test_a_class_may_lack_test_images_but_not_training_images(tmp_path):
@@ -289,6 +303,13 @@ def test_an_index_list_gives_its_images_in_its_order(tmp_path):
     assert data.class_names == ("0", "1", "2") and data.train.counts.tolist() == [3, 3, 3]
 
 
+def test_an_index_list_may_begin_with_a_byte_order_mark(tmp_path):
+    lists = write_lists(tmp_path)
+    lists["train_list"].write_bytes(b"\xef\xbb\xbf" + lists["train_list"].read_bytes())
+    marked = load_dataset("imagelist", tmp_path, **lists)
+    assert len(marked.train) > 0
+
+
 def test_an_index_list_may_have_spaces_tabs_and_empty_lines(tmp_path):
     picture(tmp_path / "more/a name.png")
     lists = write_lists(tmp_path, train=["more/a name.png 0", "", "train/bee/0.png\t1 ", "  ", "train/cat/0.png  2"])
@@ -325,6 +346,11 @@ def test_an_index_list_that_is_missing_or_no_text_is_told(tmp_path):
         load_dataset("imagelist", tmp_path, train_list=lists["train_list"])
     with pytest.raises(LtatError, match=r"nowhere\.txt cannot be read \(No such file"):
         load_dataset("imagelist", tmp_path, train_list="nowhere.txt", test_list=lists["test_list"])
+    lists["test_list"].unlink()
+    lists["test_list"].symlink_to("/dev/null")  # a device or a pipe: some are never at their end
+    with pytest.raises(LtatError, match=r"test\.txt is no text file"):
+        load_dataset("imagelist", tmp_path, **lists)
+    lists["test_list"].unlink()
     lists["test_list"].write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LtatError, match=r"test\.txt is no text file"):
         load_dataset("imagelist", tmp_path, **lists)
