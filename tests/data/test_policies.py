@@ -40,6 +40,10 @@ def test_a_policy_is_torchvisions_under_the_places_seed():
     assert not torch.equal(found, raw)
 
 
+def test_autoaugment_is_the_policy_found_on_cifar10():
+    assert find_policy("autoaugment").policy is v2.AutoAugmentPolicy.CIFAR10
+
+
 def test_a_policy_leaves_the_generator_of_the_process_alone():
     before = torch.get_rng_state()
     augment = Augment(0, False, policy=find_policy("randaugment"))
@@ -55,9 +59,10 @@ def test_policies_serve_grey_images_too():
         assert images(loader).shape == (8, 1, 16, 16)
 
 
-def test_other_channel_counts_are_refused_before_training():
-    split = Split(np.zeros((3, 8, 8, 4), np.uint8), np.arange(3), 3, np.arange(3))
-    with pytest.raises(LtatError, match="4 channels"):
+@pytest.mark.parametrize("channels", [2, 4])
+def test_other_channel_counts_are_refused_before_training(channels):
+    split = Split(np.zeros((3, 8, 8, channels), np.uint8), np.arange(3), 3, np.arange(3))
+    with pytest.raises(LtatError, match=f"{channels} channels"):
         ResidentLoader(split, FixedPlan(np.arange(3)), batch_size=1, augment=Augment(0, False, policy=lambda x: x))
 
 

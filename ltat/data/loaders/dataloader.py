@@ -65,7 +65,7 @@ class _Reading(Dataset[Tensor | str]):
     def __getitem__(self, k: int) -> Tensor | str:
         here = self.batches[k]
         try:
-            pixels = np.ascontiguousarray(self.images[self.order.positions[here].numpy()])
+            pixels = self.images[self.order.positions[here].numpy()]
         except LtatError as error:  # DataLoader would wrap it in the worker's traceback
             return str(error)
         return self.augment.alter(torch.from_numpy(pixels), self.order.draws.at(here))
