@@ -13,8 +13,8 @@ from ltat.data.digits import load_digits
 from ltat.data.folders import load_image_folder, load_image_list
 from ltat.data.longtail import longtail_indices
 from ltat.data.medmnist import load_medmnist
-from ltat.data.npz import load_array, load_npz
-from ltat.data.split import Dataset, Split, check_positions
+from ltat.data.npz import load_npz, load_positions
+from ltat.data.split import Dataset, Split
 from ltat.data.tiny_imagenet import load_tiny_imagenet
 from ltat.errors import LtatError
 
@@ -170,13 +170,7 @@ def _ratio(value: float | str) -> float:
 
 
 def _positions_from_file(path: Path, train: Split) -> np.ndarray:
-    arrays = load_array(path)
-    if len(arrays) != 1:
-        raise LtatError(
-            f"{path} holds {len(arrays)} arrays ({', '.join(sorted(arrays))}); "
-            "a split file holds exactly one, the training positions"
-        )
-    positions = check_positions(next(iter(arrays.values())), len(train))
+    positions = load_positions(path, len(train))
     values, copies = np.unique(positions, return_counts=True)
     if (copies > 1).any():
         raise LtatError(f"{path} names image {values[np.argmax(copies)]} more than once; list each image once")

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from ltat.data.grouping import resolve_labels
-from ltat.data.split import Dataset, Split
+from ltat.data.split import Dataset, Split, check_positions
 from ltat.errors import LtatError
 from ltat.files import replacing
 
@@ -97,6 +97,18 @@ def load_array(path: Path) -> dict[str, np.ndarray]:
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise LtatError(f"{path} is an archive of other files than NumPy arrays; write it with numpy.savez")
     return arrays
+
+
+def load_positions(path: Path, size: int) -> np.ndarray:
+    """Positions in a set of ``size`` images, int64 [M], from an .npy file or an .npz file with one array.
+
+    Raises:
+        LtatError: naming the file, which cannot be read, holds something else, or points outside the set.
+    """
+    arrays = load_array(path)
+    if len(arrays) != 1:
+        raise LtatError(f"{path} holds {len(arrays)} arrays ({', '.join(sorted(arrays))}); store one, positions")
+    return _named(path, check_positions, next(iter(arrays.values())), size)
 
 
 def _reason(error: Exception) -> str:

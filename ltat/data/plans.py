@@ -9,8 +9,7 @@ import numpy as np
 
 from ltat.data.balanced import balanced_indices, balanced_sizes, draw_class
 from ltat.data.grouping import images_by_class, resolve_labels
-from ltat.data.npz import load_array
-from ltat.data.split import check_positions
+from ltat.data.npz import load_positions
 from ltat.errors import LtatError
 from ltat.seeding import numpy_generator
 
@@ -197,10 +196,7 @@ def plan_from_file(path: Path, n: int) -> FixedPlan:
     Raises:
         LtatError: the file cannot be read, holds no position, or points outside the split.
     """
-    arrays = load_array(path)
-    if len(arrays) != 1:
-        raise LtatError(f"{path} holds {len(arrays)} arrays; a plan file holds exactly one, the positions of an epoch")
-    positions = check_positions(next(iter(arrays.values())), n)
+    positions = load_positions(path, n)
     if not len(positions):
         raise LtatError(f"{path} holds no position; a plan needs at least one image")
     return FixedPlan(positions)

@@ -91,7 +91,7 @@ def test_split_file_gives_exactly_its_positions(tmp_path, suffix):
     ("content", "fragment"),
     [
         ([0, 1, 1], "image 1 more than once"),
-        ([0, 1397], "index 1397"),
+        ([0, 1397], r"split\.npy: index 1397"),
         ([0, 1], "has no training image"),
         ([0.5], "float64"),
     ],

@@ -112,7 +112,7 @@ def test_a_plan_file_is_served_in_its_order(tmp_path):
 @pytest.mark.parametrize(
     ("content", "fragment"),
     [
-        (np.array([0, 6]), "index 6 is outside the set of 6"),
+        (np.array([0, 6]), r"plan\.npy: index 6 is outside the set of 6"),
         (np.array([-1]), "index -1"),
         (np.array([], dtype=np.int64), "holds no position"),
         (np.array([0.5]), "float64"),
