@@ -12,6 +12,9 @@ from ltat.ops.gather_augment import PADDINGS, gather_augment
 from ltat.seeding import numpy_generator
 
 
+_MOST = 4096  # pixels; a slip of the pen must not overflow
+
+
 @dataclass(frozen=True)
 class Draws:
     """One epoch's random choices, by place in the plan."""
@@ -53,8 +56,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name, pixels in (("padding", self.pad), ("cutout", self.cutout)):
-            if pixels < 0:
-                raise LtatError(f"{name} of {pixels} pixels is negative; give 0 or more")
+            if not 0 <= pixels <= _MOST:
+                raise LtatError(f"{name} of {pixels} pixels is outside 0..{_MOST}; give a part of the image's size")
         if self.pad_mode not in PADDINGS:
             raise LtatError(f"unknown padding {self.pad_mode!r}; choose one of {', '.join(PADDINGS)}")
 

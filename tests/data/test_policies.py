@@ -44,6 +44,13 @@ def test_autoaugment_is_the_policy_found_on_cifar10():
     assert find_policy("autoaugment").policy is v2.AutoAugmentPolicy.CIFAR10
 
 
+def test_every_kind_of_choice_is_drawn_apart():
+    draws = Augment(4, True, policy=lambda image: image, cutout=4).draw(4000, 1, 1)
+    kinds = [draws.shift.flatten()[:4000], draws.mirrored, draws.policy_seeds, draws.hole.flatten()[:4000]]
+    correlation = np.corrcoef([kind.double().numpy() for kind in kinds])
+    assert np.abs(correlation - np.eye(4)).max() < 0.1
+
+
 def test_a_policy_leaves_the_generator_of_the_process_alone():
     before = torch.get_rng_state()
     augment = Augment(0, False, policy=find_policy("randaugment"))
@@ -89,3 +96,6 @@ def test_unknown_policies_and_negative_holes_are_refused():
         find_policy("trivial")
     with pytest.raises(LtatError, match="cutout of -1"):
         Augment(0, False, cutout=-1)
+    for wrong in ({"cutout": 10**20}, {"pad": 10**20}):  # too large for a tensor
+        with pytest.raises(LtatError, match=r"100000000000000000000 pixels is outside 0\.\.4096"):
+            Augment(**({"pad": 0, "flip": False} | wrong))
