@@ -22,7 +22,7 @@ from ltat.data import (
     TorchLoader,
     make_loader,
 )
-from ltat.data.loaders import choice
+from ltat.data.loaders import choice, dataloader
 from ltat.data.workers import cores, resolve_workers
 from ltat.errors import LtatError
 
@@ -168,6 +168,20 @@ def test_a_killed_worker_is_one_sentence_and_no_hang():
     loader = TorchLoader(Split(Deadly(PIXELS), LABELS, 4, np.arange(N)), BALANCED, batch_size=8, workers=1)
     with pytest.raises(LtatError, match="a loader worker died"):
         next(loader.epoch(0))
+
+
+class Stuck(Stored):
+    def read(self, positions):
+        time.sleep(600)
+
+
+def test_a_disk_that_does_not_answer_is_one_sentence_and_no_hang(monkeypatch):
+    monkeypatch.setattr(dataloader, "STALLED_AFTER", 0.5)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)  # how long a worker may take to end
+    loader = TorchLoader(Split(Stuck(PIXELS), LABELS, 4, np.arange(N)), BALANCED, batch_size=8, workers=1)
+    with pytest.raises(LtatError, match="gave no batch for 0 s; check the disk"):
+        next(loader.epoch(0))
+    assert comes_true(lambda: not multiprocessing.active_children())
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -16,6 +16,8 @@ from ltat.data.split import Split
 from ltat.data.workers import resolve_workers
 from ltat.errors import LtatError
 
+STALLED_AFTER = 120.0  # seconds without a batch
+
 
 class TorchLoader(Loader):
     """The workers read the images and apply the policy; crop, flip and scaling happen on the device.
@@ -43,6 +45,7 @@ class TorchLoader(Loader):
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
+            timeout=STALLED_AFTER if self.workers else 0,
             generator=torch.Generator(),  # else it would draw from the generator of the whole process
         )
         positions, draws = order.positions.to(self.device), order.draws.to(self.device)
@@ -78,7 +81,11 @@ def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
                 raise LtatError(pixels)
             yield pixels
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):  # what a worker itself raises arrives as it is
+        reason = str(error).partition("\n")[0]
+        if reason.startswith("DataLoader timed out"):
+            raise LtatError(
+                f"the loader's workers gave no batch for {STALLED_AFTER:.0f} s; check the disk the images lie on"
+            ) from error
+        if not reason.startswith("DataLoader worker"):  # what a worker itself raises arrives as it is
             raise
-        reason = str(error).splitlines()[0]
         raise LtatError(f"a loader worker died ({reason}); lower loader.workers or free some memory") from error
