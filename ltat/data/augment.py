@@ -11,7 +11,6 @@ from ltat.errors import LtatError
 from ltat.ops.gather_augment import PADDINGS, gather_augment
 from ltat.seeding import numpy_generator
 
-
 _MOST = 4096  # pixels; a slip of the pen must not overflow
 
 
