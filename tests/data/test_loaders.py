@@ -89,6 +89,11 @@ def test_resident_reads_a_store_in_parts(monkeypatch):
     batches_equal(from_store.epoch(0), from_memory.epoch(0))
 
 
+def test_both_stages_of_a_run_share_what_was_read_once():
+    split = stored()
+    assert split.images_on(torch.device("cpu")) is split.images_on(torch.device("cpu"))
+
+
 def seen(*batches):
     """Every image of the batches with its pixels, in no order."""
     pairs = [zip(batch.indices.tolist(), batch.images, strict=True) for batch in batches]

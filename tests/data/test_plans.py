@@ -90,6 +90,22 @@ def test_an_epoch_depends_on_nothing_but_its_number(plan):
     assert plan.epoch(4).tolist() != later.tolist()
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        lambda seed: ShufflePlan(N, seed),
+        lambda seed: ClassSamplingPlan(LABELS, 4, 0.0, seed),
+        lambda seed: ProgressivePlan(LABELS, 4, 10, seed),
+        lambda seed: BalancedPlan(LABELS, 4, "ir/2", db_seed=0, seed=seed),
+    ],
+    ids=["shuffle", "class", "progressive", "balanced"],
+)
+def test_classes_come_mixed_and_each_seed_mixes_anew(plan):
+    one, other = (plan(seed).epoch(1) for seed in (1, 2))
+    assert one.tolist() != other.tolist()
+    assert len(set(LABELS[one[:20]])) > 1 and len(set(LABELS[one[-20:]])) > 1
+
+
 def test_quotas_sum_up_and_keep_whole_numbers_whole():
     shares = np.array([0.1, 0.2, 0.7])
     assert exact_quotas(shares, 10).tolist() == [1, 2, 7]
@@ -123,5 +139,8 @@ def test_a_plan_file_that_cannot_be_served_is_refused(tmp_path, content, fragmen
     np.save(tmp_path / "plan.npy", content)
     with pytest.raises(LtatError, match=fragment):
         plan_from_file(tmp_path / "plan.npy", 6)
+    np.savez(tmp_path / "two.npz", a=np.arange(6), b=np.arange(6))
+    with pytest.raises(LtatError, match="holds 2 arrays"):
+        plan_from_file(tmp_path / "two.npz", 6)
     with pytest.raises(LtatError, match="nowhere"):
         plan_from_file(tmp_path / "nowhere.npy", 6)
