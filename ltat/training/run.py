@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltat.config import RunConfig
+from ltat.data.loaders.dataloader import dead_workers_told
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
@@ -42,7 +43,7 @@ def train(
     folder.open(plan.config, index_record(plan.data, plan.config, teacher_sha256(plan.config)), resume)
     folder.record_environment(environment_record(plan.student.device))
     with reporter or Reporter() as shown:
-        with determinism(plan.config.train.deterministic):
+        with determinism(plan.config.train.deterministic), dead_workers_told():
             if plan.teacher is not None:
                 train_teacher(plan.teacher, plan, folder, shown)
             fit(plan.student, plan.data, folder, STUDENT_FILES, shown)

@@ -320,3 +320,14 @@ def test_the_last_step_of_an_epoch_is_checked_where_others_are_not(monkeypatch):
     trainer._require_finite(sums, Progress(1, 1), step=3)
     with pytest.raises(LtatError, match="no longer finite"):
         trainer._require_finite(sums, Progress(1, 1), step=None)
+
+
+def test_a_loader_worker_that_dies_during_a_step_is_one_sentence(tmp_path, monkeypatch):
+    """torch tells of it by a signal, which arrives wherever the program stands: here, outside the loader."""
+
+    def step(*_, **__):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("ltat.training.run.fit", step)
+    with pytest.raises(LtatError, match=r"a loader worker died \(DataLoader worker \(pid 7\).*; lower loader.workers"):
+        train(tiny_config("method=at-bsl"), tmp_path / "run")

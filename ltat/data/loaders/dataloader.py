@@ -1,6 +1,7 @@
 """Batches read by the worker processes of torch's DataLoader: for whatever neither fits nor streams."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,15 @@ class _Reading(Dataset[Tensor | str]):
         return self.augment.alter(torch.from_numpy(pixels), self.order.draws.at(here))
 
 
-def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
+@contextmanager
+def dead_workers_told() -> Iterator[None]:
+    """The end of a DataLoader's worker as a sentence; torch raises it by a signal, wherever the program then stands.
+
+    Raises:
+        LtatError: a worker died, or came to a standstill.
+    """
     try:
-        for pixels in read:
-            if isinstance(pixels, str):
-                raise LtatError(pixels)
-            yield pixels
+        yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         if reason.startswith("DataLoader timed out"):
@@ -89,3 +93,11 @@ def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
         if not reason.startswith("DataLoader worker"):  # what a worker itself raises arrives as it is
             raise
         raise LtatError(f"a loader worker died ({reason}); lower loader.workers or free some memory") from error
+
+
+def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
+    with dead_workers_told():
+        for pixels in read:
+            if isinstance(pixels, str):
+                raise LtatError(pixels)
+            yield pixels
