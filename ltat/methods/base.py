@@ -62,7 +62,8 @@ class Method:
 
     Args:
         config: the run's settings, an instance of the class's ``Config``.
-        class_counts: training images per class, [C], on the training device.
+        class_counts: images of each class that the epoch's plan serves, [C], on the training device; with natural
+            sampling those of the training set.
         teacher: a network with the same classes, for methods that distil.
 
     Raises:

@@ -114,7 +114,7 @@ class SelfDistill(Method):
         assert isinstance(config, SelfDistillConfig)
         teacher = config.teacher
         return PgdAtConfig(
-            data=config.data.model_copy(update={"sampling": "balanced", "plan_file": None}),
+            data=config.data.model_copy(update={"sampling": "balanced"}),
             db=config.db,
             aug=config.aug if teacher.aug == "same" else AugmentSection(pad=0, flip=False),
             loader=config.loader,
@@ -130,7 +130,7 @@ class SelfDistill(Method):
 
     @property
     def log_prior(self) -> Tensor:
-        """tau * log n_c of the training set, [C]."""
+        """tau * log n_c of the epoch, [C]."""
         return self.config.bsl.tau * self.class_counts.float().log()
 
     def initialise(self, model: Classifier) -> None:

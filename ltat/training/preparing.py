@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -124,8 +123,8 @@ def build_stage(
 ) -> Stage:
     """Loader, method and model of one stage; the initial weights depend on the training seed and the stage only."""
     loader = build_loader(data.train, config, device)
-    counts = np.bincount(data.train.labels[loader.plan.epoch(1)], minlength=data.train.num_classes)
-    method = find_method(config.method)(config, torch.as_tensor(counts, device=device), teacher)
+    counts = torch.as_tensor(loader.class_counts(1), device=device)
+    method = find_method(config.method)(config, counts, teacher)
     normalize = pixel_statistics(data.train) if config.model.normalize == "train" else None
     with initial_weights(config.seed.train, name):
         model = build_model(

@@ -108,6 +108,7 @@ class Trainer:
         sums = EpochSums(len(stage.method.class_counts), stage.device)
         started = time.perf_counter()
         self.network.train()
+        stage.method.class_counts = torch.as_tensor(stage.loader.class_counts(progress.epoch), device=stage.device)
         stage.method.begin_epoch(progress)
         for step, batch in enumerate(stage.loader.epoch(progress.epoch)):
             sums.add(self.train_step(batch, progress, step), batch.labels)

@@ -241,6 +241,7 @@ def test_a_containers_limit_is_heeded(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("max\n")
     assert choice._container_memory(tmp_path) == choice._container_memory(tmp_path / "none") == float("inf")
     assert 0 < choice.free_memory(torch.device("cpu")) < 1 << 50
+    assert choice.free_memory(torch.device("cpu")) <= choice._available_memory(tmp_path / "none") < 1 << 50
     monkeypatch.setattr(choice, "_container_memory", lambda group: 123)
     assert choice.free_memory(torch.device("cpu")) == 123
 

@@ -9,6 +9,7 @@ import torch
 
 from ltat.data import ClassSamplingPlan, FixedPlan, ImageStore, ProgressivePlan, Split
 from ltat.errors import LtatError
+from ltat.methods import find_method
 from ltat.training import prepare
 from ltat.training.task import SAMPLING, build_augment, build_loader, build_plan, load_data, resolve
 from tests.training.tiny import tiny_config
@@ -81,6 +82,17 @@ def test_a_plan_without_one_of_the_classes_is_refused(tmp_path):
     np.save(tmp_path / "plan.npy", np.flatnonzero(train.labels != 3))
     with pytest.raises(LtatError, match=r"plan\.npy names no image of class 3; add one of each class"):
         build_plan(train, config)
+
+
+def test_the_prior_follows_what_each_epoch_samples(monkeypatch, run_tiny):
+    seen = []
+    monkeypatch.setattr(find_method("at-bsl"), "begin_epoch", lambda self, _: seen.append(self.class_counts.tolist()))
+    run_tiny("run", "method=at-bsl", "data.sampling=progressive")
+    config = resolve(tiny_config("method=at-bsl", "data.sampling=progressive"))
+    data = load_data(config).train
+    plan = build_plan(data, config)
+    assert seen == [np.bincount(data.labels[plan.epoch(epoch)]).tolist() for epoch in (1, 2, 3)]
+    assert seen[0] == data.counts.tolist() != seen[2]
 
 
 def test_augmentation_settings_reach_the_loader_of_both_stages():

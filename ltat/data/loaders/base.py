@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,6 +105,15 @@ class Loader(ABC):
             return n // (self.batch_size * ranks)
         return -(-len(range(rank, n, ranks)) // self.batch_size)
 
+    def class_counts(self, epoch: int) -> np.ndarray:
+        """Images of each class in an epoch, over all ranks and repeats: int64 [C].
+
+        Raises:
+            LtatError: a plan that points outside the split.
+        """
+        labels = self.split.labels[self._positions(epoch)]
+        return np.bincount(labels, minlength=self.split.num_classes)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from place ``start`` of its plan on.
 
@@ -123,7 +133,7 @@ class Loader(ABC):
         """The batches of the order."""
 
     def _order(self, epoch: int, start: int) -> Order:
-        positions = check_positions(self.plan.epoch(epoch), len(self.split))
+        positions = self._positions(epoch)
         n = len(positions)
         if not 0 <= start <= n:
             raise LtatError(f"start {start} is outside the epoch's plan; choose 0..{n}")
@@ -133,3 +143,6 @@ class Loader(ABC):
         places = torch.arange(start + rank, max(start + rank, end), ranks)
         draws = self.augment.draw(n, self.seed, epoch)
         return Order(torch.from_numpy(positions)[places], draws.at(places), self.batch_size)
+
+    def _positions(self, epoch: int) -> np.ndarray:
+        return check_positions(self.plan.epoch(epoch), len(self.split))

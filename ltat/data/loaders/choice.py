@@ -1,5 +1,6 @@
 """Which loader suits a set: on the device where it fits, streamed where its file stands, else through torch."""
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,9 +80,14 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken on a device, within the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    return int(min(available, _container_memory(Path("/sys/fs/cgroup"))))
+    return int(min(_available_memory(Path("/proc/meminfo")), _container_memory(Path("/sys/fs/cgroup"))))
+
+
+def _available_memory(meminfo: Path) -> int:
+    if not meminfo.exists():  # not Linux: what is free of the whole is not told
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    lines = meminfo.read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
 
 
 def _container_memory(group: Path) -> float:
