@@ -65,6 +65,7 @@ def install() -> str:
     Raises:
         LtatError: what is in the way, with the command that helps.
     """
+    print("looking for FFCV", flush=True)  # an import takes seconds
     if import_problem() is None:
         return f"FFCV {VERSION} is installed"
     with build_environment() as env:

@@ -1,6 +1,7 @@
 """What a dataset is: uint8 images, labels, and where each image came from."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,10 +54,13 @@ class Split:
         images = self.images.subset(indices) if isinstance(self.images, ImageStore) else self.images[indices]
         return Split(images, self.labels[indices], self.num_classes, self.indices[indices])
 
-    def images_on(self, device: torch.device) -> Tensor:
-        """All images on a device, uint8 [N, H, W, C], read and copied there once however often it is asked."""
+    def images_on(self, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
+        """All images on a device, uint8 [N, H, W, C], read and copied there once however often it is asked.
+
+        ``on_progress`` is called with (images read, images in all) where they are read from files.
+        """
         if device not in self._on_devices:
-            self._on_devices[device] = _place(self.images, device)
+            self._on_devices[device] = _place(self.images, device, on_progress or (lambda done, total: None))
         return self._on_devices[device]
 
     @cached_property
@@ -123,13 +127,14 @@ def check_positions(indices: np.ndarray, size: int) -> np.ndarray:
     return indices.astype(np.int64)
 
 
-def _place(images: Images, device: torch.device) -> Tensor:
+def _place(images: Images, device: torch.device, on_progress: Callable[[int, int], None]) -> Tensor:
     if isinstance(images, np.ndarray):
         return torch.from_numpy(images).to(device)
     placed = torch.empty(images.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(images), _PLACED_AT_ONCE):
         here = slice(start, start + _PLACED_AT_ONCE)
         placed[here] = torch.from_numpy(images[here])
+        on_progress(min(here.stop, len(images)), len(images))
     return placed
 
 

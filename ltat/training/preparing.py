@@ -1,9 +1,10 @@
 """Everything that can fail in a run, built and tried once before anything is written."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -36,12 +37,15 @@ class Plan:
     teacher: Stage | None
 
 
-def prepare(config: RunConfig) -> Plan:
+def prepare(config: RunConfig, on_progress: Callable[[str, int, int], None] | None = None) -> Plan:
     """Load the data, build every part of the run, and rehearse a step of each stage.
+
+    ``on_progress`` is called with what is done, images done and images in all, where images are read from files.
 
     Raises:
         LtatError: the first thing that would stop the run later.
     """
+    reading = partial(on_progress, "reading the images") if on_progress else None
     config = resolve(config)
     device = pick_device(config.train.device)
     data = load_data(config)
@@ -53,9 +57,10 @@ def prepare(config: RunConfig) -> Plan:
     teacher_stage = None
     if teacher_config is not None:
         with saying("in the teacher stage (settings teacher.*)"):
-            teacher_stage = checked_stage("teacher", teacher_config, data, device)
+            teacher_stage = checked_stage("teacher", teacher_config, data, device, on_progress=reading)
     teacher = teacher_stage.model if teacher_stage else load_teacher(path, data, device)
-    return Plan(config, data, checked_stage("student", config, data, device, teacher), teacher_stage)
+    student = checked_stage("student", config, data, device, teacher, on_progress=reading)
+    return Plan(config, data, student, teacher_stage)
 
 
 def check_evaluation(config: RunConfig, data: TaskData) -> None:
@@ -92,7 +97,12 @@ def load_teacher(path: str | None, data: TaskData, device: torch.device) -> Clas
 
 
 def checked_stage(
-    name: str, config: RunConfig, data: TaskData, device: torch.device, teacher: nn.Module | None = None
+    name: str,
+    config: RunConfig,
+    data: TaskData,
+    device: torch.device,
+    teacher: nn.Module | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
     """Build a stage, and try what it will do.
 
@@ -101,7 +111,7 @@ def checked_stage(
     """
     check_selection(config)
     learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
-    stage = build_stage(name, config, data, device, teacher)
+    stage = build_stage(name, config, data, device, teacher, on_progress)
     rehearse(stage, data)
     return stage
 
@@ -119,10 +129,15 @@ def check_selection(config: RunConfig) -> None:
 
 
 def build_stage(
-    name: str, config: RunConfig, data: TaskData, device: torch.device, teacher: nn.Module | None = None
+    name: str,
+    config: RunConfig,
+    data: TaskData,
+    device: torch.device,
+    teacher: nn.Module | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
     """Loader, method and model of one stage; the initial weights depend on the training seed and the stage only."""
-    loader = build_loader(data.train, config, device)
+    loader = build_loader(data.train, config, device, on_progress)
     counts = torch.as_tensor(loader.class_counts(1), device=device)
     method = find_method(config.method)(config, counts, teacher)
     normalize = pixel_statistics(data.train) if config.model.normalize == "train" else None

@@ -38,11 +38,11 @@ def train(
     Raises:
         LtatError: settings, data or files that cannot be used.
     """
-    plan = prepare(config)
-    folder = RunFolder(Path(out))
-    folder.open(plan.config, index_record(plan.data, plan.config, teacher_sha256(plan.config)), resume)
-    folder.record_environment(environment_record(plan.student.device))
     with reporter or Reporter() as shown:
+        plan = prepare(config, shown.evaluation)
+        folder = RunFolder(Path(out))
+        folder.open(plan.config, index_record(plan.data, plan.config, teacher_sha256(plan.config)), resume)
+        folder.record_environment(environment_record(plan.student.device))
         with determinism(plan.config.train.deterministic), dead_workers_told():
             if plan.teacher is not None:
                 train_teacher(plan.teacher, plan, folder, shown)

@@ -167,8 +167,12 @@ def build_augment(config: RunConfig) -> Augment:
     return Augment(aug.pad or 0, bool(aug.flip), aug.pad_mode, policy, aug.cutout)
 
 
-def build_loader(split: Split, config: RunConfig, device: torch.device) -> Loader:
+def build_loader(
+    split: Split, config: RunConfig, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+) -> Loader:
     """The batches of a stage, by its ``data.sampling``, ``aug`` and ``loader`` settings.
+
+    ``on_progress`` is called with (images read, images in all) where the set is read beforehand.
 
     Raises:
         LtatError: batches larger than the data, or settings that do not suit it.
@@ -184,6 +188,7 @@ def build_loader(split: Split, config: RunConfig, device: torch.device) -> Loade
         seed=config.seed.train,
         device=device,
         drop_last=config.train.drop_last,
+        on_progress=on_progress,
     )
 
 

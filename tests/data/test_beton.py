@@ -368,8 +368,19 @@ def test_an_empty_class_is_refused_for_training(tmp_path):
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
     stored(noise(), tmp_path / "train.beton")
+    with pytest.raises(LtatError, match=r"there is no file .*test.beton; check --data-dir"):
+        load_beton(tmp_path)
+    for path in (tmp_path / "train.beton", sidecar_path(tmp_path / "train.beton")):
+        shutil.copy(path, tmp_path / path.name.replace("train", "test"))
+    with pytest.raises(LtatError, match=r"test.beton was written as train.beton; give it its name back"):
+        load_beton(tmp_path)
+    (tmp_path / "test.beton.json").unlink()
     with pytest.raises(LtatError, match=r"test.beton has no test.beton.json"):
         load_beton(tmp_path)
+    os.mkfifo(tmp_path / "test.beton.json")  # would be waited for
+    with pytest.raises(LtatError, match=r"test.beton has no test.beton.json"):
+        load_beton(tmp_path)
+    (tmp_path / "test.beton.json").unlink()
     write_beton(noise(), tmp_path / "test.beton", ("x", "y", "z"), name="other")
     with pytest.raises(LtatError, match="different class names"):
         load_beton(tmp_path)

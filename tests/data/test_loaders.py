@@ -133,6 +133,20 @@ def test_epochs_of_different_lengths_are_served_whole():
         assert torch.cat([b.indices for b in batches]).tolist() == GrowingPlan().epoch(epoch).tolist()
 
 
+def test_an_epoch_too_short_for_a_batch_is_refused_when_it_comes():
+    class Shrinking(GrowingPlan):
+        def epoch(self, epoch):
+            return np.arange(self.size(epoch))
+
+        def size(self, epoch):
+            return 20 // epoch
+
+    loader = ResidentLoader(SPLIT, Shrinking(), batch_size=8, drop_last=True)
+    assert loader.steps(2) == len(list(loader.epoch(2))) == 1
+    with pytest.raises(LtatError, match="batch size 8 is larger than the 6 images of an epoch"):
+        loader.epoch(3)
+
+
 @pytest.mark.parametrize("kind", ["resident", "torch"])
 def test_leaving_an_epoch_early_leaves_nothing_behind(kind):
     loader = make_loader(stored(), BALANCED, kind=kind, batch_size=4)

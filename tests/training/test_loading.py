@@ -1,5 +1,6 @@
 """Sampling, augmentation and loader settings on their way into a run."""
 
+import itertools
 import json
 from fractions import Fraction
 
@@ -93,6 +94,22 @@ def test_the_prior_follows_what_each_epoch_samples(monkeypatch, run_tiny):
     plan = build_plan(data, config)
     assert seen == [np.bincount(data.labels[plan.epoch(epoch)]).tolist() for epoch in (1, 2, 3)]
     assert seen[0] == data.counts.tolist() != seen[2]
+
+
+def test_reading_a_set_into_memory_shows_its_progress(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    for k, (part, name) in enumerate(itertools.product(("train", "test"), "abc")):
+        (tmp_path / part / name).mkdir(parents=True)
+        for j in range(2):
+            Image.fromarray(pixels[2 * k + j]).save(tmp_path / part / name / f"{j}.png")
+    settings = ("method=at-bsl", "data.name=imagefolder", f"data.dir={tmp_path}", "data.imbalance_ratio=natural")
+    heard = []
+    small = ("train.batch_size=2", "eval.n_examples=2", "select.set=none")
+    plan = prepare(tiny_config(*settings, *small), lambda what, done, total: heard.append((what, done, total)))
+    assert heard == [("reading the images", 6, 6)]
+    assert plan.student.loader.why.startswith("resident: ")
 
 
 def test_augmentation_settings_reach_the_loader_of_both_stages():

@@ -18,11 +18,18 @@ def load_beton(data_dir: Path, download: bool = False) -> Dataset:
     """
     if download:
         raise LtatError(f".beton files cannot be downloaded; write them into {data_dir} with ltat data prepare")
-    train, test = (read_beton(data_dir / f"{part}.beton") for part in ("train", "test"))
+    train, test = (_part(data_dir, part) for part in ("train", "test"))
     names = train.sidecar.class_names
     if test.sidecar.class_names != names:
         raise LtatError(f"{train.path} and {test.path} have different class names; write them from one dataset")
     return Dataset(train.sidecar.dataset, _split(train), _split(test), names)
+
+
+def _part(data_dir: Path, part: str) -> Beton:
+    beton = read_beton(data_dir / f"{part}.beton")
+    if beton.sidecar.part != part:
+        raise LtatError(f"{beton.path} was written as {beton.sidecar.part}.beton; give it its name back")
+    return beton
 
 
 def _split(beton: Beton) -> Split:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ltat.errors import LtatError
 
 FORMAT: Final = 1
-REMEDY = "write it again with ltat data prepare --format beton"
+PREPARE = "ltat data prepare --format beton"
+REMEDY = f"write it again with {PREPARE}"
 _LARGEST = 1 << 26  # bytes of JSON; a million class names are far less
 
 Pixels = Annotated[int, Field(ge=1, le=65535)]
@@ -21,6 +22,7 @@ class Sidecar(BaseModel):
     Attributes:
         format: version of this layout.
         dataset: name of the dataset.
+        part: which part of it this is: the file's name without its ending, when it was written.
         mode: how the images are stored, "raw" or "jpeg".
         shape: height, width, channels of every image.
         class_names: one per class.
@@ -34,6 +36,7 @@ class Sidecar(BaseModel):
 
     format: Literal[1]
     dataset: str
+    part: str
     mode: Annotated[str, Field(pattern="^(raw|jpeg)$")]
     shape: Annotated[tuple[Pixels, Pixels, Pixels], Field(strict=False)]
     class_names: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
@@ -75,13 +78,13 @@ def read_sidecar(path: Path) -> Sidecar:
         LtatError: it is missing, cannot be read, or is no such sidecar.
     """
     beside = sidecar_path(path)
+    if not path.is_file():  # a pipe would be waited for
+        raise LtatError(f"there is no file {path}; check --data-dir, or write it with {PREPARE}")
+    if not beside.is_file():
+        raise LtatError(f"{path} has no {beside.name} beside it, so nothing says whether it is whole; {REMEDY}")
     try:
         with beside.open("rb") as file:
             text = file.read(_LARGEST)
-    except FileNotFoundError:
-        raise LtatError(
-            f"{path} has no {beside.name} beside it, so nothing says whether it is whole; {REMEDY}"
-        ) from None
     except OSError as error:
         raise LtatError(f"{beside} cannot be read ({error.strerror}); {REMEDY}") from error
     try:

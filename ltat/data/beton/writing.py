@@ -69,7 +69,7 @@ def write_beton(
     with replacing(sidecar_path(path)) as beside, replacing(path) as temporary:
         job = Job(temporary, split.images, split.labels, split.indices, mode, quality, workers, page_size)
         _write(job, path, on_progress or (lambda done, total: None))
-        sidecar = _sidecar(split, temporary, class_names, name, mode)
+        sidecar = _sidecar(split, path, temporary, class_names, name, mode)
         _check_written(look_through(temporary, sidecar), split)
         beside.write_text(sidecar.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -159,11 +159,12 @@ def _heard(process: multiprocessing.process.BaseProcess, messages: "SimpleQueue[
             time.sleep(0.02)
 
 
-def _sidecar(split: Split, written: Path, class_names: tuple[str, ...], name: str, mode: str) -> Sidecar:
+def _sidecar(split: Split, path: Path, written: Path, class_names: tuple[str, ...], name: str, mode: str) -> Sidecar:
     height, width, channels = split.images.shape[1:]
     return Sidecar(
         format=FORMAT,
         dataset=name,
+        part=path.stem,
         mode=mode,
         shape=(height, width, channels),
         class_names=class_names,

@@ -1,7 +1,7 @@
 """What every loader shares: which images an epoch has, in which batches, with which augmentation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,6 +62,7 @@ class Loader(ABC):
         shard: (rank, ranks): of what is left of a plan this loader serves every ranks-th place, so that the ranks
             together serve all of it, each image once, and step k of all ranks is one batch of ranks · batch_size
             images. Without ``drop_last`` the last ranks may have an image, and so a batch, fewer.
+        on_progress: called with (images read, images in all) by a loader that reads the set before its first batch.
 
     Raises:
         LtatError: a batch size below 1, or too large for a single batch with ``drop_last``; a rank that does not
@@ -81,21 +82,20 @@ class Loader(ABC):
         device: torch.device | str = "cpu",
         drop_last: bool = False,
         shard: tuple[int, int] = (0, 1),
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise LtatError(f"batch size {batch_size} is below 1; give at least 1")
         if not 0 <= shard[0] < shard[1]:
             raise LtatError(f"rank {shard[0]} of {shard[1]} does not exist; ranks count from 0")
-        largest = plan.size(1) // shard[1]
-        if drop_last and batch_size > largest:
-            raise LtatError(
-                f"batch size {batch_size} is larger than the {largest} images of an epoch; choose at most {largest}"
-            )
         self.augment = UNCHANGED if augment is None else augment
         self.augment.check_images(*split.images.shape[1:])
         self.split, self.plan = split, plan
         self.batch_size, self.seed, self.drop_last, self.shard = batch_size, seed, drop_last, shard
-        self.device = torch.device(device)
+        self.device, self.on_progress = torch.device(device), on_progress
+        largest = plan.size(1) // shard[1]
+        if drop_last and batch_size > largest:
+            raise self._too_large(largest)
 
     def steps(self, epoch: int) -> int:
         """Batches of an epoch."""
@@ -139,10 +139,17 @@ class Loader(ABC):
             raise LtatError(f"start {start} is outside the epoch's plan; choose 0..{n}")
         rank, ranks = self.shard
         together = self.batch_size * ranks
+        if self.drop_last and n < together:
+            raise self._too_large(n // ranks)
         end = start + (n - start) // together * together if self.drop_last else n
         places = torch.arange(start + rank, max(start + rank, end), ranks)
         draws = self.augment.draw(n, self.seed, epoch)
         return Order(torch.from_numpy(positions)[places], draws.at(places), self.batch_size)
+
+    def _too_large(self, images: int) -> LtatError:
+        return LtatError(
+            f"batch size {self.batch_size} is larger than the {images} images of an epoch; choose at most {images}"
+        )
 
     def _positions(self, epoch: int) -> np.ndarray:
         return check_positions(self.plan.epoch(epoch), len(self.split))

@@ -15,7 +15,7 @@ class ResidentLoader(Loader):
 
     def __init__(self, split: Split, plan: IndexPlan, **settings: Any) -> None:
         super().__init__(split, plan, **settings)
-        self._images = split.images_on(self.device)
+        self._images = split.images_on(self.device, self.on_progress)
         self._labels = torch.from_numpy(split.labels).to(self.device)
 
     def _batches(self, order: Order) -> Iterator[Batch]:
