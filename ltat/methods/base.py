@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import STARTS, Objective, ThreatModel, pgd
+from ltat.attacks.modes import attack_mode
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -77,7 +78,7 @@ class Method:
         self.class_counts = class_counts
         self.teacher = teacher
         self.threat = ThreatModel(norm=config.attack.norm, eps=config.attack.eps)
-        check_inner_loss(config.attack.loss, teacher)
+        check_inner_loss(config.attack.loss, config.attack.start, teacher)
         if config.attack.start not in STARTS:
             raise LtatError(f"attack.start={config.attack.start} is unknown; choose one of {', '.join(STARTS)}")
 
@@ -111,14 +112,18 @@ class Method:
         """Called after an epoch's last batch."""
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
-        """The per-sample loss that the training attack ascends, ``attack.loss`` of the settings."""
-        del model
-        return inner_objective(self.config.attack.loss, batch, self.log_prior, self.teacher)
+        """The per-sample loss that the training attack ascends, ``attack.loss`` of the settings.
+
+        ``model`` is in the mode of the attack.
+        """
+        return inner_objective(self.config.attack.loss, model, batch, self.log_prior, self.teacher)
 
     def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
         """Adversarial images [B, C, H, W] in [0, 1] for a batch, without gradient."""
         del progress
         settings = self.config.attack
+        with attack_mode(model, settings.mode):
+            objective = self.objective(model, batch)
         return pgd(
             model,
             batch.images,
@@ -127,7 +132,7 @@ class Method:
             steps=settings.steps,
             step_size=settings.step,
             start=settings.start,
-            objective=self.objective(model, batch),
+            objective=objective,
             mode=settings.mode,
             generator=generator,
             precision=self.config.train.precision,

@@ -10,7 +10,7 @@ from ltat.attacks import Objective, cross_entropy
 from ltat.data import Batch
 from ltat.errors import LtatError
 
-Builder = Callable[[Batch, Tensor, "nn.Module | None"], Objective]
+Builder = Callable[[nn.Module, Batch, Tensor, "nn.Module | None"], Objective]
 
 
 def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
@@ -22,26 +22,33 @@ def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _plain(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
-    del batch, log_prior, teacher
+def _plain(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del model, batch, log_prior, teacher
     return cross_entropy
 
 
-def _balanced_softmax(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
-    del batch, teacher
+def _balanced_softmax(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del model, batch, teacher
     return lambda logits, labels, x_adv: cross_entropy(logits + log_prior, labels, x_adv)
 
 
-def _teacher_on_clean(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
-    del log_prior
+def _own_clean_prediction(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del log_prior, teacher
+    with torch.no_grad():
+        target = model(batch.images)
+    return lambda logits, labels, x_adv: kl_divergence(target, logits)
+
+
+def _teacher_on_clean(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del model, log_prior
     assert teacher is not None
     with torch.no_grad():
         target = teacher(batch.images).float()
     return lambda logits, labels, x_adv: kl_divergence(target, logits)
 
 
-def _teacher_on_adversarial(batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
-    del batch, log_prior
+def _teacher_on_adversarial(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+    del model, batch, log_prior
     assert teacher is not None
     return lambda logits, labels, x_adv: kl_divergence(teacher(x_adv).float(), logits)
 
@@ -49,6 +56,7 @@ def _teacher_on_adversarial(batch: Batch, log_prior: Tensor, teacher: nn.Module 
 INNER_LOSSES: dict[str, Builder] = {
     "ce": _plain,
     "bsl": _balanced_softmax,
+    "kl-self": _own_clean_prediction,  # TRADES's: sum KL(f(x) || f(x')), gradient with respect to x' only
     "kl-clean": _teacher_on_clean,  # RSLAD's inner maximisation: sum KL(T(x) || S(x'))
     "kl-adv": _teacher_on_adversarial,  # AdaAD's: sum KL(T(x') || S(x')), gradient through both networks
 }
@@ -57,25 +65,31 @@ INNER_LOSSES: dict[str, Builder] = {
 NEED_TEACHER = {"kl-clean", "kl-adv"}
 
 
-def check_inner_loss(name: str, teacher: nn.Module | None) -> None:
-    """Refuse what :func:`inner_objective` could not build.
+def check_inner_loss(name: str, start: str, teacher: nn.Module | None) -> None:
+    """Refuse what :func:`inner_objective` could not build, or what ascends nothing from ``start``.
 
     Raises:
-        LtatError: an unknown name, or no teacher where one is compared with.
+        LtatError: an unknown name, no teacher where one is compared with, or a divergence of the network from itself
+            that starts in its minimum.
     """
     if name not in INNER_LOSSES:
         raise LtatError(f"attack.loss={name} is unknown; choose one of {', '.join(INNER_LOSSES)}")
     if name in NEED_TEACHER and teacher is None:
         raise LtatError(f"attack.loss={name} compares with a teacher and this method has none; use attack.loss=ce")
+    if name == "kl-self" and start == "zero":
+        raise LtatError("attack.loss=kl-self has no gradient at x itself and attack.start=zero; use attack.start=gauss")
 
 
-def inner_objective(name: str, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+def inner_objective(
+    name: str, model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None
+) -> Objective:
     """The objective called ``name`` in ``attack.loss``, for one batch.
 
     Args:
         name: a key of :data:`INNER_LOSSES`, checked before by :func:`check_inner_loss`.
+        model: the network under attack, in the mode of the attack.
         batch: the clean batch under attack.
         log_prior: tau * log n_c, [C].
         teacher: the frozen teacher, for the two objectives that compare with it.
     """
-    return INNER_LOSSES[name](batch, log_prior, teacher)
+    return INNER_LOSSES[name](model, batch, log_prior, teacher)

@@ -1,0 +1,52 @@
+"""TRADES (Zhang et al., ICML 2019; arXiv 1901.08573): accuracy against the divergence of f(x') from f(x).
+
+    x'  = PGD on sum_i KL( p(x_i) || p(x'_i) ), network in evaluation mode, p(x) held fixed
+    min_w  mean_i CE( f(x_i), y_i ) + beta * mean_i KL( p(x_i) || p(x'_i) ),   beta = 1/lambda          (Algorithm 1)
+
+p = softmax(f), KL summed over classes, the gradient of the second term through both of its arguments. It is formed in
+log space: from a softmax target it would be NaN once a probability underflows. The reference code runs x through the
+network a second time for that target, which changes nothing but batch norm's running statistics.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.config import AttackSection, RunConfig, Section
+from ltat.config.sections import NonNegative
+from ltat.data import Batch
+from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.objectives import kl_divergence
+
+
+class TradesSection(Section):
+    """``beta`` weighs the divergence; ``third_forward`` takes p(x) from a forward of its own, as the reference code."""
+
+    beta: NonNegative = 6.0
+    third_forward: bool = False
+
+
+class TradesConfig(RunConfig):
+    """The field's common protocol; recipe ``trades/faithful`` has the reference code's settings."""
+
+    method: Literal["trades"] = "trades"
+    attack: AttackSection = AttackSection(loss="kl-self")
+    trades: TradesSection = TradesSection()
+
+
+class Trades(Method):
+    """Clean cross-entropy plus the divergence of the adversarial from the clean prediction."""
+
+    Config = TradesConfig
+    config: TradesConfig
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """CE(f(x), y) + beta * KL(p(x) || p(x')) for ``x_adv`` [B, C, H, W]; forwards of x, x', and x again if set."""
+        del progress
+        settings = self.config.trades
+        clean, adv = model(batch.images), model(x_adv)
+        target = model(batch.images) if settings.third_forward else clean
+        cls = F.cross_entropy(clean, batch.labels)
+        kl = kl_divergence(target, adv).mean()
+        return LossTerms(cls + settings.beta * kl, adv.detach(), {"cls": cls.detach(), "kl": kl.detach()})
