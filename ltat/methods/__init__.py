@@ -3,13 +3,17 @@
 from ltat.errors import LtatError
 from ltat.methods.at_bsl import AtBsl
 from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.mart import Mart
+from ltat.methods.natural import Natural
 from ltat.methods.pgd_at import PgdAt
 from ltat.methods.self_distill import SelfDistill
 from ltat.methods.trades import Trades
 
 METHODS: dict[str, type[Method]] = {
+    "natural": Natural,
     "pgd-at": PgdAt,
     "trades": Trades,
+    "mart": Mart,
     "at-bsl": AtBsl,
     "self-distill": SelfDistill,
 }
@@ -30,7 +34,9 @@ __all__ = [
     "METHODS",
     "AtBsl",
     "LossTerms",
+    "Mart",
     "Method",
+    "Natural",
     "PgdAt",
     "Progress",
     "SelfDistill",

@@ -2,6 +2,8 @@
 
     min_w  mean_i CE( f_w(x'_i), y_i ),   x' = PGD on CE, network in evaluation mode
 
+Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode.
+
 This is also the first stage of the main method: on the balanced sub-dataset D_B it trains the self-teacher.
 """
 

@@ -10,7 +10,7 @@ from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
 from ltat.methods import base as base_module
-from tests.methods.making import make_method
+from tests.methods.making import make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, kl_batchmean, logits64
 
@@ -19,11 +19,6 @@ COUNTS = torch.tensor([30, 20, 10, 5])
 
 def make(*assignments: str):
     return make_method("trades", *assignments, counts=COUNTS)
-
-
-def random_batch(*shape: int, classes: int) -> Batch:
-    images = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.arange(len(images)) % classes, torch.arange(len(images)))
 
 
 @pytest.fixture
@@ -40,7 +35,7 @@ def small() -> Batch:
 @pytest.mark.parametrize("third", ["false", "true"])
 def test_the_loss_and_its_gradient_through_both_predictions_are_those_of_the_formula(beta, third, small):
     student = Linear(2)
-    x_adv = small.images.flip(0)
+    x_adv = small.images**2
     method = make(f"trades.beta={beta}", f"trades.third_forward={third}")
     terms = method.loss(student, small, x_adv, Progress(1, 1))
     terms.loss.backward()

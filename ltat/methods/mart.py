@@ -1,0 +1,68 @@
+"""MART (Wang et al., ICLR 2020): misclassification-aware adversarial training.
+
+    x'   = PGD on CE, network in evaluation mode
+    BCE  = mean_i [ CE( f(x'_i), y_i ) - log( 1 - max_{k != y_i} p_k(x'_i) ) ]
+    min_w  BCE + beta * mean_i KL( p(x_i) || p(x'_i) ) * ( 1 - p_{y_i}(x_i) )        (Algorithm 1)
+
+p = softmax(f), KL summed over classes, the gradient through every factor. The reference code keeps each logarithm and
+the last weight away from zero by a small constant; they are the ``guard`` settings.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.config import RunConfig, Section
+from ltat.config.sections import NonNegative, Positive
+from ltat.data import Batch
+from ltat.methods.base import LossTerms, Method, Progress
+
+
+class MartSection(Section):
+    """``beta`` weighs the divergence; the guards are added to 1 - p_k, to p(x') in logarithms, and to 1 - p_y."""
+
+    beta: NonNegative = 5.0
+    margin_guard: Positive = 1e-4
+    log_guard: Positive = 1e-12
+    weight_guard: NonNegative = 1e-7
+
+
+class MartConfig(RunConfig):
+    """The field's common protocol; recipe ``mart/faithful`` has the reference code's settings for ResNet-18."""
+
+    method: Literal["mart"] = "mart"
+    mart: MartSection = MartSection()
+
+
+class Mart(Method):
+    """Boosted cross-entropy on x', and a divergence that weighs most where x is misclassified."""
+
+    Config = MartConfig
+    config: MartConfig
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """BCE + beta * weighted KL for ``x_adv`` [B, C, H, W]; forwards of x, then of x'."""
+        del progress
+        clean, adv = model(batch.images), model(x_adv)
+        cls = self.boosted_cross_entropy(adv, batch.labels)
+        kl = self.weighted_divergence(clean, adv, batch.labels)
+        logs = {"cls": cls.detach(), "kl": kl.detach()}
+        return LossTerms(cls + self.config.mart.beta * kl, adv.detach(), logs)
+
+    def boosted_cross_entropy(self, adv: Tensor, labels: Tensor) -> Tensor:
+        """BCE of logits [B, C] on x', 0-dim."""
+        guards = self.config.mart
+        other = adv.softmax(dim=1).scatter(1, labels[:, None], -1.0).amax(dim=1)  # largest p_k of k != y
+        margin = -torch.log(1 + guards.margin_guard - other + guards.log_guard).mean()
+        return F.cross_entropy(adv, labels) + margin
+
+    def weighted_divergence(self, clean: Tensor, adv: Tensor, labels: Tensor) -> Tensor:
+        """mean KL(p(x) || p(x')) * (1 - p_y(x)) of two logits [B, C], 0-dim; finite where a probability underflows."""
+        guards = self.config.mart
+        log_p = clean.log_softmax(dim=1)
+        p = log_p.exp()
+        kl = (p * (log_p - torch.log(adv.softmax(dim=1) + guards.log_guard))).sum(dim=1)
+        own = p.gather(1, labels[:, None]).squeeze(1)
+        return (kl * (1 + guards.weight_guard - own)).mean()

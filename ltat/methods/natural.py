@@ -1,0 +1,44 @@
+"""Natural training: no attack. The control of every robust method.
+
+    min_w  mean_i CE( f_w(x_i), y_i )
+
+Of the ``attack`` settings only ``norm`` and ``eps`` matter here, the threat model of evaluation.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.config import RunConfig, SelectSection
+from ltat.data import Batch
+from ltat.methods.base import LossTerms, Method, Progress
+
+
+class NaturalConfig(RunConfig):
+    """The field's common protocol; the best checkpoint is the one with the best *clean* accuracy.
+
+    Under attack nearly every checkpoint of natural training is at zero, and there is nothing to choose by.
+    """
+
+    method: Literal["natural"] = "natural"
+    select: SelectSection = SelectSection(metric="clean")
+
+
+class Natural(Method):
+    """Cross-entropy on clean images."""
+
+    Config = NaturalConfig
+
+    def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
+        """The clean images themselves, [B, C, H, W]."""
+        del model, progress, generator
+        return batch.images
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """Mean cross-entropy of the logits on ``x_adv``, which are the clean images."""
+        del progress
+        logits = model(x_adv)
+        loss = F.cross_entropy(logits, batch.labels)
+        return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
