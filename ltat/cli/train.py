@@ -39,7 +39,7 @@ NAMES = {
 @click.command("train")
 @click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
 @dataset_options
-@click.option("--method", metavar="M", help="self-distill (default), at-bsl or pgd-at.")
+@click.option("--method", metavar="M", help="A method by name (`ltat methods`), or file.py:MyMethod.")
 @click.option("--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, mobilenetv2 or small.")
 @click.option("--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one first.")
 @click.option("--epochs", type=int, metavar="N")
@@ -65,13 +65,15 @@ def command(
     Settings come from the method's published ones, then the recipe, then the options, then --set. `--show-config`
     prints them all; docs/settings.md explains each.
     """
-    from ltat.methods import find_method
+    from ltat.methods import absolute_method
     from ltat.training.task import resolve
 
+    if options["method"] is not None:
+        options["method"] = absolute_method(options["method"])
     settings = {NAMES[name]: value for name, value in options.items()}
     standing = resumed_settings(out, recipe, settings) if resume and out is not None else None
     config = load_config(
-        lambda name: find_method(name).Config,
+        lambda name: settings_of(name, options["method"]),
         recipe=recipe or standing,
         settings=settings,
         assignments=assignments,
@@ -81,6 +83,21 @@ def command(
         return
     folder = out or default_folder(resolve(config))
     show_report(train_resumably(config, folder, resume), folder)
+
+
+def settings_of(name: str, asked: str | None) -> type[RunConfig]:
+    """The settings class of the method called ``name``; ``asked`` is the method of the command line.
+
+    Raises:
+        LtatError: there is no such method, or a file of settings names a Python file, which only a person may run.
+    """
+    from ltat.methods import find_method, is_user_method
+
+    if is_user_method(name) and name != asked:
+        raise LtatError(
+            f"the settings name the Python file {name}, which would be run; if you trust it: --method {name}"
+        )
+    return find_method(name).Config
 
 
 def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,9 +125,12 @@ def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) ->
 
 def default_folder(config: RunConfig) -> Path:
     """runs/DATASET-RATIO-MODEL-METHOD-sSEED."""
+    from ltat.methods import method_label
+
     data = config.data
     ratio = data.imbalance_ratio if data.imbalance_ratio == "natural" else f"ir{data.imbalance_ratio:g}"
-    return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{config.method}-s{config.seed.train}"
+    method = method_label(config.method)
+    return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{method}-s{config.seed.train}"
 
 
 def train_resumably(config: RunConfig, folder: Path, resume: bool) -> "dict[str, Evaluation]":

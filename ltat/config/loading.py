@@ -134,15 +134,14 @@ def validated(config_class: type[Config], tree: Tree) -> Config:
     try:
         return config_class.model_validate(tree)
     except ValidationError as error:
-        raise LtatError(_sentence(error, config_class)) from None
+        raise LtatError(_sentence(error, config_class, tree.get("method"))) from None
 
 
-def _sentence(error: ValidationError, config_class: type[RunConfig]) -> str:
+def _sentence(error: ValidationError, config_class: type[RunConfig], method: object) -> str:
     problems = error.errors()
     first = problems[0]
     name = _setting_name(first, config_class)
     if first["type"] == "extra_forbidden":
-        method = config_class.model_fields["method"].default
         return (
             f"method {method} has no setting {name!r}; `ltat train --method {method} --show-config` lists those it has"
         )
