@@ -8,7 +8,8 @@ import click
 
 from ltat.cli.options import dataset_options
 from ltat.config import RunConfig, from_toml, load_config, to_toml
-from ltat.config.loading import find_recipe
+from ltat.config.loading import find_recipe, recipe_source
+from ltat.config.loading import list_recipes as recipes
 from ltat.errors import LtatError
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ NAMES = {
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run that stands in the run folder.")
 @click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="Any other setting; repeatable.")
+@click.option("--list-recipes", is_flag=True, help="List the recipes with their sources and stop.")
 @click.option("--show-config", is_flag=True, help="Print the resolved settings and stop.")
 def command(
     recipe: str | None,
     out: Path | None,
     resume: bool,
     assignments: tuple[str, ...],
+    list_recipes: bool,
     show_config: bool,
     **options: Any,
 ) -> None:
@@ -68,6 +71,9 @@ def command(
     from ltat.methods import absolute_method
     from ltat.training.task import resolve
 
+    if list_recipes:
+        show_recipes()
+        return
     if options["method"] is not None:
         options["method"] = absolute_method(options["method"])
     settings = {NAMES[name]: value for name, value in options.items()}
@@ -83,6 +89,12 @@ def command(
         return
     folder = out or default_folder(resolve(config))
     show_report(train_resumably(config, folder, resume), folder)
+
+
+def show_recipes() -> None:
+    """Every recipe by name, and what it says of itself."""
+    for name, path in recipes().items():
+        click.echo(f"{name}\n    {recipe_source(path)}")
 
 
 def settings_of(name: str, asked: str | None) -> type[RunConfig]:

@@ -1,5 +1,6 @@
 """Settings from a recipe, a file and the command line, and back to TOML."""
 
+import itertools
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
@@ -31,6 +32,12 @@ def list_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name (``demo/digits`` is ``recipes/demo/digits.toml``)."""
     root = Path(str(resources.files("ltat"))) / "recipes"
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.toml"))}
+
+
+def recipe_source(path: Path) -> str:
+    """What a recipe says of itself: the comment it begins with, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def from_toml(path: Path) -> Tree:
