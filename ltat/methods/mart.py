@@ -37,7 +37,7 @@ class MartConfig(RunConfig):
 
 
 class Mart(Method):
-    """Boosted cross-entropy on x', and a divergence that weighs most where x is misclassified."""
+    """Boosted CE on x' + beta * KL(p(x) || p(x')) * (1 - p_y(x)), which weighs most where x is misclassified."""
 
     Config = MartConfig
     config: MartConfig

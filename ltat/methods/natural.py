@@ -2,7 +2,8 @@
 
     min_w  mean_i CE( f_w(x_i), y_i )
 
-Of the ``attack`` settings only ``norm`` and ``eps`` matter here, the threat model of evaluation.
+Of the ``attack`` settings only ``norm`` and ``eps`` matter, the threat model of evaluation. The others may be set, so
+that one protocol serves every method, and change nothing.
 """
 
 from typing import Literal
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltat.config import RunConfig, SelectSection
+from ltat.config import AttackSection, RunConfig, SelectSection
 from ltat.data import Batch
 from ltat.methods.base import LossTerms, Method, Progress
 
@@ -23,6 +24,7 @@ class NaturalConfig(RunConfig):
     """
 
     method: Literal["natural"] = "natural"
+    attack: AttackSection = AttackSection(steps=0)
     select: SelectSection = SelectSection(metric="clean")
 
 

@@ -36,7 +36,7 @@ class TradesConfig(RunConfig):
 
 
 class Trades(Method):
-    """Clean cross-entropy plus the divergence of the adversarial from the clean prediction."""
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), gradient through both predictions."""
 
     Config = TradesConfig
     config: TradesConfig

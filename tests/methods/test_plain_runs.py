@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from ltat.config import RunConfig, load_config
+from ltat.config import AttackSection, RunConfig, load_config
 from ltat.methods import find_method
 from ltat.training import train
 from ltat.training.schedule import learning_rate
@@ -68,3 +68,15 @@ def test_the_recipes_keep_the_quirks_of_the_reference_codes():
     assert (trades.trades.third_forward, trades.trades.beta, trades.optim.wd) == (True, 6, 2e-4)
     assert (mart.attack.loss, mart.attack.eps, mart.mart.beta, mart.optim.lr) == ("ce", 0.031, 5, 0.01)
     assert (rice.attack.mode, rice.attack.start, rice.aug.pad_mode) == ("train", "uniform_clamp", "reflect")
+
+
+def test_one_protocol_leaves_every_method_its_own_attack():
+    def unified(name: str) -> AttackSection:
+        config = load_config(
+            lambda method: find_method(method).Config, recipe="unified/digits", settings={"method": name}
+        )
+        return config.attack
+
+    assert {unified(name).eps for name in NAMES} == {0.15}
+    assert [unified(name).loss for name in ("trades", "mart")] == ["kl-self", "ce"]
+    assert unified("natural").steps == 0
