@@ -52,7 +52,8 @@ class MixedPrecision(nn.Module):
         if isinstance(self.model, Classifier) and self.precision != "fp32":
             with autocast(x.device.type, self.precision):
                 features = self.model.features(x)
-            return self.model.classifier(features.float())
+            with autocast(x.device.type, "fp32"):  # a training attack wraps the trainer's network once more
+                return self.model.classifier(features.float())
         with autocast(x.device.type, self.precision):
             logits: Tensor = self.model(x)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -59,3 +59,8 @@ def test_gradients_reach_the_images_and_the_weights_in_fp32(model, x):
 def test_an_unknown_precision_is_named(model):
     with pytest.raises(LtatError, match="int4"):
         MixedPrecision(model, "int4")
+
+
+def test_a_network_wrapped_once_more_by_an_attack_keeps_its_last_layer_exact(model, x):
+    once = MixedPrecision(model, "bf16")
+    assert torch.equal(MixedPrecision(once, "bf16")(x), once(x))

@@ -5,9 +5,9 @@ A training method adds sections of its own, or other defaults, by subclassing :c
 resolved configuration is saved with the run.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def read_quotient(value: object) -> object:
@@ -33,6 +33,19 @@ class Section(BaseModel):
     """A group of settings: unknown names are errors, values never change after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, given: Any) -> Any:
+        # A method's section default, such as its milestones, must outlive a change of that section's other settings.
+        if not isinstance(given, dict):
+            return given
+        defaults = {name: cls.model_fields[name].default for name in given if name in cls.model_fields}
+        return given | {
+            name: default.model_dump(exclude_unset=True) | given[name]
+            for name, default in defaults.items()
+            if isinstance(default, Section) and isinstance(given[name], dict)
+        }
 
 
 class DataSection(Section):

@@ -140,3 +140,11 @@ def test_the_published_defaults_of_the_main_method_stay_what_the_documentation_s
     assert (kd.clamp_minus, kd.mix, kd.on_biased, config.bsl.tau) == (False, "additive", False, 1)
     assert (config.teacher.epochs, config.teacher.batch_size, config.teacher.ckpt) == (30, 32, "last")
     assert (config.db.gamma, config.db.resample, config.db.remainder) == ("ir/2", "once", "no_replace")
+
+
+def test_a_methods_default_outlives_a_change_of_another_setting_of_its_section():
+    """AT-BSL drops the rate three times; changing the factor used to bring back the two drops all methods share."""
+    for given in ({"assignments": ["lr.factor=0.5"]}, {"recipe": {"lr": {"factor": 0.5}}}):
+        lr = load(settings={"method": "at-bsl"}, **given).lr
+        assert (lr.milestones, lr.factor) == ((0.75, 0.9, 1.0), 0.5)
+    assert load(assignments=["method=at-bsl", "lr.milestones=[0.5]"]).lr.milestones == (0.5,)
