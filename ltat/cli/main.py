@@ -11,6 +11,8 @@ from ltat.installed import package_of
 COMMANDS = {
     "train": "Train by a method, on long-tailed data, into a run folder.",
     "eval": "Evaluate a checkpoint: clean, PGD and AutoAttack, tail classes apart.",
+    "compare": "Train every method under one protocol: mean and spread over seeds.",
+    "methods": "List the training methods: paper, attack, loss and settings.",
     "data": "Look at a data set, or write it as files that load fast.",
     "doctor": "Show versions, devices and the native build, and what is missing.",
     "demo": "Train and compare three models on real digits, in minutes on a CPU.",

@@ -8,7 +8,8 @@ import click
 
 from ltat.cli.options import dataset_options
 from ltat.config import RunConfig, from_toml, load_config, to_toml
-from ltat.config.loading import find_recipe
+from ltat.config.loading import find_recipe, recipe_source
+from ltat.config.loading import list_recipes as recipes
 from ltat.errors import LtatError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ NAMES = {
 @click.command("train")
 @click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
 @dataset_options
-@click.option("--method", metavar="M", help="self-distill (default), at-bsl or pgd-at.")
+@click.option("--method", metavar="M", help="A method by name (`ltat methods`), or file.py:MyMethod.")
 @click.option("--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, mobilenetv2 or small.")
 @click.option("--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one first.")
 @click.option("--epochs", type=int, metavar="N")
@@ -51,12 +52,14 @@ NAMES = {
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run that stands in the run folder.")
 @click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="Any other setting; repeatable.")
+@click.option("--list-recipes", is_flag=True, help="List the recipes with their sources and stop.")
 @click.option("--show-config", is_flag=True, help="Print the resolved settings and stop.")
 def command(
     recipe: str | None,
     out: Path | None,
     resume: bool,
     assignments: tuple[str, ...],
+    list_recipes: bool,
     show_config: bool,
     **options: Any,
 ) -> None:
@@ -65,13 +68,18 @@ def command(
     Settings come from the method's published ones, then the recipe, then the options, then --set. `--show-config`
     prints them all; docs/settings.md explains each.
     """
-    from ltat.methods import find_method
+    from ltat.methods import absolute_method
     from ltat.training.task import resolve
 
+    if list_recipes:
+        show_recipes()
+        return
+    if options["method"] is not None:
+        options["method"] = absolute_method(options["method"])
     settings = {NAMES[name]: value for name, value in options.items()}
     standing = resumed_settings(out, recipe, settings) if resume and out is not None else None
     config = load_config(
-        lambda name: find_method(name).Config,
+        lambda name: settings_of(name, options["method"]),
         recipe=recipe or standing,
         settings=settings,
         assignments=assignments,
@@ -81,6 +89,27 @@ def command(
         return
     folder = out or default_folder(resolve(config))
     show_report(train_resumably(config, folder, resume), folder)
+
+
+def show_recipes() -> None:
+    """Every recipe by name, and what it says of itself."""
+    for name, path in recipes().items():
+        click.echo(f"{name}\n    {recipe_source(path)}")
+
+
+def settings_of(name: str, asked: str | None) -> type[RunConfig]:
+    """The settings class of the method called ``name``; ``asked`` is the method of the command line.
+
+    Raises:
+        LtatError: there is no such method, or a file of settings names a Python file, which only a person may run.
+    """
+    from ltat.methods import find_method, is_user_method
+
+    if is_user_method(name) and name != asked:
+        raise LtatError(
+            f"the settings name the Python file {name}, which would be run; if you trust it: --method {name}"
+        )
+    return find_method(name).Config
 
 
 def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -108,9 +137,12 @@ def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) ->
 
 def default_folder(config: RunConfig) -> Path:
     """runs/DATASET-RATIO-MODEL-METHOD-sSEED."""
+    from ltat.methods import method_label
+
     data = config.data
     ratio = data.imbalance_ratio if data.imbalance_ratio == "natural" else f"ir{data.imbalance_ratio:g}"
-    return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{config.method}-s{config.seed.train}"
+    method = method_label(config.method)
+    return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{method}-s{config.seed.train}"
 
 
 def train_resumably(config: RunConfig, folder: Path, resume: bool) -> "dict[str, Evaluation]":

@@ -1,5 +1,6 @@
 """Settings from a recipe, a file and the command line, and back to TOML."""
 
+import itertools
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
@@ -31,6 +32,12 @@ def list_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name (``demo/digits`` is ``recipes/demo/digits.toml``)."""
     root = Path(str(resources.files("ltat"))) / "recipes"
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.toml"))}
+
+
+def recipe_source(path: Path) -> str:
+    """What a recipe says of itself: the comment it begins with, as one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
 def from_toml(path: Path) -> Tree:
@@ -134,15 +141,14 @@ def validated(config_class: type[Config], tree: Tree) -> Config:
     try:
         return config_class.model_validate(tree)
     except ValidationError as error:
-        raise LtatError(_sentence(error, config_class)) from None
+        raise LtatError(_sentence(error, config_class, tree.get("method"))) from None
 
 
-def _sentence(error: ValidationError, config_class: type[RunConfig]) -> str:
+def _sentence(error: ValidationError, config_class: type[RunConfig], method: object) -> str:
     problems = error.errors()
     first = problems[0]
     name = _setting_name(first, config_class)
     if first["type"] == "extra_forbidden":
-        method = config_class.model_fields["method"].default
         return (
             f"method {method} has no setting {name!r}; `ltat train --method {method} --show-config` lists those it has"
         )

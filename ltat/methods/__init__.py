@@ -1,4 +1,4 @@
-"""The training methods: one file each, found by name in :data:`METHODS`."""
+"""The training methods: one file each, found by name in :data:`METHODS`, or in a file of the user's."""
 
 from ltat.errors import LtatError
 from ltat.methods.adaad import Adaad
@@ -9,6 +9,7 @@ from ltat.methods.igdm import AdaadIgdm, ArdIgdm, RsladIgdm
 from ltat.methods.pgd_at import PgdAt
 from ltat.methods.rslad import Rslad
 from ltat.methods.self_distill import SelfDistill
+from ltat.methods.user import absolute_method, is_user_method, load_user_method, method_label
 
 METHODS: dict[str, type[Method]] = {
     "pgd-at": PgdAt,
@@ -24,13 +25,15 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(name: str) -> type[Method]:
-    """The method called ``name``.
+    """The method called ``name``, or the one of the user's that ``path/to/file.py:MyMethod`` names.
 
     Raises:
         LtatError: there is none of that name.
     """
+    if is_user_method(name):
+        return load_user_method(name)
     if name not in METHODS:
-        raise LtatError(f"there is no method {name!r}; choose one of {', '.join(METHODS)}")
+        raise LtatError(f"there is no method {name!r}; choose one of {', '.join(METHODS)}, or give file.py:MyMethod")
     return METHODS[name]
 
 
@@ -48,5 +51,8 @@ __all__ = [
     "Rslad",
     "RsladIgdm",
     "SelfDistill",
+    "absolute_method",
     "find_method",
+    "is_user_method",
+    "method_label",
 ]

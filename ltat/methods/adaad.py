@@ -39,7 +39,7 @@ class AdaadConfig(DistillationConfig):
 
 
 class Adaad(Distillation):
-    """The teacher's answer to the very image that parts it from the student."""
+    """alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) )."""
 
     Config: ClassVar[type[AdaadConfig]] = AdaadConfig
     config: AdaadConfig

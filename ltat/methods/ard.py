@@ -42,7 +42,7 @@ class ArdConfig(DistillationConfig):
 
 
 class Ard(Distillation):
-    """The teacher's answer to x, at a high temperature, for the student on x'."""
+    """alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y )."""
 
     Config: ClassVar[type[ArdConfig]] = ArdConfig
     config: ArdConfig

@@ -125,21 +125,21 @@ class WithIgdm(Distillation):
 
 
 class ArdIgdm(WithIgdm, Ard):
-    """ARD + IGDM."""
+    """ARD's loss + alpha w(e) KL( T(x+delta) - T(x-delta) || S(x+delta) - S(x-delta) )."""
 
     Config = ArdIgdmConfig
     config: ArdIgdmConfig
 
 
 class RsladIgdm(WithIgdm, Rslad):
-    """RSLAD + IGDM."""
+    """RSLAD's loss + alpha w(e) KL( T(x+delta) - T(x-delta) || S(x+delta) - S(x-delta) )."""
 
     Config = RsladIgdmConfig
     config: RsladIgdmConfig
 
 
 class AdaadIgdm(WithIgdm, Adaad):
-    """AdaAD + IGDM."""
+    """AdaAD's loss + alpha w(e) KL( T(x+delta) - T(x-delta) || S(x+delta) - S(x-delta) )."""
 
     Config = AdaadIgdmConfig
     config: AdaadIgdmConfig

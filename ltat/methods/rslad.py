@@ -40,7 +40,7 @@ class RsladConfig(DistillationConfig):
 
 
 class Rslad(Distillation):
-    """The teacher's clean soft labels for adversarial and clean images."""
+    """5/6 KL( T(x) || S(x') ) + 1/6 KL( T(x) || S(x) )."""
 
     Config: ClassVar[type[RsladConfig]] = RsladConfig
     config: RsladConfig

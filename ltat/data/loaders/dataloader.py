@@ -96,8 +96,13 @@ def dead_workers_told() -> Iterator[None]:
 
 
 def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
-    with dead_workers_told():
-        for pixels in read:
-            if isinstance(pixels, str):
-                raise LtatError(pixels)
-            yield pixels
+    batches = iter(read)
+    try:
+        with dead_workers_told():
+            for pixels in batches:
+                if isinstance(pixels, str):
+                    raise LtatError(pixels)
+                yield pixels
+    finally:
+        # An exception keeps the iterator alive, and with it the workers, for as long as it is looked at itself.
+        getattr(batches, "_shutdown_workers", lambda: None)()

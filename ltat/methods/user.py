@@ -1,0 +1,68 @@
+"""A method of one's own, in a file outside the package: ``path/to/file.py:MyMethod``."""
+
+import hashlib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+from ltat.config import RunConfig
+from ltat.errors import LtatError
+from ltat.methods.base import Method
+
+_MARK = ".py:"
+
+
+def is_user_method(name: str) -> bool:
+    """Whether ``name`` points at a class in a file instead of naming a method of the package."""
+    return _MARK in name
+
+
+def absolute_method(name: str) -> str:
+    """The same method, found from any folder; a name of the package stays as it is."""
+    if not is_user_method(name):
+        return name
+    path, _, class_name = name.rpartition(":")
+    return f"{Path(path).expanduser().absolute()}:{class_name}"
+
+
+def method_label(name: str) -> str:
+    """A short word for a method: its name, or the name of its class."""
+    return name.rpartition(":")[2]
+
+
+def load_user_method(name: str) -> type[Method]:
+    """The class that ``path/to/file.py:MyMethod`` names. The file is executed, as Python's ``import`` would.
+
+    Raises:
+        LtatError: there is no such file or class, the file fails, or the class is no ``Method`` with a ``Config``.
+    """
+    path, _, class_name = absolute_method(name).rpartition(":")
+    found = getattr(_module(Path(path)), class_name, None)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise LtatError(f"{path} has no method {class_name!r}; define `class {class_name}(ltat.methods.Method)` there")
+    settings = getattr(found, "Config", None)
+    if not (isinstance(settings, type) and issubclass(settings, RunConfig)):
+        raise LtatError(
+            f"{class_name} in {path} has no settings; give it `Config = ltat.config.RunConfig` or a subclass"
+        )
+    return found
+
+
+def _module(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise LtatError(f"there is no file {path}; name your method as path/to/file.py:MyMethod")
+    # Known to Python under a name of its own, so that asking twice gives the same class.
+    name = f"ltat_user_method_{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise LtatError(f"{path} cannot be imported ({type(error).__name__}: {error}); correct it") from error
+    return module

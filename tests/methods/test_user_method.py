@@ -1,0 +1,104 @@
+"""A method in a file of the user's: documented, run whole, and refused where it is none."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ltat.cli.main import main
+from ltat.errors import LtatError
+from ltat.methods import METHODS, absolute_method, find_method
+
+DOCS = Path(__file__).parents[2] / "docs/methods.md"
+TINY = [
+    *("--dataset", "digits", "--model", "small", "--epochs", "1", "--device", "cpu"),
+    *("--set", "attack.steps=1", "--set", "select.set=none", "--set", "eval.n_examples=20"),
+    *("--set", "eval.attacks=clean"),
+]
+
+
+def ltat(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def focus(tmp_path) -> Path:
+    """The example of the documentation, as a file."""
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text().partition("## A method of your own")[2], re.DOTALL)
+    (tmp_path / "focus.py").write_text(code)
+    return tmp_path / "focus.py"
+
+
+def test_the_documented_example_trains_and_takes_its_setting(focus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = ltat("train", "--method", "focus.py:Focus", *TINY, "--set", "focus.power=2")
+    assert done.exit_code == 0, done.output
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name == "digits-ir20-small-Focus-s0"
+    row = json.loads((run / "metrics.jsonl").read_text())
+    assert 0 < row["confidence"] < 1 and row["loss"] > 0
+    assert f'method = "{focus}:Focus"' in (run / "config.toml").read_text()
+    assert "power = 2" in (run / "config.toml").read_text()
+
+
+def test_resuming_executes_a_file_only_when_a_person_names_it(focus, tmp_path):
+    run = tmp_path / "run"
+    assert ltat("train", "--method", f"{focus}:Focus", *TINY, "--out", run).exit_code == 0
+    focus.write_text("raise SystemError('executed')")
+    refused = ltat("train", "--resume", "--out", run)
+    assert refused.exit_code == 2 and f"--method {focus}:Focus" in refused.output
+    assert "would be run" in refused.output and "executed" not in refused.output
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'method = "{tmp_path}/other.py:Focus"\n')
+    assert "would be run" in ltat("train", "--recipe", recipe, "--dataset", "digits").output
+
+
+def test_resuming_with_the_method_named_goes_on(focus, tmp_path):
+    settings = ("train", "--method", f"{focus}:Focus", *TINY, "--out", tmp_path / "run")
+    assert ltat(*settings).exit_code == 0
+    again = ltat("train", "--resume", "--method", f"{focus}:Focus", "--out", tmp_path / "run")
+    assert again.exit_code == 0, again.output
+
+
+def test_the_same_name_gives_the_same_class(focus):
+    name = absolute_method(f"{focus}:Focus")
+    assert find_method(name) is find_method(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "fragment"),
+    [
+        (None, "Mine", "there is no file"),
+        ("x = 1", "Mine", "has no method 'Mine'"),
+        ("class Mine: pass", "Mine", "has no method 'Mine'"),
+        ("def broken(:", "Mine", "cannot be imported (SyntaxError"),
+        ("import nowhere_to_be_found", "Mine", "cannot be imported (ModuleNotFoundError"),
+        ("from ltat.methods import Method\nclass Mine(Method): pass", "Mine", "has no settings"),
+    ],
+)
+def test_a_file_without_a_method_is_one_sentence(tmp_path, content, name, fragment):
+    path = tmp_path / "mine.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(LtatError, match=re.escape(fragment)):
+        find_method(f"{path}:{name}")
+
+
+def test_a_wrong_setting_of_ones_own_method_names_it(focus):
+    done = ltat("train", "--method", f"{focus}:Focus", *TINY, "--set", "focus.strength=2")
+    assert done.exit_code == 2
+    assert "'focus.strength'" in done.output and "Undefined" not in done.output
+
+
+def test_the_list_of_methods_comes_from_their_docstrings():
+    done = ltat("methods")
+    assert done.exit_code == 0
+    told = json.loads(ltat("methods", "--json").output)
+    assert told.keys() == METHODS.keys()
+    for name, facts in told.items():
+        assert f"{name}\n    {facts['paper']}\n" in done.output
+        assert facts["paper"] and facts["loss"]
+    assert told["at-bsl"]["settings"] == "bsl.tau=1.0"
+    assert told["pgd-at"]["attack"] == "PGD-10 on ce, eps 8/255, step 2/255, start gauss, eval mode"
