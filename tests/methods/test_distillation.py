@@ -395,6 +395,22 @@ def test_bf16_trains_without_nan(name: str, trained_teacher, tmp_path):
     assert all(value.isfinite().all() for value in load_file(tmp_path / "run" / "last.safetensors").values())
 
 
+@pytest.mark.parametrize("name", BASES)
+def test_a_setting_leaves_the_methods_others_as_published(name: str):
+    one = make(
+        name,
+        "attack.steps=3",
+        "train.batch_size=9",
+        "optim.lr=0.2",
+        "kd.guard=0" if name == "rslad" else "kd.alpha=0.5",
+        "teacher.lr.factor=0.5",
+        teacher=Linear(3),
+    ).config
+    published = find_method(name).Config()
+    assert (one.attack.loss, one.attack.start, one.attack.mode) == ATTACKS[name]
+    assert (one.optim.wd, one.train.epochs, one.teacher.train) == (published.optim.wd, published.train.epochs, "none")
+
+
 @pytest.mark.parametrize("name", ["adaad", "ard+igdm"])
 def test_a_balanced_self_teacher_is_trained_first_when_asked(name: str, tmp_path):
     settings = (f"method={name}", "teacher.train=balanced", "teacher.epochs=1", "train.epochs=1")
