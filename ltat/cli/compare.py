@@ -71,6 +71,7 @@ def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[RunC
         LtatError: there is no protocol for the data set, or the settings do not suit the method.
     """
     from ltat.methods import find_method
+    from ltat.methods.teachers import TaughtConfig
     from ltat.training import prepare
 
     recipe = options["recipe"] or f"unified/{options['dataset']}"
@@ -79,6 +80,8 @@ def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[RunC
             f"there is no recipe {recipe} for dataset {options['dataset']!r}; name a protocol with --recipe"
         )
     settings = {"method": method, "data.dir": options["data_dir"], "train.epochs": options["epochs"]}
+    if issubclass(find_method(method).Config, TaughtConfig):
+        settings["teacher.train"] = "balanced"  # no other teacher is there for all; teacher.path goes before it
     configs = [
         load_config(
             lambda name: find_method(name).Config,

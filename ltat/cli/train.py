@@ -42,7 +42,9 @@ NAMES = {
 @dataset_options
 @click.option("--method", metavar="M", help="A method by name (`ltat methods`), or file.py:MyMethod.")
 @click.option("--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, mobilenetv2 or small.")
-@click.option("--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one first.")
+@click.option(
+    "--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one, the others stop."
+)
 @click.option("--epochs", type=int, metavar="N")
 @click.option("--batch-size", type=int, metavar="N")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the network body.")

@@ -1,11 +1,15 @@
 """The training methods: one file each, found by name in :data:`METHODS`, or in a file of the user's."""
 
 from ltat.errors import LtatError
+from ltat.methods.adaad import Adaad
+from ltat.methods.ard import Ard
 from ltat.methods.at_bsl import AtBsl
 from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.igdm import AdaadIgdm, ArdIgdm, RsladIgdm
 from ltat.methods.mart import Mart
 from ltat.methods.natural import Natural
 from ltat.methods.pgd_at import PgdAt
+from ltat.methods.rslad import Rslad
 from ltat.methods.self_distill import SelfDistill
 from ltat.methods.trades import Trades
 from ltat.methods.user import absolute_method, is_user_method, load_user_method, method_label
@@ -17,6 +21,12 @@ METHODS: dict[str, type[Method]] = {
     "mart": Mart,
     "at-bsl": AtBsl,
     "self-distill": SelfDistill,
+    "ard": Ard,
+    "rslad": Rslad,
+    "adaad": Adaad,
+    "ard+igdm": ArdIgdm,
+    "rslad+igdm": RsladIgdm,
+    "adaad+igdm": AdaadIgdm,
 }
 
 
@@ -35,6 +45,10 @@ def find_method(name: str) -> type[Method]:
 
 __all__ = [
     "METHODS",
+    "Adaad",
+    "AdaadIgdm",
+    "Ard",
+    "ArdIgdm",
     "AtBsl",
     "LossTerms",
     "Mart",
@@ -42,6 +56,8 @@ __all__ = [
     "Natural",
     "PgdAt",
     "Progress",
+    "Rslad",
+    "RsladIgdm",
     "SelfDistill",
     "Trades",
     "absolute_method",

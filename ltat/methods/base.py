@@ -118,19 +118,24 @@ class Method:
         """
         return inner_objective(self.config.attack.loss, model, batch, self.log_prior, self.teacher)
 
+    def training_ball(self) -> tuple[ThreatModel, float]:
+        """The ball and the step size of the training attack; evaluation always runs over ``threat``."""
+        return self.threat, self.config.attack.step
+
     def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
         """Adversarial images [B, C, H, W] in [0, 1] for a batch, without gradient."""
         del progress
         settings = self.config.attack
+        threat, step = self.training_ball()
         with attack_mode(model, settings.mode):
             objective = self.objective(model, batch)
         return pgd(
             model,
             batch.images,
             batch.labels,
-            threat=self.threat,
+            threat=threat,
             steps=settings.steps,
-            step_size=settings.step,
+            step_size=step,
             start=settings.start,
             objective=objective,
             mode=settings.mode,
@@ -160,17 +165,3 @@ class Method:
     def log_prior(self) -> Tensor:
         """log n_c of the training set, [C]; methods with a temperature override it."""
         return self.class_counts.float().log()
-
-
-def require_teacher(teacher: nn.Module | None, class_counts: Tensor, method: str) -> nn.Module:
-    """The teacher, frozen, once it is there and has the right classes.
-
-    Raises:
-        LtatError: no teacher, or one with another number of classes.
-    """
-    if teacher is None:
-        raise LtatError(f"method {method!r} distils from a teacher and none was given; name one with --teacher")
-    classes = getattr(teacher, "num_classes", len(class_counts))
-    if classes != len(class_counts):
-        raise LtatError(f"the teacher has {classes} classes and the data {len(class_counts)}; choose another teacher")
-    return teacher.requires_grad_(False)

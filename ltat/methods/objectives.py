@@ -3,23 +3,14 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltat.attacks import Objective, cross_entropy
 from ltat.data import Batch
 from ltat.errors import LtatError
+from ltat.methods.divergences import kl_divergence
 
 Builder = Callable[[nn.Module, Batch, Tensor, "nn.Module | None"], Objective]
-
-
-def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)) per sample, [B], formed in log space.
-
-    Gradients flow through both arguments and stay finite where a target probability underflows to zero.
-    """
-    log_p, log_q = F.log_softmax(target_logits, dim=1), F.log_softmax(logits, dim=1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def _plain(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:

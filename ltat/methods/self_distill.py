@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import frozen_batch_norm_statistics
-from ltat.config import AugmentSection, BslSection, ModelSection, RunConfig, ScheduleSection, Section
+from ltat.config import BslSection, RunConfig, Section
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress, require_teacher
-from ltat.methods.pgd_at import PgdAtConfig
+from ltat.methods.base import LossTerms, Progress
+from ltat.methods.igdm import mirrored, published_alpha, ramp
+from ltat.methods.teachers import TaughtConfig, TaughtMethod
 from ltat.models import Classifier
 from ltat.ops import balanced_kd
 
@@ -52,50 +53,30 @@ class DistillSection(Section):
     on_biased: bool = False
 
 
-class TeacherSection(Section):
-    """The self-teacher: a checkpoint (``path``), or how it is trained on D_B first."""
-
-    path: str | None = None
-    model: str | None = None
-    epochs: Count = 30
-    batch_size: Count = 32
-    base_lr: NonNegative = 0.1
-    lr: ScheduleSection = ScheduleSection()
-    ckpt: Literal["last", "best"] = "last"
-    mode: Literal["eval", "train"] = "eval"
-    aug: Literal["same", "none"] = "same"
-
-
 class StudentSection(Section):
     """Where the student starts: from scratch, or from the teacher's weights."""
 
     init: Literal["scratch", "teacher"] = "scratch"
 
 
-class SelfDistillConfig(RunConfig):
+class SelfDistillConfig(TaughtConfig):
     """The settings of the paper where it states them, else the reconstruction's defaults."""
 
     method: Literal["self-distill"] = "self-distill"
     bsl: BslSection = BslSection()
     kd: DistillSection = DistillSection()
-    teacher: TeacherSection = TeacherSection()
     student: StudentSection = StudentSection()
 
 
-class SelfDistill(Method):
+class SelfDistill(TaughtMethod):
     """Balanced softmax plus distillation from the balanced self-teacher."""
 
     Config = SelfDistillConfig
     config: SelfDistillConfig
-    teacher: nn.Module
 
     def __init__(self, config: SelfDistillConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
-        self.teacher = require_teacher(teacher, class_counts, config.method)
-        self.teacher.train(config.teacher.mode == "train")
         self.alpha = self.resolve(config, len(class_counts)).kd.alpha or 0.0
-        if config.teacher.ckpt == "best" and config.select.set == "none":
-            raise LtatError("teacher.ckpt=best needs a selection and select.set is none; use teacher.ckpt=last")
         if config.kd.mix == "convex" and self.alpha > 1:
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {self.alpha:g}; lower kd.alpha")
 
@@ -105,28 +86,8 @@ class SelfDistill(Method):
         assert isinstance(config, SelfDistillConfig)
         if config.kd.alpha is not None:
             return config
-        alpha = default_alpha(config.kd.form, num_classes)
+        alpha = published_alpha(num_classes) if config.kd.form == "igdm" else 1.0
         return config.model_copy(update={"kd": config.kd.model_copy(update={"alpha": alpha})})
-
-    @classmethod
-    def teacher_config(cls, config: RunConfig) -> PgdAtConfig:
-        """Plain adversarial training on D_B, with everything the teacher section does not name as the student's."""
-        assert isinstance(config, SelfDistillConfig)
-        teacher = config.teacher
-        return PgdAtConfig(
-            data=config.data.model_copy(update={"sampling": "balanced"}),
-            db=config.db,
-            aug=config.aug if teacher.aug == "same" else AugmentSection(pad=0, flip=False),
-            loader=config.loader,
-            model=ModelSection(name=teacher.model or config.model.name, normalize=config.model.normalize),
-            attack=config.attack.model_copy(update={"loss": "ce"}),
-            optim=config.optim.model_copy(update={"lr": teacher.base_lr}),
-            lr=teacher.lr,
-            train=config.train.model_copy(update={"epochs": teacher.epochs, "batch_size": teacher.batch_size}),
-            select=config.select if teacher.ckpt == "best" else config.select.model_copy(update={"set": "none"}),
-            eval=config.eval,
-            seed=config.seed,
-        )
 
     @property
     def log_prior(self) -> Tensor:
@@ -154,7 +115,7 @@ class SelfDistill(Method):
             self.log_prior,
             form=kd.form,
             student_minus=s_minus,
-            **{f"teacher_{name}": self._teacher_logits(images[name]) for name in inputs},
+            **{f"teacher_{name}": self.teacher_logits(images[name]) for name in inputs},
             cls_weight=1.0 - weight if kd.mix == "convex" else 1.0,
             kd_weight=weight,
             temperature=kd.temp,
@@ -166,12 +127,7 @@ class SelfDistill(Method):
 
     def mirrored(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """x - delta, which leaves [0, 1] at places unless ``kd.clamp_minus`` is set (IGDM's code does not clamp)."""
-        x_minus = x - (x_adv - x)
-        return x_minus.clamp(*self.threat.box) if self.config.kd.clamp_minus else x_minus
-
-    @torch.no_grad()
-    def _teacher_logits(self, images: Tensor) -> Tensor:
-        return self.teacher(images).float()
+        return mirrored(x, x_adv, self.threat.box if self.config.kd.clamp_minus else None)
 
     def _student_logits(self, model: nn.Module, x_plus: Tensor, x_minus: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """S(x+delta) and S(x-delta), by ``kd.bn``: two batches for batch norm, one, or the second without a trace."""
@@ -196,15 +152,3 @@ def _frozen_second_forward(model: nn.Module, x_plus: Tensor, x_minus: Tensor) ->
 
 
 STUDENT_FORWARDS = {"two": _two_forwards, "concat": _one_forward, "freeze_minus": _frozen_second_forward}
-
-
-def default_alpha(form: str, num_classes: int) -> float:
-    """IGDM's authors' weight, 1 on CIFAR-10 and 10 on CIFAR-100 and Tiny-ImageNet; 1 for the other forms."""
-    return 10.0 if form == "igdm" and num_classes > 10 else 1.0
-
-
-def ramp(progress: Progress, kind: str, length: int | None = None) -> float:
-    """rho(e): 1, or rising linearly to 1 over ``length`` epochs (the whole run when left out)."""
-    if kind == "none":
-        return 1.0
-    return min(1.0, progress.epoch / (length or progress.epochs))

@@ -17,7 +17,7 @@ from ltat.config import AttackSection, RunConfig, Section
 from ltat.config.sections import NonNegative
 from ltat.data import Batch
 from ltat.methods.base import LossTerms, Method, Progress
-from ltat.methods.objectives import kl_divergence
+from ltat.methods.divergences import kl_divergence
 
 
 class TradesSection(Section):

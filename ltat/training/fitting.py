@@ -12,8 +12,8 @@ from ltat.training.trainer import Stage, Trainer
 
 KD_RATIO_LIMIT = 5.0  # above it IGDM's authors saw training collapse (a teacher that is not locally linear)
 KD_WARNING = (
-    f"warning: the distillation term is more than {KD_RATIO_LIMIT:g} times the classification loss (kd_ratio in "
-    "metrics.jsonl); should accuracy collapse, lower kd.alpha or use a teacher trained adversarially"
+    f"warning: the distillation term is more than {KD_RATIO_LIMIT:g} times the rest of the loss (kd_ratio in "
+    "metrics.jsonl); should accuracy collapse, lower its alpha or use a teacher trained adversarially"
 )
 NOTHING_YET: Row = {"score": -1.0, "epoch": 0}
 

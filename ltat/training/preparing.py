@@ -37,10 +37,15 @@ class Plan:
     teacher: Stage | None
 
 
-def prepare(config: RunConfig, on_progress: Callable[[str, int, int], None] | None = None) -> Plan:
+def prepare(
+    config: RunConfig,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    teacher: nn.Module | None = None,
+) -> Plan:
     """Load the data, build every part of the run, and rehearse a step of each stage.
 
-    ``on_progress`` is called with what is done, images done and images in all, where images are read from files.
+    ``on_progress`` is called with what is done, images done and images in all, where images are read from files;
+    ``teacher`` is one handed in, see :func:`ltat.training.train`.
 
     Raises:
         LtatError: the first thing that would stop the run later.
@@ -52,14 +57,15 @@ def prepare(config: RunConfig, on_progress: Callable[[str, int, int], None] | No
     method = find_method(config.method)
     config = method.resolve(config, data.train.num_classes)
     check_evaluation(config, data)
-    path = getattr(getattr(config, "teacher", None), "path", None)
-    teacher_config = None if path else method.teacher_config(config)
+    path = teacher_path(config)
+    given = load_teacher(path, data, device) if teacher is None else handed_teacher(teacher, config, data, device)
+    teacher_config = None if given is not None else method.teacher_config(config)
     teacher_stage = None
     if teacher_config is not None:
         with saying("in the teacher stage (settings teacher.*)"):
             teacher_stage = checked_stage("teacher", teacher_config, data, device, on_progress=reading)
-    teacher = teacher_stage.model if teacher_stage else load_teacher(path, data, device)
-    student = checked_stage("student", config, data, device, teacher, on_progress=reading)
+        given = teacher_stage.model
+    student = checked_stage("student", config, data, device, given, on_progress=reading)
     return Plan(config, data, student, teacher_stage)
 
 
@@ -76,6 +82,43 @@ def check_evaluation(config: RunConfig, data: TaskData) -> None:
     asked, there = config.eval.n_examples or 0, len(data.dataset.test)
     if asked > there:
         raise LtatError(f"eval.n_examples={asked} is more than the {there} test images; lower it or leave it out")
+
+
+def teacher_path(config: RunConfig) -> str | None:
+    """The checkpoint that is named as the teacher, if the method has one and one is named."""
+    return getattr(getattr(config, "teacher", None), "path", None)
+
+
+def handed_teacher(teacher: nn.Module, config: RunConfig, data: TaskData, device: torch.device) -> nn.Module:
+    """A copy of a module handed in as the teacher, on ``device`` and tried on two images.
+
+    Raises:
+        LtatError: the method has no teacher, another one is named, or this one does not fit the images and classes.
+    """
+    if not hasattr(config, "teacher"):
+        raise LtatError(f"method {config.method!r} has no teacher and one was handed in; leave it out")
+    if teacher_path(config):
+        raise LtatError(f"teacher.path={teacher_path(config)} names a teacher and another was handed in; give one")
+    teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+    images = first_images(data, 2, device)
+    try:
+        with torch.no_grad():
+            logits = teacher(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LtatError(
+            f"the teacher fails on images {tuple(images.shape)} ({reason}); hand in one that takes them"
+        ) from error
+    wanted = (len(images), data.train.num_classes)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
+        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise LtatError(f"the teacher answers {found} and not logits {wanted}; hand in one of the data's classes")
+    return teacher
+
+
+def first_images(data: TaskData, n: int, device: torch.device) -> torch.Tensor:
+    """The first ``n`` training images as [n, C, H, W] in [0, 1]."""
+    return torch.from_numpy(data.train.images[:n]).permute(0, 3, 1, 2).float().div(255).to(device)
 
 
 def load_teacher(path: str | None, data: TaskData, device: torch.device) -> Classifier | None:
@@ -170,7 +213,7 @@ def rehearse(stage: Stage, data: TaskData) -> None:
     network, method = MixedPrecision(trial[0], stage.config.train.precision).train(), trial[1]
     last = stage.loader.plan.size(1) % stage.loader.batch_size
     n = 1 if stage.loader.batch_size == 1 or (last == 1 and not stage.config.train.drop_last) else 2
-    pixels = torch.from_numpy(data.train.images[:n]).permute(0, 3, 1, 2).float().div(255).to(stage.device)
+    pixels = first_images(data, n, stage.device)
     labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
     batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
     try:

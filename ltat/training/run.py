@@ -1,8 +1,12 @@
 """A run from settings to report: data, teacher stage where the method has one, student stage, evaluation."""
 
 import copy
+import hashlib
 from dataclasses import replace
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from ltat.config import RunConfig
 from ltat.data.loaders.dataloader import dead_workers_told
@@ -11,7 +15,7 @@ from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
 from ltat.training.fitting import fit, save_checkpoint
-from ltat.training.preparing import Plan, prepare
+from ltat.training.preparing import Plan, prepare, teacher_path
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
 from ltat.training.task import index_record
@@ -19,7 +23,12 @@ from ltat.training.trainer import Stage
 
 
 def train(
-    config: RunConfig, out: str | Path, *, resume: bool = False, reporter: Reporter | None = None
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Evaluation]:
     """Train by ``config`` into the run folder ``out`` and evaluate the result on the test set.
 
@@ -31,6 +40,8 @@ def train(
         out: the run folder; it must not hold another run.
         resume: continue the run that stands there.
         reporter: where progress is shown; a new one on standard error when left out.
+        teacher: a network from images [B, C, H, W] in [0, 1] to logits [B, classes], for a method that distils, in
+            place of ``teacher.path``. It is copied, stays as it is, and must be handed in again to resume.
 
     Returns:
         The evaluations of the teacher, the best and the last student, as they stand in ``report.json``.
@@ -39,9 +50,9 @@ def train(
         LtatError: settings, data or files that cannot be used.
     """
     with reporter or Reporter() as shown:
-        plan = prepare(config, shown.evaluation)
+        plan = prepare(config, shown.evaluation, teacher)
         folder = RunFolder(Path(out))
-        folder.open(plan.config, index_record(plan.data, plan.config, teacher_sha256(plan.config)), resume)
+        folder.open(plan.config, index_record(plan.data, plan.config, teacher_sha256(plan.config, teacher)), resume)
         folder.record_environment(environment_record(plan.student.device))
         with determinism(plan.config.train.deterministic), dead_workers_told():
             if plan.teacher is not None:
@@ -50,10 +61,22 @@ def train(
         return write_report(plan, folder, shown)
 
 
-def teacher_sha256(config: RunConfig) -> str | None:
+def teacher_sha256(config: RunConfig, handed: nn.Module | None = None) -> str | None:
     """The checksum of a given teacher's weights."""
-    path = getattr(getattr(config, "teacher", None), "path", None)
+    if handed is not None:
+        return weights_sha256(handed)
+    path = teacher_path(config)
     return read_card(path).sha256 if path else None
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """A checksum of the names and values of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train_teacher(stage: Stage, plan: Plan, folder: RunFolder, reporter: Reporter) -> None:

@@ -72,8 +72,9 @@ class RunFolder:
             )
 
     def _require_same_data(self, indices: Row) -> None:
-        before = self.read_json("indices.json") or {}
-        changed = [name for name in indices if name in before and before[name]["sha256"] != indices[name]["sha256"]]
+        before = self.read_json("indices.json") or indices
+        hashes = [{name: entry["sha256"] for name, entry in record.items()} for record in (before, indices)]
+        changed = [name for name in {**before, **indices} if hashes[0].get(name) != hashes[1].get(name)]
         if changed:
             raise LtatError(
                 f"{self.path} holds a run on other data ({', '.join(changed)} in indices.json); "

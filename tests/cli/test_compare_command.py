@@ -65,5 +65,6 @@ def test_under_a_unified_protocol_only_the_method_differs(recipe):
         assert all(config[section] == configs[0][section] for config in configs), section
     assert {config["select"]["set"] for config in configs} == {"none"}  # and so by what measure does not matter
     assert (
-        len({(config["attack"]["norm"], config["attack"]["eps"], config["attack"]["step"]) for config in configs}) == 1
+        len({tuple(config["attack"][name] for name in ("norm", "eps", "step", "start", "mode")) for config in configs})
+        == 1
     )

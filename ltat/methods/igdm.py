@@ -1,0 +1,163 @@
+"""IGDM (Lee, Cho, Kim; ICLR 2025; arXiv 2312.03286): match the teacher's input gradients without computing any.
+
+A robust network is nearly linear around x (eq. 2), so f(x+delta) - f(x-delta) is about 2 J(x) delta. The term (eq. 8)
+
+    L_IGDM = KL( softmax(T(x+delta) - T(x-delta)) || softmax(S(x+delta) - S(x-delta)) ),      delta = x' - x
+
+is added to a distillation method's loss, with x' of that method's own attack (eq. 9, w(e) = e/E):
+
+    L = L_AD + alpha w(e) L_IGDM
+
+The reference code hard-codes E = 200 (``igdm.ramp_len``) whatever the length of the run, does not clamp x - delta, and
+runs S(x-delta) last, in training mode. Its bases differ from the original methods: ARD at temperature 1, without
+cross-entropy or a clean forward, attacked in evaluation mode; AdaAD without a clean forward; both averaged over images,
+and RSLAD by ten times the mean over images and classes.
+"""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from ltat.attacks import frozen_batch_norm_statistics
+from ltat.config import AttackSection, OptimSection, RunConfig, ScheduleSection, Section, TrainSection
+from ltat.config.sections import Count, NonNegative, Positive
+from ltat.data import Batch
+from ltat.methods.adaad import Adaad, AdaadConfig, AdaadSection
+from ltat.methods.ard import Ard, ArdConfig, ArdSection
+from ltat.methods.base import LossTerms, Progress
+from ltat.methods.distillation import Distillation
+from ltat.methods.divergences import Reduction, kl
+from ltat.methods.rslad import Rslad, RsladConfig, RsladSection
+
+
+class IgdmSection(Section):
+    """The term on top; ``alpha`` left out is 1, above 10 classes 10 (its release uses 20 on CIFAR-100)."""
+
+    alpha: NonNegative | None = None
+    ramp: Literal["linear", "none"] = "linear"
+    ramp_len: Count | None = None
+    temp: Positive = 1.0
+    reduction: Reduction = "batchmean"
+    bn: Literal["two", "freeze_minus"] = "two"
+    clamp_minus: bool = False
+
+
+SGD = OptimSection(wd=2e-4)
+SCHEDULE = ScheduleSection(milestones=(0.5, 0.75), milestone_base=0)  # x0.1 after epochs 100 and 150 of 200
+LENGTH = TrainSection(epochs=200)
+
+
+class ArdIgdmConfig(ArdConfig):
+    """ARD as the IGDM authors run it."""
+
+    method: Literal["ard+igdm"] = "ard+igdm"  # type: ignore[assignment]
+    attack: AttackSection = AttackSection(start="uniform_clamp")
+    optim: OptimSection = SGD
+    lr: ScheduleSection = SCHEDULE
+    train: TrainSection = LENGTH
+    kd: ArdSection = ArdSection(temp=1.0, reduction="batchmean", clean_forward=False)
+    igdm: IgdmSection = IgdmSection()
+
+
+class RsladIgdmConfig(RsladConfig):
+    """RSLAD as the IGDM authors run it."""
+
+    method: Literal["rslad+igdm"] = "rslad+igdm"  # type: ignore[assignment]
+    optim: OptimSection = SGD
+    lr: ScheduleSection = SCHEDULE
+    train: TrainSection = LENGTH
+    kd: RsladSection = RsladSection(reduction="10xelementmean")
+    igdm: IgdmSection = IgdmSection()
+
+
+class AdaadIgdmConfig(AdaadConfig):
+    """AdaAD as the IGDM authors run it."""
+
+    method: Literal["adaad+igdm"] = "adaad+igdm"  # type: ignore[assignment]
+    optim: OptimSection = SGD
+    lr: ScheduleSection = SCHEDULE
+    train: TrainSection = LENGTH
+    kd: AdaadSection = AdaadSection(reduction="batchmean", clean_forward=False)
+    igdm: IgdmSection = IgdmSection()
+
+
+IgdmConfig = ArdIgdmConfig | RsladIgdmConfig | AdaadIgdmConfig
+
+
+class WithIgdm(Distillation):
+    """A distillation method with L_IGDM on top: inherit from this first, from the method second."""
+
+    config: IgdmConfig
+
+    @classmethod
+    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
+        """Fill what the number of classes decides: the base method's reduction, and alpha."""
+        config = super().resolve(config, num_classes)
+        assert isinstance(config, IgdmConfig)
+        alpha = published_alpha(num_classes) if config.igdm.alpha is None else config.igdm.alpha
+        return config.model_copy(update={"igdm": config.igdm.model_copy(update={"alpha": alpha})})
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """L_AD + alpha w(e) L_IGDM for ``x_adv`` [B, C, H, W]."""
+        igdm = self.config.igdm
+        base, student_plus, parts = self.distil(model, batch, x_adv)
+        x_minus = mirrored(batch.images, x_adv, self.threat.box if igdm.clamp_minus else None)
+        student_minus = self.student_minus(model, x_minus)
+        teacher = self.teacher_logits(x_adv) - self.teacher_logits(x_minus)
+        term = kl(teacher, student_plus - student_minus, igdm.reduction, igdm.temp)
+        weight = self.alpha * ramp(progress, igdm.ramp, igdm.ramp_len)
+        ratio = weight * term.detach() / base.detach().clamp_min(1e-12)
+        logs = {**parts, "igdm": term.detach(), "kd_ratio": ratio}
+        return LossTerms(base + weight * term, student_plus.detach(), logs)
+
+    @property
+    def alpha(self) -> float:
+        """The weight of L_IGDM at the end of its ramp."""
+        alpha = self.config.igdm.alpha
+        return published_alpha(len(self.class_counts)) if alpha is None else alpha
+
+    def student_minus(self, model: nn.Module, x_minus: Tensor) -> Tensor:
+        """S(x - delta), which moves the batch-norm statistics unless ``igdm.bn`` says freeze_minus."""
+        if self.config.igdm.bn == "two":
+            return model(x_minus)
+        with frozen_batch_norm_statistics(model):
+            return model(x_minus)
+
+
+class ArdIgdm(WithIgdm, Ard):
+    """ARD's loss + alpha w(e) KL( T(x+delta) - T(x-delta) || S(x+delta) - S(x-delta) )."""
+
+    Config = ArdIgdmConfig
+    config: ArdIgdmConfig
+
+
+class RsladIgdm(WithIgdm, Rslad):
+    """RSLAD's loss + alpha w(e) KL( T(x+delta) - T(x-delta) || S(x+delta) - S(x-delta) )."""
+
+    Config = RsladIgdmConfig
+    config: RsladIgdmConfig
+
+
+class AdaadIgdm(WithIgdm, Adaad):
+    """AdaAD's loss + alpha w(e) KL( T(x+delta) - T(x-delta) || S(x+delta) - S(x-delta) )."""
+
+    Config = AdaadIgdmConfig
+    config: AdaadIgdmConfig
+
+
+def mirrored(x: Tensor, x_adv: Tensor, box: tuple[float, float] | None = None) -> Tensor:
+    """x - delta [B, C, H, W], which leaves [0, 1] at places unless clamped to ``box``."""
+    x_minus = x - (x_adv - x)
+    return x_minus if box is None else x_minus.clamp(*box)
+
+
+def published_alpha(num_classes: int) -> float:
+    """IGDM's authors' weight: 1 on CIFAR-10, 10 on CIFAR-100 and Tiny-ImageNet."""
+    return 10.0 if num_classes > 10 else 1.0
+
+
+def ramp(progress: Progress, kind: str, length: int | None = None) -> float:
+    """w(e): 1, or rising linearly to 1 over ``length`` epochs (the whole run when left out)."""
+    if kind == "none":
+        return 1.0
+    return min(1.0, progress.epoch / (length or progress.epochs))

@@ -1,0 +1,99 @@
+"""What the methods that learn from a teacher share: where the teacher comes from, and its logits.
+
+A teacher is a saved model (``teacher.path``, ``--teacher``), a torch module handed to :func:`ltat.training.train`, or
+with ``teacher.train="balanced"`` a network trained first, by plain adversarial training on the balanced sub-dataset
+D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ltat.config import AugmentSection, ModelSection, RunConfig, ScheduleSection, Section
+from ltat.config.sections import Count, NonNegative
+from ltat.errors import LtatError
+from ltat.methods.base import Method
+from ltat.methods.pgd_at import PgdAtConfig
+
+
+class TeacherSection(Section):
+    """The teacher: a checkpoint (``path``), or how it is trained on D_B first (unless ``train`` is "none")."""
+
+    path: str | None = None
+    train: Literal["balanced", "none"] = "balanced"
+    model: str | None = None
+    epochs: Count = 30
+    batch_size: Count = 32
+    base_lr: NonNegative = 0.1
+    lr: ScheduleSection = ScheduleSection()
+    ckpt: Literal["last", "best"] = "last"
+    mode: Literal["eval", "train"] = "eval"
+    aug: Literal["same", "none"] = "same"
+
+
+class TaughtConfig(RunConfig):
+    """The settings of a method with a teacher."""
+
+    teacher: TeacherSection = TeacherSection()
+
+
+class TaughtMethod(Method):
+    """Base of the methods with a teacher T: it is frozen, in the mode that ``teacher.mode`` says, and runs in fp32."""
+
+    config: TaughtConfig
+    teacher: nn.Module
+
+    def __init__(self, config: TaughtConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        teacher = require_teacher(teacher, class_counts, config.method)
+        super().__init__(config, class_counts, teacher)
+        self.teacher.train(config.teacher.mode == "train")
+        if config.teacher.ckpt == "best" and config.select.set == "none":
+            raise LtatError("teacher.ckpt=best needs a selection and select.set is none; use teacher.ckpt=last")
+
+    @classmethod
+    def teacher_config(cls, config: RunConfig) -> PgdAtConfig | None:
+        """The stage of the balanced self-teacher, where ``teacher.train`` asks for it."""
+        assert isinstance(config, TaughtConfig)
+        return balanced_teacher(config) if config.teacher.train == "balanced" else None
+
+    @torch.no_grad()
+    def teacher_logits(self, images: Tensor) -> Tensor:
+        """T's fp32 logits [B, C] of ``images`` [B, C, H, W], without gradient."""
+        return self.teacher(images).float()
+
+
+def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
+    """Plain adversarial training on D_B, with everything the teacher section does not name as the student's."""
+    teacher = config.teacher
+    return PgdAtConfig(
+        data=config.data.model_copy(update={"sampling": "balanced"}),
+        db=config.db,
+        aug=config.aug if teacher.aug == "same" else AugmentSection(pad=0, flip=False),
+        loader=config.loader,
+        model=ModelSection(name=teacher.model or config.model.name, normalize=config.model.normalize),
+        attack=config.attack.model_copy(update={"loss": "ce"}),
+        optim=config.optim.model_copy(update={"lr": teacher.base_lr}),
+        lr=teacher.lr,
+        train=config.train.model_copy(update={"epochs": teacher.epochs, "batch_size": teacher.batch_size}),
+        select=config.select if teacher.ckpt == "best" else config.select.model_copy(update={"set": "none"}),
+        eval=config.eval,
+        seed=config.seed,
+    )
+
+
+def require_teacher(teacher: nn.Module | None, class_counts: Tensor, method: str) -> nn.Module:
+    """The teacher, frozen, once it is there and has the right classes.
+
+    Raises:
+        LtatError: no teacher, or one with another number of classes.
+    """
+    if teacher is None:
+        raise LtatError(
+            f"method {method!r} distils from a teacher and none was given; "
+            "name one with --teacher, or train one first with teacher.train=balanced"
+        )
+    classes = getattr(teacher, "num_classes", len(class_counts))
+    if classes != len(class_counts):
+        raise LtatError(f"the teacher has {classes} classes and the data {len(class_counts)}; choose another teacher")
+    return teacher.requires_grad_(False)
