@@ -5,8 +5,14 @@ from ltat.methods.at_bsl import AtBsl
 from ltat.methods.base import LossTerms, Method, Progress
 from ltat.methods.pgd_at import PgdAt
 from ltat.methods.self_distill import SelfDistill
+from ltat.methods.taet import Taet
 
-METHODS: dict[str, type[Method]] = {"pgd-at": PgdAt, "at-bsl": AtBsl, "self-distill": SelfDistill}
+METHODS: dict[str, type[Method]] = {
+    "pgd-at": PgdAt,
+    "at-bsl": AtBsl,
+    "self-distill": SelfDistill,
+    "taet": Taet,
+}
 
 
 def find_method(name: str) -> type[Method]:
@@ -20,4 +26,4 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "AtBsl", "LossTerms", "Method", "PgdAt", "Progress", "SelfDistill", "find_method"]
+__all__ = ["METHODS", "AtBsl", "LossTerms", "Method", "PgdAt", "Progress", "SelfDistill", "Taet", "find_method"]
