@@ -4,6 +4,7 @@ from ltat.errors import LtatError
 from ltat.methods.at_bsl import AtBsl
 from ltat.methods.base import LossTerms, Method, Progress
 from ltat.methods.pgd_at import PgdAt
+from ltat.methods.reat import Reat
 from ltat.methods.self_distill import SelfDistill
 from ltat.methods.taet import Taet
 
@@ -11,6 +12,7 @@ METHODS: dict[str, type[Method]] = {
     "pgd-at": PgdAt,
     "at-bsl": AtBsl,
     "self-distill": SelfDistill,
+    "reat": Reat,
     "taet": Taet,
 }
 
@@ -26,4 +28,4 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "AtBsl", "LossTerms", "Method", "PgdAt", "Progress", "SelfDistill", "Taet", "find_method"]
+__all__ = ["METHODS", "AtBsl", "LossTerms", "Method", "PgdAt", "Progress", "Reat", "SelfDistill", "Taet", "find_method"]

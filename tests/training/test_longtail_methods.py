@@ -12,6 +12,13 @@ from tests.training.test_resume import Interrupting, assert_same_run
 from tests.training.tiny import tiny_config
 
 CASES = {
+    "reat": ["method=reat"],
+    "reat, where its weights matter": [
+        "method=reat",
+        "reat.tail_impl=per_pair",
+        "reat.tail_sign=intended",
+        "attack.mode=train",
+    ],
     "taet": ["method=taet", "taet.clean=0.5"],
 }
 
