@@ -39,7 +39,7 @@ NAMES = {
 @click.command("train")
 @click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
 @dataset_options
-@click.option("--method", metavar="M", help="self-distill (default), at-bsl, pgd-at, reat or taet.")
+@click.option("--method", metavar="M", help="self-distill (default), at-bsl, pgd-at, reat, robal or taet.")
 @click.option("--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, mobilenetv2 or small.")
 @click.option("--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one first.")
 @click.option("--epochs", type=int, metavar="N")

@@ -5,6 +5,7 @@ from ltat.methods.at_bsl import AtBsl
 from ltat.methods.base import LossTerms, Method, Progress
 from ltat.methods.pgd_at import PgdAt
 from ltat.methods.reat import Reat
+from ltat.methods.robal import Robal
 from ltat.methods.self_distill import SelfDistill
 from ltat.methods.taet import Taet
 
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "at-bsl": AtBsl,
     "self-distill": SelfDistill,
     "reat": Reat,
+    "robal": Robal,
     "taet": Taet,
 }
 
@@ -28,4 +30,16 @@ def find_method(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "AtBsl", "LossTerms", "Method", "PgdAt", "Progress", "Reat", "SelfDistill", "Taet", "find_method"]
+__all__ = [
+    "METHODS",
+    "AtBsl",
+    "LossTerms",
+    "Method",
+    "PgdAt",
+    "Progress",
+    "Reat",
+    "Robal",
+    "SelfDistill",
+    "Taet",
+    "find_method",
+]
