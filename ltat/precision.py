@@ -50,10 +50,31 @@ class MixedPrecision(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images ``x`` [B, C, H, W]."""
         if isinstance(self.model, Classifier) and self.precision != "fp32":
-            with autocast(x.device.type, self.precision):
-                features = self.model.features(x)
-            with autocast(x.device.type, "fp32"):  # a training attack wraps the trainer's network once more
-                return self.model.classifier(features.float())
+            return self.features_and_logits(x)[1]
         with autocast(x.device.type, self.precision):
             logits: Tensor = self.model(x)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return _widened(logits)
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features [B, d] and logits [B, C], neither in half precision, from one forward.
+
+        Raises:
+            LtatError: the model is none of ours and does not tell its features.
+        """
+        if not isinstance(self.model, Classifier):
+            raise LtatError(f"{type(self.model).__name__} does not tell its features; use one of ltat.models")
+        with autocast(x.device.type, self.precision):
+            features = self.model.features(x)
+        features = _widened(features)
+        with autocast(x.device.type, "fp32"):  # a training attack wraps the trainer's network once more
+            return features, self.model.classifier(features)
+
+
+def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """:meth:`MixedPrecision.features_and_logits` of a model that is wrapped already, or in full precision."""
+    network = model if isinstance(model, MixedPrecision) else MixedPrecision(model)
+    return network.features_and_logits(x)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

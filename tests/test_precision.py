@@ -6,7 +6,7 @@ from torch import nn
 
 from ltat.errors import LtatError
 from ltat.models import build_model
-from ltat.precision import MixedPrecision
+from ltat.precision import MixedPrecision, features_and_logits
 
 
 @pytest.fixture
@@ -54,6 +54,20 @@ def test_gradients_reach_the_images_and_the_weights_in_fp32(model, x):
     MixedPrecision(model.train(), "bf16")(leaf).square().sum().backward()
     assert leaf.grad.dtype == torch.float32 and leaf.grad.abs().sum() > 0
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_features_come_wide_and_with_the_logits_of_an_ordinary_forward(precision: str, model, x):
+    network = MixedPrecision(model, precision)
+    features, logits = features_and_logits(network, x)
+    assert features.dtype == torch.float32 and torch.equal(logits, network(x))
+    assert torch.equal(model.classifier(features), logits)
+    assert torch.allclose(features, features_and_logits(model, x)[0], atol=0.05)
+
+
+def test_a_module_without_known_features_is_refused():
+    with pytest.raises(LtatError, match="Linear"):
+        features_and_logits(nn.Linear(3, 2), torch.zeros(1, 3))
 
 
 def test_an_unknown_precision_is_named(model):

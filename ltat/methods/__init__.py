@@ -9,8 +9,11 @@ from ltat.methods.igdm import AdaadIgdm, ArdIgdm, RsladIgdm
 from ltat.methods.mart import Mart
 from ltat.methods.natural import Natural
 from ltat.methods.pgd_at import PgdAt
+from ltat.methods.reat import Reat
+from ltat.methods.robal import Robal
 from ltat.methods.rslad import Rslad
 from ltat.methods.self_distill import SelfDistill
+from ltat.methods.taet import Taet
 from ltat.methods.trades import Trades
 from ltat.methods.user import absolute_method, is_user_method, load_user_method, method_label
 
@@ -20,6 +23,9 @@ METHODS: dict[str, type[Method]] = {
     "trades": Trades,
     "mart": Mart,
     "at-bsl": AtBsl,
+    "robal": Robal,
+    "reat": Reat,
+    "taet": Taet,
     "self-distill": SelfDistill,
     "ard": Ard,
     "rslad": Rslad,
@@ -56,9 +62,12 @@ __all__ = [
     "Natural",
     "PgdAt",
     "Progress",
+    "Reat",
+    "Robal",
     "Rslad",
     "RsladIgdm",
     "SelfDistill",
+    "Taet",
     "Trades",
     "absolute_method",
     "find_method",

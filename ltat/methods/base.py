@@ -14,9 +14,9 @@ The trainer calls, in this order and knowing no method by name::
 
 ``model`` returns fp32 logits whatever the precision of its body. How the literature fits: TRADES and the
 distillation family override ``objective``; MART and TRADES run more forwards in ``loss``; AWP is
-``perturbed_weights``; RoBal replaces the classifier in ``prepare_model`` and adjusts logits in ``deployed``; REAT
-gathers its per-class predictions in ``loss``, turns them into weights in ``end_epoch`` and keeps them in
-``state_dict``; TAET's first stage returns clean images from ``attack``.
+``perturbed_weights``; RoBal replaces the classifier in ``prepare_model``; REAT gathers its per-class predictions in
+``loss``, weights its ``objective`` by those of the previous epoch and keeps them in ``state_dict``; TAET's first stage
+returns clean images from ``attack``; a post-hoc adjustment that is not part of the network goes into ``deployed``.
 """
 
 from contextlib import AbstractContextManager, nullcontext

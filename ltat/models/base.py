@@ -47,6 +47,7 @@ class Classifier(nn.Module):
         num_classes: number of outputs.
         in_channels: channels of the images.
         normalization: (mean, std), or None.
+        head: key of the last layer in ``HEADS``; set by ``put_head``.
     """
 
     classifier_name: ClassVar[str] = "linear"
@@ -54,6 +55,7 @@ class Classifier(nn.Module):
     def __init__(self, num_classes: int, in_channels: int, normalize: Normalization | None) -> None:
         super().__init__()
         self.name = ""
+        self.head = "linear"
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.normalization = normalize

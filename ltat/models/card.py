@@ -16,6 +16,7 @@ from torch import Tensor
 from ltat.errors import LtatError
 from ltat.files import atomic_write_all
 from ltat.models.base import Classifier, moved
+from ltat.models.heads import put_head
 from ltat.models.registry import MODELS, build_model
 
 CARD_FORMAT = 1
@@ -34,6 +35,7 @@ class ModelCard:
         normalize: (mean, std) per channel applied inside the model, or None.
         class_names: one per class, or empty.
         sha256: of the weights file (hex).
+        head: key of the last layer in ``HEADS``.
         extra: anything else worth keeping: dataset, method, epoch, metrics, training counts.
     """
 
@@ -46,6 +48,7 @@ class ModelCard:
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None
     class_names: tuple[str, ...]
     sha256: str
+    head: str = "linear"
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -77,6 +80,7 @@ def save_model(
         normalize=_plain_normalization(model),
         class_names=tuple(class_names),
         sha256=hashlib.sha256(weights).hexdigest(),
+        head=model.head,
         extra=dict(extra),
     )
     atomic_write_all({weights_path: weights, card_path: _to_json(card).encode()})
@@ -162,9 +166,12 @@ def check_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: s
 
 def _build(card: ModelCard) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten and must not cost the caller's numbers
-        return build_model(
+        model = build_model(
             card.name, num_classes=card.num_classes, in_channels=card.in_channels, normalize=card.normalize
         )
+        if card.head != model.head:
+            put_head(model, card.head)
+        return model
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:

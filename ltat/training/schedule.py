@@ -12,6 +12,12 @@ def _step(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
     return schedule.factor**passed
 
 
+def _compounding(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
+    # RoBal's code multiplies the current rate, not the first one, by the decay of the epoch.
+    drops = drop_epochs(schedule, epochs)
+    return schedule.factor ** sum(max(0, epoch - first + 1) for first in drops)
+
+
 def _cosine(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
     del schedule
     return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
@@ -24,6 +30,7 @@ def _constant(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
 
 SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
     "step": _step,
+    "compounding": _compounding,
     "cosine": _cosine,
     "constant": _constant,
 }

@@ -1,0 +1,176 @@
+"""REAT (Li et al., arXiv 2307.10205): a re-balanced training attack, and a term on the features of tail classes.
+
+Attack: PGD on cross-entropy weighted by class (RBL). With n_c images of class c, and A_c adversarial images that the
+network took for class c in the previous epoch (n_c in the first),
+
+    w_c = 1 / (E_c + 1e-5), scaled to sum_c w_c = C,    E_c = (1 - b_c^A_c) / (1 - b_c),    b_c = (n_c - 1) / n_c
+
+Loss:
+
+    L = mean CE( f(x') + tau * log n, y ) + lambda * TAIL,    TAIL = mean over the tail images i of the batch of t_i
+
+With h the penultimate features on x', K_ij = 1/d * KL( softmax(h_i), no gradient || softmax(h_j) ) for d features, and
+S_ij = s_ij * (o_{y_i} + o_{y_j}), where o_c = (n_c / N)^(-1/2) and s_ij = -1 for images of one class, else +1:
+
+    t_i = mean_j K_ij * mean_j S_ij    (``reat.tail_impl=code``: the reference averages K over j before weighting it)
+    t_i = mean_j ( K_ij * S_ij )       (``per_pair``: the term as described)
+
+The means run over the whole batch, i itself included. Minimised with these signs the features of different classes
+are drawn together, the opposite of the stated aim; ``reat.tail_sign=intended`` turns s_ij around.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.attacks import Objective
+from ltat.config import AttackSection, BslSection, RunConfig, ScheduleSection, Section, TrainSection
+from ltat.config.sections import NonNegative
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods.base import LossTerms, Method, Progress
+from ltat.ops import balanced_kd
+from ltat.precision import features_and_logits
+
+
+class ReatSection(Section):
+    """The TAIL term: its weight lambda (``tail``), how it is formed, and which classes are the tail."""
+
+    tail: NonNegative = 1.0
+    tail_impl: Literal["code", "per_pair"] = "code"
+    tail_sign: Literal["code", "intended"] = "code"
+    tail_set: Literal["index", "count"] = "index"
+
+
+class ReatConfig(RunConfig):
+    """The published settings: 80 epochs, x0.1 after 60 and 75; a uniform start."""
+
+    method: Literal["reat"] = "reat"
+    attack: AttackSection = AttackSection(start="uniform")
+    lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9375), milestone_base=0)
+    train: TrainSection = TrainSection(epochs=80)
+    bsl: BslSection = BslSection()
+    reat: ReatSection = ReatSection()
+
+
+class Reat(Method):
+    """Balanced softmax plus TAIL on images from the re-balanced attack.
+
+    ``predicted`` [C] is A_c, ``None`` in the first epoch; it survives an interruption.
+    """
+
+    Config = ReatConfig
+    config: ReatConfig
+
+    def __init__(self, config: ReatConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, class_counts, teacher)
+        self.predicted: Tensor | None = None
+        self.counting = torch.zeros_like(class_counts)
+        if config.reat.tail and not self.tail_classes.any():
+            raise LtatError(f"{len(class_counts)} classes leave the tail of reat empty; set reat.tail=0")
+
+    @property
+    def log_prior(self) -> Tensor:
+        """tau * log n_c, [C]; a class without images counts as one of one image."""
+        return self.config.bsl.tau * self.class_counts.clamp(min=1).float().log()
+
+    @property
+    def tail_classes(self) -> Tensor:
+        """Which classes are the tail, bool [C], by ``reat.tail_set``."""
+        return TAIL_SETS[self.config.reat.tail_set](self.class_counts)
+
+    def begin_epoch(self, progress: Progress) -> None:
+        """Count the predictions of the epoch from zero."""
+        self.counting = torch.zeros_like(self.class_counts)
+
+    def end_epoch(self, progress: Progress) -> None:
+        """The next epoch's A_c are this one's predictions."""
+        self.predicted = self.counting
+
+    def state_dict(self) -> dict[str, Any]:
+        """A_c, once an epoch is complete."""
+        return {} if self.predicted is None else {"predicted": self.predicted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back A_c."""
+        self.predicted = state["predicted"].to(self.class_counts) if "predicted" in state else None
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        """RBL: ``attack.loss`` of every image, times w of its class."""
+        inner = super().objective(model, batch)
+        weights = rbl_weights(self.class_counts, self.class_counts if self.predicted is None else self.predicted)
+        return lambda logits, labels, x_adv: weights.to(logits)[labels] * inner(logits, labels, x_adv)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """Balanced softmax on ``x_adv`` [B, C, H, W] plus lambda * TAIL on their features; counts predictions."""
+        del progress
+        reat = self.config.reat
+        features, logits = features_and_logits(model, x_adv)
+        self.counting = self.counting + F.one_hot(logits.detach().argmax(dim=1), logits.shape[1]).sum(dim=0)
+        cls = balanced_kd(logits, batch.labels, self.log_prior).loss
+        tail = tail_term(
+            features, batch.labels, self.class_counts, self.tail_classes, reat.tail_impl, SIGN_OF_PAIRS[reat.tail_sign]
+        )
+        return LossTerms(cls + reat.tail * tail, logits.detach(), {"cls": cls.detach(), "tail": tail.detach()})
+
+
+def rbl_weights(class_counts: Tensor, predicted: Tensor) -> Tensor:
+    """w_c in float64, [C], of n_c and A_c [C]: large where few adversarial images are taken for the class."""
+    n = class_counts.clamp(min=1).double()
+    b = (n - 1) / n
+    w = 1 / ((1 - b ** predicted.double()) / (1 - b) + 1e-5)
+    return w / w.sum() * len(w)
+
+
+def tail_term(
+    features: Tensor, labels: Tensor, class_counts: Tensor, tail_classes: Tensor, impl: str, sign: float
+) -> Tensor:
+    """TAIL, 0-dim, for all pairs of a batch at once; 0 where no image is of the tail.
+
+    Args:
+        features: h, [B, d].
+        labels: [B].
+        class_counts: n_c, [C].
+        tail_classes: bool [C].
+        impl: a key of :data:`PAIR_MEANS`.
+        sign: s_ij of images of different classes; that of images of one class is its negative.
+    """
+    log_q = F.log_softmax(features, dim=1)
+    log_p = log_q.detach()
+    p = log_p.exp()
+    divergence = ((p * log_p).sum(dim=1, keepdim=True) - p @ log_q.T) / features.shape[1]
+    rarity = (class_counts.sum() / class_counts.clamp(min=1)).sqrt().to(features)[labels]
+    different = (labels[:, None] != labels).to(features)
+    weight = sign * (2 * different - 1) * (rarity[:, None] + rarity)
+    terms = PAIR_MEANS[impl](divergence, weight)
+    in_tail = tail_classes[labels].to(terms)
+    return (terms * in_tail).sum() / in_tail.sum().clamp(min=1)
+
+
+PAIR_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "code": lambda divergence, weight: divergence.mean(dim=1) * weight.mean(dim=1),
+    "per_pair": lambda divergence, weight: (divergence * weight).mean(dim=1),
+}
+"""t_i [B] from K_ij and S_ij [B, B]."""
+
+SIGN_OF_PAIRS = {"code": 1.0, "intended": -1.0}
+"""s_ij of images of different classes."""
+
+
+def _last_third(class_counts: Tensor) -> Tensor:
+    c = len(class_counts)
+    return torch.arange(c, device=class_counts.device) >= 2 * (c // 3) + 1
+
+
+def _as_many_rarest(class_counts: Tensor) -> Tensor:
+    tail = torch.zeros_like(class_counts, dtype=torch.bool)
+    by_count = class_counts.argsort(descending=True, stable=True)
+    tail[by_count] = _last_third(class_counts)
+    return tail
+
+
+TAIL_SETS: dict[str, Callable[[Tensor], Tensor]] = {"index": _last_third, "count": _as_many_rarest}
+"""The reference code's labels from 2 * floor(C / 3) + 1 on (7, 8, 9 of ten classes), or as many of the rarest."""

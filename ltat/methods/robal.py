@@ -1,0 +1,114 @@
+"""RoBal (Wu et al., CVPR 2021; arXiv 2104.02703): a cosine classifier with margins, and an adjustment at inference.
+
+With the cosines v of :class:`ltat.models.CosineClassifier`, x' = PGD on CE(v(x'), y), network in evaluation mode:
+
+    L   = L_1 + beta * L_2
+    L_1 = mean CE( s * (v(x') - D_y at the true class) + tau_b * log(n / N), y )
+    L_2 = mean KL( softmax(v(x)) || softmax(v(x')) ),                   gradient through both
+    D_c = tau_m / s * log(n_c / n_min) + m                              the margin, larger for head classes
+
+The deployed network, which is also what is saved, returns z = s_out * v - tau_p * log(n / N). Training reads v from z.
+The reference code forwards both batches a second time (``robal.extra_forwards``; only batch-norm statistics notice)
+and multiplies its learning rate by the decay in every epoch from 60 on (``lr.kind=compounding``). The defaults are
+those of its CIFAR-10 model "RoBal-R".
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.attacks import Objective
+from ltat.config import AttackSection, OptimSection, RunConfig, ScheduleSection, Section, TrainSection
+from ltat.config.sections import NonNegative, Positive
+from ltat.data import Batch
+from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.objectives import kl_divergence
+from ltat.models import Classifier, CosineClassifier, put_head
+
+
+class RobalSection(Section):
+    """The constants, in the order of the formulas: s, m, tau_b, tau_m, beta; then those of the classifier."""
+
+    scale: Positive = 10.0
+    margin: NonNegative = 0.1
+    tau_b: NonNegative = 1.5
+    tau_m: NonNegative = 0.3
+    beta: NonNegative = 6.0
+    gamma_w: NonNegative = 1 / 32
+    tau_p: NonNegative = 0.0
+    scale_out: Positive = 1.0
+    extra_forwards: bool = True
+
+
+class RobalConfig(RunConfig):
+    """The published settings: 80 epochs, batch 64, weight decay 2e-4; 5 steps of 0.0078 from a one-sided start."""
+
+    method: Literal["robal"] = "robal"
+    attack: AttackSection = AttackSection(eps=0.031, steps=5, step=0.0078, start="pos_uniform")
+    optim: OptimSection = OptimSection(wd=2e-4)
+    lr: ScheduleSection = ScheduleSection(kind="compounding", milestones=(0.75, 0.9375))
+    train: TrainSection = TrainSection(epochs=80, batch_size=64)
+    robal: RobalSection = RobalSection()
+
+
+class Robal(Method):
+    """Cosine classifier, class-aware margins and bias, and TRADES' regulariser on the cosines."""
+
+    Config = RobalConfig
+    config: RobalConfig
+
+    def __init__(self, config: RobalConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, class_counts, teacher)
+        self.offset = -config.robal.tau_p * self.log_share
+
+    @property
+    def log_share(self) -> Tensor:
+        """log(n_c / N), [C]; a class without images counts as one of one image."""
+        counts = self.class_counts.clamp(min=1).float()
+        return (counts / counts.sum()).log()
+
+    @property
+    def margins(self) -> Tensor:
+        """D_c, [C]."""
+        robal, log_share = self.config.robal, self.log_share
+        return robal.tau_m / robal.scale * (log_share - log_share.min()) + robal.margin
+
+    def prepare_model(self, model: Classifier) -> Classifier:
+        """Put the cosine classifier in place, with its constants."""
+        put_head(model, "cosine")
+        head = model.classifier
+        assert isinstance(head, CosineClassifier)
+        head.gamma.fill_(self.config.robal.gamma_w)
+        head.scale.fill_(self.config.robal.scale_out)
+        head.offset.copy_(self.offset)
+        return model
+
+    def cosines(self, logits: Tensor) -> Tensor:
+        """v [B, C] of the deployed network's logits z."""
+        return (logits - self.offset.to(logits)) / self.config.robal.scale_out
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        """``attack.loss`` of the cosines, unscaled."""
+        inner = super().objective(model, batch)
+        return lambda logits, labels, x_adv: inner(self.cosines(logits), labels, x_adv)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """L_1 + beta * L_2 for ``x_adv`` [B, C, H, W]."""
+        del progress
+        robal = self.config.robal
+        logits = model(x_adv)
+        v_adv = self.cosines(logits)
+        self._extra_forward(model, batch.images)
+        v_clean = self.cosines(model(batch.images))
+        self._extra_forward(model, x_adv)
+        at_true_class = F.one_hot(batch.labels, logits.shape[1]) * self.margins
+        l_1 = F.cross_entropy(robal.scale * (v_adv - at_true_class) + robal.tau_b * self.log_share, batch.labels)
+        l_2 = kl_divergence(v_clean, v_adv).mean()
+        return LossTerms(l_1 + robal.beta * l_2, logits.detach(), {"cls": l_1.detach(), "kl": l_2.detach()})
+
+    @torch.no_grad()
+    def _extra_forward(self, model: nn.Module, images: Tensor) -> None:
+        if self.config.robal.extra_forwards:
+            model(images)

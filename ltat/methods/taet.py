@@ -1,0 +1,105 @@
+"""TAET (Wang et al., CVPR 2025; arXiv 2503.01924): two-stage adversarial equalisation training.
+
+Stage 1, epochs 1 to 40 of 100, trains on clean images:
+
+    min_w  mean_i CE( f_w(x_i), y_i )
+
+Stage 2 minimises the hierarchical adversarial robust loss (HARL) on x' = PGD on plain CE, in evaluation mode. With
+l_c the mean of CE( f_w(x'_i), y_i ) over the images of class c in the batch, and l the mean of l_c over the C classes:
+
+    L    = alpha * BCL + beta * HDL + gamma * RCEL,        alpha = beta = gamma = 0.1
+    BCL  = l                                               balanced
+    HDL  = 1/C * sum_c (l_c - l)^2                         hierarchical deviation
+    RCEL = sum_c ( l_c / (sum_k l_k + 1e-10) )^2           rare classes
+
+In the reference code a class that is absent from the batch counts with l_c = 0 (``taet.absent=zero``), and every step
+of stage 2 begins with a training-mode forward of the clean images that enters no loss but moves the batch-norm
+statistics (``taet.extra_forward``). Its resolution of 224 pixels and its long-tailed test set are not followed.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.config import AttackSection, RunConfig, ScheduleSection, Section
+from ltat.config.sections import NonNegative
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods.base import LossTerms, Method, Progress
+
+
+class TaetSection(Section):
+    """HARL. ``clean`` is stage 1: up to 1 a share of the epochs (rounded down), above 1 a number of epochs."""
+
+    clean: NonNegative = 0.4
+    alpha: NonNegative = 0.1
+    beta: NonNegative = 0.1
+    gamma: NonNegative = 0.1
+    absent: Literal["zero", "ignore"] = "zero"
+    extra_forward: bool = True
+
+
+class TaetConfig(RunConfig):
+    """The published settings: 100 epochs, x0.1 after 75 and 90; radius 0.031 and step 0.003 of training and test."""
+
+    method: Literal["taet"] = "taet"
+    attack: AttackSection = AttackSection(eps=0.031, step=0.003)
+    lr: ScheduleSection = ScheduleSection(milestone_base=0)
+    taet: TaetSection = TaetSection()
+
+
+class Taet(Method):
+    """Clean cross-entropy first, then the hierarchical adversarial robust loss."""
+
+    Config = TaetConfig
+    config: TaetConfig
+
+    def __init__(self, config: TaetConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, class_counts, teacher)
+        clean, epochs = config.taet.clean, config.train.epochs
+        self.clean_epochs = int(clean * epochs + 1e-9) if clean <= 1 else int(clean)
+        if self.clean_epochs >= epochs:
+            raise LtatError(f"taet.clean={clean:g} leaves none of the {epochs} epochs to adversarial images; lower it")
+
+    def is_clean(self, progress: Progress) -> bool:
+        """Whether the epoch belongs to stage 1."""
+        return progress.epoch <= self.clean_epochs
+
+    def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
+        """The clean images in stage 1; PGD in stage 2, after the reference code's extra forward."""
+        if self.is_clean(progress):
+            return batch.images
+        if self.config.taet.extra_forward:
+            with torch.no_grad():
+                model(batch.images)
+        return super().attack(model, batch, progress, generator)
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """Mean cross-entropy in stage 1, HARL in stage 2, of the logits on ``x_adv`` [B, C, H, W]."""
+        logits = model(x_adv)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        if self.is_clean(progress):
+            return LossTerms(losses.mean(), logits.detach(), {"cls": losses.mean().detach()})
+        taet = self.config.taet
+        bcl, hdl, rcel = harl(losses, batch.labels, logits.shape[1], taet.absent)
+        loss = taet.alpha * bcl + taet.beta * hdl + taet.gamma * rcel
+        logs = {"cls": losses.mean(), "bcl": bcl, "hdl": hdl, "rcel": rcel}
+        return LossTerms(loss, logits.detach(), {name: value.detach() for name, value in logs.items()})
+
+
+def harl(losses: Tensor, labels: Tensor, num_classes: int, absent: str = "zero") -> tuple[Tensor, Tensor, Tensor]:
+    """BCL, HDL and RCEL (0-dim) of the losses [B] of images with these labels [B].
+
+    With ``absent="ignore"`` the two means run over the classes that are in the batch; RCEL is the same either way.
+    """
+    # Products and sums, because scattered sums are not deterministic on CUDA.
+    member = F.one_hot(labels, num_classes).to(losses.dtype)
+    images = member.sum(dim=0)
+    class_losses = (losses[:, None] * member).sum(dim=0) / images.clamp(min=1)
+    counted = (images > 0).to(losses.dtype) if absent == "ignore" else torch.ones_like(images)
+    bcl = class_losses.sum() / counted.sum()
+    hdl = (counted * (class_losses - bcl) ** 2).sum() / counted.sum()
+    rcel = ((class_losses / (class_losses.sum() + 1e-10)) ** 2).sum()
+    return bcl, hdl, rcel
