@@ -24,7 +24,7 @@ from ltat.config import AttackSection, OptimSection, RunConfig, ScheduleSection,
 from ltat.config.sections import NonNegative, Positive
 from ltat.data import Batch
 from ltat.methods.base import LossTerms, Method, Progress
-from ltat.methods.objectives import kl_divergence
+from ltat.methods.divergences import kl_divergence
 from ltat.models import Classifier, CosineClassifier, put_head
 
 
