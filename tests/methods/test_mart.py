@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from ltat.attacks import cross_entropy
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
 from ltat.methods import base as base_module
-from tests.methods.making import make_method, random_batch
+from tests.methods.making import Steep, make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, gradient64, log_softmax, logits64
 
@@ -72,16 +71,7 @@ def test_the_loss_and_its_gradient_through_every_factor_are_those_of_the_formula
 
 def test_certain_and_wrong_predictions_leave_loss_and_gradient_finite(small):
     """Probabilities of exactly 0 and 1 on the clean and on the adversarial image, for right and wrong classes."""
-
-    class Certain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(200.0))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.scale * torch.eye(5)[(x.flatten(1)[:, 0] > 0.5).long()]
-
-    model = Certain()
+    model = Steep()
     terms = make().loss(model, small, 1 - small.images, Progress(1, 1))
     terms.loss.backward()
     assert terms.loss.isfinite() and model.scale.grad.isfinite() and model.scale.grad != 0

@@ -10,7 +10,7 @@ from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
 from ltat.methods import base as base_module
-from tests.methods.making import make_method, random_batch
+from tests.methods.making import Steep, make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, kl_batchmean, logits64
 
@@ -56,14 +56,6 @@ def test_beta_left_out_is_six():
 
 
 def test_a_probability_that_underflows_leaves_loss_and_gradient_finite(small):
-    class Steep(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(200.0))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.scale * torch.eye(5)[(x.flatten(1)[:, 0] > 0.5).long()]
-
     model = Steep()
     terms = make().loss(model, small, 1 - small.images, Progress(1, 1))
     terms.loss.backward()
