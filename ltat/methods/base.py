@@ -6,16 +6,18 @@ The trainer calls, in this order and knowing no method by name::
     method.initialise(model)                                    # before the first epoch
     method.begin_epoch(progress)                                # every epoch
         x_adv = method.attack(model, batch, progress, generator)
-        with method.perturbed_weights(model, batch, x_adv):     # every step
+        with method.perturbed_weights(model, batch, x_adv, progress):  # every step
             terms = method.loss(model, batch, x_adv, progress)
             terms.loss.backward()
         optimizer.step()
+        method.end_step(batch, terms)
     method.end_epoch(progress)
 
-``model`` returns fp32 logits whatever the precision of its body. How the literature fits: TRADES and the
-distillation family override ``objective``; MART and TRADES run more forwards in ``loss``; AWP is
-``perturbed_weights``; RoBal replaces the classifier in ``prepare_model``; REAT gathers its per-class predictions in
-``loss``, weights its ``objective`` by those of the previous epoch and keeps them in ``state_dict``; TAET's first stage
+``model`` returns fp32 logits whatever the precision of its body. ``loss`` leaves no trace in the method: it may be
+asked more than once a step. How the literature fits: TRADES and the distillation family override ``objective``; MART
+and TRADES run more forwards in ``loss``; AWP is ``perturbed_weights``; RoBal replaces the classifier in
+``prepare_model``; REAT gathers its per-class predictions in ``end_step``, weights its ``objective`` by those of the
+previous epoch and keeps them in ``state_dict``; TAET's first stage
 returns clean images from ``attack``; a post-hoc adjustment that is not part of the network goes into ``deployed``.
 """
 
@@ -148,10 +150,15 @@ class Method:
         """The loss of the outer minimisation; ``model`` is in training mode."""
         raise NotImplementedError
 
-    def perturbed_weights(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> AbstractContextManager[Any]:
+    def perturbed_weights(
+        self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress
+    ) -> AbstractContextManager[Any]:
         """A context in which loss and gradient are taken at perturbed weights, restored on leaving (AWP)."""
-        del model, batch, x_adv
+        del model, batch, x_adv, progress
         return nullcontext()
+
+    def end_step(self, batch: Batch, terms: LossTerms) -> None:
+        """Called after every optimiser step with what its loss returned."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive an interruption, as tensors, numbers and strings only."""

@@ -86,6 +86,10 @@ class Reat(Method):
         """Count the predictions of the epoch from zero."""
         self.counting = torch.zeros_like(self.class_counts)
 
+    def end_step(self, batch: Batch, terms: LossTerms) -> None:
+        """Count what the adversarial images were taken for."""
+        self.counting = self.counting + F.one_hot(terms.logits.argmax(dim=1), terms.logits.shape[1]).sum(dim=0)
+
     def end_epoch(self, progress: Progress) -> None:
         """The next epoch's A_c are this one's predictions."""
         self.predicted = self.counting
@@ -105,11 +109,10 @@ class Reat(Method):
         return lambda logits, labels, x_adv: weights.to(logits)[labels] * inner(logits, labels, x_adv)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """Balanced softmax on ``x_adv`` [B, C, H, W] plus lambda * TAIL on their features; counts predictions."""
+        """Balanced softmax on ``x_adv`` [B, C, H, W] plus lambda * TAIL on their features."""
         del progress
         reat = self.config.reat
         features, logits = features_and_logits(model, x_adv)
-        self.counting = self.counting + F.one_hot(logits.detach().argmax(dim=1), logits.shape[1]).sum(dim=0)
         cls = balanced_kd(logits, batch.labels, self.log_prior).loss
         tail = tail_term(
             features, batch.labels, self.class_counts, self.tail_classes, reat.tail_impl, SIGN_OF_PAIRS[reat.tail_sign]

@@ -13,7 +13,7 @@ from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.evaluation.attacks import parse_attack
-from ltat.methods import Progress, find_method
+from ltat.methods import Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
@@ -204,7 +204,9 @@ def initial_weights(seed: int, stage: str) -> Iterator[None]:
 
 
 def rehearse(stage: Stage, data: TaskData) -> None:
-    """One optimiser step on a copy, with as many images as the smallest batch of an epoch will have (at most two).
+    """One step of the first and of the last epoch on a copy, attack and update.
+
+    The batch has as many images as the smallest of an epoch will have, at most two.
 
     Raises:
         LtatError: the step fails.
@@ -217,10 +219,11 @@ def rehearse(stage: Stage, data: TaskData) -> None:
     labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
     batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
     try:
-        optimizer = build_optimizer(trial[0], stage.config.optim)
         method.initialise(trial[0])
-        method.loss(network, batch, batch.images, Progress(1, stage.config.train.epochs)).loss.backward()
-        optimizer.step()
+        for epoch in dict.fromkeys((1, stage.config.train.epochs)):
+            method.class_counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
+            rehearse_step(method, network, batch, Progress(epoch, stage.config.train.epochs))
+        build_optimizer(trial[0], stage.config.optim).step()
     except (RuntimeError, ValueError) as error:
         if isinstance(error, LtatError):
             raise
@@ -229,6 +232,18 @@ def rehearse(stage: Stage, data: TaskData) -> None:
         raise LtatError(
             f"a training step on images {shape} fails ({reason}); change the model or the batches"
         ) from error
+
+
+def rehearse_step(method: Method, network: MixedPrecision, batch: Batch, progress: Progress) -> None:
+    """All that a method does in an epoch of one batch, up to the gradients."""
+    noise = torch_generator(0, "rehearsal", device=batch.images.device)
+    method.begin_epoch(progress)
+    x_adv = method.attack(network, batch, progress, noise)
+    with method.perturbed_weights(network, batch, x_adv, progress):
+        terms = method.loss(network, batch, x_adv, progress)
+        terms.loss.backward()
+    method.end_step(batch, terms)
+    method.end_epoch(progress)
 
 
 @contextmanager

@@ -129,11 +129,12 @@ class Trainer:
         noise = torch_generator(stage.config.seed.train, stream, progress.epoch, step, device=stage.device)
         x_adv = stage.method.attack(self.network, batch, progress, noise)
         self.optimizer.zero_grad(set_to_none=True)
-        with stage.method.perturbed_weights(self.network, batch, x_adv):
+        with stage.method.perturbed_weights(self.network, batch, x_adv, progress):
             terms = stage.method.loss(self.network, batch, x_adv, progress)
             self.scaler.scale(terms.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        stage.method.end_step(batch, terms)
         return terms
 
     def _require_finite_weights(self, progress: Progress) -> None:

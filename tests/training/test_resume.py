@@ -120,7 +120,7 @@ class Counting(Method):
         self.seen["end"] += 1
 
     @contextmanager
-    def perturbed_weights(self, model, batch, x_adv):
+    def perturbed_weights(self, model, batch, x_adv, progress):
         self.seen["around"] += 1
         yield
 
