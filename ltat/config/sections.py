@@ -192,6 +192,23 @@ class BslSection(Section):
     tau: NonNegative = 1.0
 
 
+class AwpSection(Section):
+    """Adversarial weight perturbation of relative size ``gamma``, 0 without; none in the first ``warmup`` epochs."""
+
+    gamma: NonNegative = 0.0
+    warmup: Natural = 0
+
+
+class RadiusSection(Section):
+    """The class-wise radius of the training attack (RobustLT): its share ``alpha``, 0 for one radius for all.
+
+    The radii grow from 0 over the first ``ramp`` of the epochs; 0 is without that ramp.
+    """
+
+    alpha: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+    ramp: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+
+
 class RunConfig(Section):
     """The settings that every method shares."""
 
@@ -202,6 +219,8 @@ class RunConfig(Section):
     loader: LoaderSection = LoaderSection()
     model: ModelSection = ModelSection()
     attack: AttackSection = AttackSection()
+    radius: RadiusSection = RadiusSection()
+    awp: AwpSection = AwpSection()
     optim: OptimSection = OptimSection()
     lr: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()

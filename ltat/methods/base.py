@@ -15,10 +15,11 @@ The trainer calls, in this order and knowing no method by name::
 
 ``model`` returns fp32 logits whatever the precision of its body. ``loss`` leaves no trace in the method: it may be
 asked more than once a step. How the literature fits: TRADES and the distillation family override ``objective``; MART
-and TRADES run more forwards in ``loss``; AWP is ``perturbed_weights``; RoBal replaces the classifier in
-``prepare_model``; REAT gathers its per-class predictions in ``end_step``, weights its ``objective`` by those of the
-previous epoch and keeps them in ``state_dict``; TAET's first stage
-returns clean images from ``attack``; a post-hoc adjustment that is not part of the network goes into ``deployed``.
+and TRADES run more forwards in ``loss``; AWP is ``perturbed_weights`` and RobustLT ``radius_scale``, which settings
+switch on for every method; RoBal replaces the classifier in ``prepare_model``; REAT gathers its per-class predictions
+in ``end_step``, weights its ``objective`` by those of the previous epoch and keeps them in ``state_dict``; TAET's
+first stage returns clean images from ``attack``; a post-hoc adjustment that is not part of the network goes into
+``deployed``.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -33,7 +34,9 @@ from ltat.attacks.modes import attack_mode
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
+from ltat.methods.awp import adversarial_weights, check_awp
 from ltat.methods.objectives import check_inner_loss, inner_objective
+from ltat.methods.radius import class_radii, ramp, scaled
 from ltat.models import Classifier
 
 
@@ -83,6 +86,7 @@ class Method:
         check_inner_loss(config.attack.loss, config.attack.start, teacher)
         if config.attack.start not in STARTS:
             raise LtatError(f"attack.start={config.attack.start} is unknown; choose one of {', '.join(STARTS)}")
+        check_awp(config)
 
     @classmethod
     def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
@@ -124,11 +128,18 @@ class Method:
         """The ball and the step size of the training attack; evaluation always runs over ``threat``."""
         return self.threat, self.config.attack.step
 
+    def radius_scale(self, batch: Batch, progress: Progress) -> Tensor | None:
+        """What multiplies radius and step for each image of the batch, fp32 [B]; ``None`` for one ball for all."""
+        radius = self.config.radius
+        if not (radius.alpha or radius.ramp):
+            return None
+        scale = ramp(radius.ramp, progress.epoch, progress.epochs) * class_radii(self.class_counts, radius.alpha)
+        return scale.float()[batch.labels]
+
     def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
         """Adversarial images [B, C, H, W] in [0, 1] for a batch, without gradient."""
-        del progress
         settings = self.config.attack
-        threat, step = self.training_ball()
+        threat, step = scaled(*self.training_ball(), self.radius_scale(batch, progress))
         with attack_mode(model, settings.mode):
             objective = self.objective(model, batch)
         return pgd(
@@ -154,8 +165,10 @@ class Method:
         self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress
     ) -> AbstractContextManager[Any]:
         """A context in which loss and gradient are taken at perturbed weights, restored on leaving (AWP)."""
-        del model, batch, x_adv, progress
-        return nullcontext()
+        awp = self.config.awp
+        if not awp.gamma or progress.epoch <= awp.warmup:
+            return nullcontext()
+        return adversarial_weights(model, lambda: self.loss(model, batch, x_adv, progress).loss, awp.gamma)
 
     def end_step(self, batch: Batch, terms: LossTerms) -> None:
         """Called after every optimiser step with what its loss returned."""

@@ -1,0 +1,101 @@
+"""AWP (Wu, Xia, Wang; NeurIPS 2020; arXiv 2004.05884): train at the weights that are worst nearby.
+
+With the loss L of any method, for every weight tensor w of more than one dimension,
+
+    v = gamma * |w| / (|g| + 1e-20) * g,    g = grad_w L(w),        |.| the norm over the whole tensor
+    w <- w - lr * grad_w L(w + v)
+
+The reference code finds g by a step of plain SGD on a copy of the network. The learning rate of that copy cancels, and
+so does the copy: g is the gradient itself, and whatever its forwards moved in the buffers is put back. The code also
+steps, and so decays the weights, at w + v before it subtracts v; here w is put back first, bit for bit.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ltat.config import RunConfig
+from ltat.errors import LtatError
+
+GUARD = 1e-20  # of a tensor without gradient
+
+
+def check_awp(config: RunConfig) -> None:
+    """Refuse settings under which the perturbation would be wrong, or would never happen.
+
+    Raises:
+        LtatError: fp16, whose unscaled gradients underflow, or a warm-up as long as the run.
+    """
+    awp, train = config.awp, config.train
+    if not awp.gamma:
+        return
+    if train.precision == "fp16":
+        raise LtatError(f"awp.gamma={awp.gamma:g} needs gradients that fp16 rounds to zero; use --precision bf16")
+    if awp.warmup >= train.epochs:
+        raise LtatError(f"awp.warmup={awp.warmup} leaves none of the {train.epochs} epochs to AWP; lower it")
+
+
+@contextmanager
+def adversarial_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+    """Inside, the weights of ``model`` are w + v; afterwards, also after an exception, w again, bit for bit.
+
+    Args:
+        model: the network, in the mode in which it is trained; its ``.grad`` and buffers stay as they are.
+        loss: L at the present weights, 0-dim.
+        gamma: the size of v relative to w, tensor by tensor.
+
+    Raises:
+        LtatError: the network has no weight to perturb.
+    """
+    weights = perturbed_parameters(model)
+    directions = ascent_directions(model, loss, weights)
+    kept = [w.detach().clone() for w in weights]
+    try:
+        with torch.no_grad():
+            for w, direction in zip(weights, directions, strict=True):
+                w.add_(direction, alpha=gamma)
+        yield
+    finally:
+        with torch.no_grad():
+            for w, value in zip(weights, kept, strict=True):
+                w.copy_(value)
+
+
+def perturbed_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters of more than one dimension with "weight" in their name, as in the reference code.
+
+    Raises:
+        LtatError: there are none.
+    """
+    named = model.named_parameters()
+    weights = [p for name, p in named if p.requires_grad and p.ndim > 1 and "weight" in name]
+    if not weights:
+        raise LtatError(
+            'AWP finds no trained parameter of more than one dimension with "weight" in its name; set awp.gamma=0'
+        )
+    return weights
+
+
+def ascent_directions(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
+    """|w| / (|g| + 1e-20) * g of each weight, of its shape; 0 where g is not finite or does not reach it."""
+    with buffers_put_back(model):
+        gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
+    return [_as_long_as(w.detach(), g) for w, g in zip(weights, gradients, strict=True)]
+
+
+def _as_long_as(w: Tensor, g: Tensor) -> Tensor:
+    length = g.norm()
+    return torch.where(length.isfinite(), g * (w.norm() / (length + GUARD)), 0.0)
+
+
+@contextmanager
+def buffers_put_back(model: nn.Module) -> Iterator[None]:
+    """On leaving, the buffers of ``model`` (batch-norm statistics) are as they were."""
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, buffer in model.named_buffers():
+            buffer.copy_(kept[name])

@@ -1,0 +1,40 @@
+"""RobustLT's radius (Zhang et al., CVPR 2026; arXiv 2605.13395): a larger ball around images of rarer classes.
+
+With n_c images of class c, N in all, and epoch e of E,
+
+    eps_c = rho(e) * [ (1 - alpha) + tau * g_c ] * eps,    g_c = sqrt( log(n_max / n_c) ),
+    tau = alpha / sum_c (n_c / N) g_c,                     rho(e) = min( (e - 1) / (beta_r E), 1 )
+
+so that without the ramp rho the mean radius over the images stays eps. The step shrinks and grows with the radius. It
+is the training attack's alone. The reference code draws a random start in the ball of eps, here in that of eps_c.
+"""
+
+import torch
+from torch import Tensor
+
+from ltat.attacks import ThreatModel
+
+
+def class_radii(class_counts: Tensor, alpha: float) -> Tensor:
+    """(1 - alpha) + tau * g_c in float64, [C]; 1 for every class where all have as many images.
+
+    Args:
+        class_counts: n_c, [C]; a class without images has the radius of one with a single image.
+        alpha: from 0 (one radius for all) to 1 (none for the largest class).
+    """
+    n = class_counts.double()
+    g = (n.max() / n.clamp(min=1)).log().sqrt()
+    mean_g = (n * g).sum() / n.sum()
+    return torch.where(mean_g > 0, 1 - alpha + alpha * g / mean_g, 1.0)
+
+
+def ramp(share: float, epoch: int, epochs: int) -> float:
+    """rho: from 0 in the first epoch to 1 once ``share`` (beta_r) of the epochs is over; 1 throughout for 0."""
+    return min((epoch - 1) / (share * epochs), 1.0) if share else 1.0
+
+
+def scaled(threat: ThreatModel, step: float | Tensor, scale: Tensor | None) -> tuple[ThreatModel, float | Tensor]:
+    """The ball and the step with those of image i times ``scale[i]``, fp32 [B]; as they are without a scale."""
+    if scale is None:
+        return threat, step
+    return ThreatModel(norm=threat.norm, eps=threat.eps * scale, box=threat.box), step * scale
