@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from ltat.attacks import ThreatModel
+from ltat.attacks import STARTS, ThreatModel
+from ltat.attacks.modes import MODES
 from ltat.config import load_config
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -85,15 +86,20 @@ def test_one_step_of_a_class_is_its_share_of_the_step(batch: Batch):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("start", ["gauss", "uniform", "uniform_clamp", "pos_uniform", "zero"])
-def test_every_image_stays_in_the_ball_of_its_class_and_rare_ones_leave_the_plain_one(norm, start, batch: Batch):
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_image_stays_in_the_ball_of_its_class_and_rare_ones_leave_the_plain_one(norm, start, mode, batch: Batch):
     eps = 0.1 if norm == "linf" else 1.0
     settings = (f"attack.norm={norm}", f"attack.start={start}", f"attack.eps={eps}", f"attack.step={eps / 2}")
-    x_adv = attacked(make_method("pgd-at", *ON, *settings, counts=COUNTS), batch)
+    method, model = make_method("pgd-at", *ON, *settings, f"attack.mode={mode}", counts=COUNTS), network()
+    before = [buffer.clone() for buffer in model.buffers()]
+    x_adv = method.attack(model, batch, LAST, torch.Generator().manual_seed(3))
     radii = (eps * torch.tensor(by_hand(COUNTS.tolist(), 0.4))[batch.labels]).float()
     assert ThreatModel(norm=norm, eps=radii).contains(x_adv, batch.images).all()
     outside = ~ThreatModel(norm=norm, eps=eps).contains(x_adv, batch.images)
     assert outside.tolist() == (radii > eps).tolist() and outside.any() and not outside.all()
+    unmoved = all(buffer.equal(value) for buffer, value in zip(model.buffers(), before, strict=True))
+    assert unmoved == (mode != "train")
 
 
 def test_in_the_first_epoch_of_a_ramp_the_images_are_clean(batch: Batch):
