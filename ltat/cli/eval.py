@@ -33,6 +33,12 @@ PLACES = {
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
 @click.option("--eps", type=Radius(), help="Radius for pixels in [0, 1]; the training one if the card knows it.")
 @click.option("--norm", type=click.Choice(["linf", "l2"]), help="The training norm if the card knows it.")
+@click.option(
+    "--adjust",
+    type=click.FloatRange(min=0),
+    metavar="TAU",
+    help="Take TAU log(n/N) of the training set off the logits; the run's eval.tau if the card knows it, else 0.",
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N")
@@ -75,12 +81,15 @@ class Facts(BaseModel):
     threat_model: TrainedThreat = TrainedThreat()
     select: str | None = None
     best: bool = False
+    eval_tau: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    corrects_prior: bool = False
 
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
     """Load the model and its data, and evaluate with a progress bar."""
     from ltat.attacks import ThreatModel
     from ltat.evaluation import evaluate
+    from ltat.evaluation.adjustment import CORRECTED_TWICE
     from ltat.evaluation.evaluate import SELECTED_ON_TEST
     from ltat.models import load_model
     from ltat.training.environment import pick_device
@@ -99,6 +108,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
                 options["norm"] or trained.norm, trained.eps if options["eps"] is None else options["eps"]
             ),
             train_counts=train_counts,
+            adjust=adjustment(checkpoint, facts, train_counts, options),
             n_examples=options["n_examples"],
             batch_size=options["batch_size"],
             seed=options["seed"],
@@ -108,9 +118,30 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
             state_dir=options["state_dir"],
             on_progress=reporter.evaluation,
         )
-    if facts.select == "test" and facts.best:
-        evaluation = replace(evaluation, flags=[*evaluation.flags, SELECTED_ON_TEST])
-    return evaluation
+    selected = [SELECTED_ON_TEST] if facts.select == "test" and facts.best else []
+    twice = [CORRECTED_TWICE] if evaluation.adjust and facts.corrects_prior else []
+    return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])
+
+
+def adjustment(checkpoint: Path, facts: Facts, data_counts: list[int], options: dict[str, Any]) -> Any:
+    """What is taken off the logits: by ``--adjust``, else as the run that wrote the checkpoint did.
+
+    The prior is that of the training images, from the card, else from the data set at a ratio that is named.
+
+    Raises:
+        LtatError: neither tells how many images of each class the network was trained on.
+    """
+    from ltat.evaluation import Adjustment
+
+    tau = facts.eval_tau if options["adjust"] is None else options["adjust"]
+    if not tau:
+        return None
+    if facts.train_counts is not None:
+        return Adjustment(tau, facts.train_counts)
+    as_trained = options["dataset"] in (None, facts.dataset)
+    if options["imbalance_ratio"] is None and not (as_trained and facts.imbalance_ratio is not None):
+        raise LtatError(f"the card of {checkpoint} tells no training counts to adjust by; add --imbalance-ratio")
+    return Adjustment(tau, data_counts)
 
 
 def read_facts(checkpoint: Path) -> Facts:

@@ -171,11 +171,16 @@ class SelectSection(Section):
 
 
 class EvalSection(Section):
-    """The evaluation at the end of a run, on the test set."""
+    """The evaluation at the end of a run, on the test set.
+
+    With ``tau`` above 0 the network that is evaluated, and by which the best checkpoint is chosen, has logits
+    z - tau * log(n / N).
+    """
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
     n_examples: Count | None = None
     batch_size: Count = 256
+    tau: NonNegative = 0.0
 
 
 class SeedSection(Section):
@@ -207,6 +212,21 @@ class RadiusSection(Section):
 
     alpha: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
     ramp: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+
+
+class LossSection(Section):
+    """The classification term on x' (``cls``, see :mod:`ltat.methods.classification`) and its constants.
+
+    ``margin`` (of the rarest class, between cosines), ``scale`` and ``drw`` (the share of the epochs before classes
+    are re-weighted) are of LDAM-DRW; ``beta`` is of its weights and of the class-balanced loss, ``gamma`` of the focal.
+    """
+
+    cls: str = "ce"
+    margin: NonNegative = 0.5
+    scale: Positive = 30.0
+    drw: Annotated[Quotient, Field(ge=0, le=1)] = 160 / 200
+    beta: Annotated[Quotient, Field(ge=0, lt=1)] = 0.9999
+    gamma: NonNegative = 2.0
 
 
 class RunConfig(Section):

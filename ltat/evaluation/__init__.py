@@ -1,5 +1,6 @@
 """Evaluation: accuracy clean and under attack, overall, balanced and for the rare classes."""
 
+from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
 from ltat.evaluation.attacks import ATTACKS, parse_attack
 from ltat.evaluation.evaluate import Evaluation, evaluate
 from ltat.evaluation.groups import class_groups
@@ -8,7 +9,9 @@ from ltat.evaluation.report import render_table, write_json
 
 __all__ = [
     "ATTACKS",
+    "Adjustment",
     "Evaluation",
+    "LogitAdjusted",
     "class_groups",
     "evaluate",
     "parse_attack",

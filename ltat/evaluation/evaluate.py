@@ -17,6 +17,7 @@ from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
 from ltat.data.split import Dataset, Split
 from ltat.errors import LtatError
+from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
 from ltat.evaluation.attacks import Outcome, Subject, as_tensor, parse_attack, predict
 from ltat.evaluation.groups import class_groups
 from ltat.evaluation.metrics import summarise
@@ -41,6 +42,7 @@ class Evaluation:
         train_counts: training images per class [C], or None.
         outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
         flags: every flag, each with the attack it belongs to.
+        adjust: what was taken off the network's logits, or None.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Evaluation:
     train_counts: Sequence[int] | np.ndarray | None
     outcomes: dict[str, Outcome]
     flags: list[str]
+    adjust: Adjustment | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for ``json.dumps``; accuracies in percent, None where a group is empty or unknown."""
@@ -63,6 +66,7 @@ class Evaluation:
                 "eps": self.threat.eps,
                 "box": list(self.threat.box),
             },
+            **({} if self.adjust is None else {"adjustment": self.adjust.to_json()}),
             **{name: {**self.summary(name), **o.settings} for name, o in self.outcomes.items()},
             "flags": list(self.flags),
         }
@@ -86,6 +90,7 @@ def evaluate(
     attacks: Sequence[str] | str = DEFAULT_ATTACKS,
     threat: ThreatModel = LINF_8,
     train_counts: Sequence[int] | np.ndarray | None = None,
+    adjust: Adjustment | None = None,
     n_examples: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -106,6 +111,7 @@ def evaluate(
         attacks: one or several names such as ``clean``, ``pgd20``, ``autoattack``; see ``ltat.evaluation.attacks``.
         threat: norm, ε and box of every attack.
         train_counts: training images per class [C], which define tail, many, medium and few.
+        adjust: post-hoc logit adjustment, inside the network that is attacked; none if None or of tau 0.
         n_examples: evaluate that many images, classes as even as they allow; all if None.
         batch_size: images at once.
         seed: of every random start.
@@ -116,7 +122,8 @@ def evaluate(
         on_progress: called as (stage, images done, images in all).
 
     Raises:
-        LtatError: an unknown attack, a model of another number of classes, or a setting out of range.
+        LtatError: an unknown attack, a model of another number of classes, one that adjusts its logits itself where
+            ``adjust`` is given, or a setting out of range.
     """
     chosen = {attack: parse_attack(attack) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
     _check(chosen, threat, batch_size, precision)
@@ -125,8 +132,10 @@ def evaluate(
     class_groups(split.num_classes, train_counts)  # unfit counts must not wait until the attacks are through
     if n_examples is not None:
         split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
+    adjust = None if adjust is None or adjust.tau == 0 else adjust
+    deployed = model if adjust is None else LogitAdjusted(model, adjust, precision)
     subject, flags = _meet(
-        model if device is None else moved(model, device),
+        deployed if device is None else moved(deployed, device),
         split,
         threat=threat,
         batch_size=batch_size,
@@ -147,6 +156,7 @@ def evaluate(
         train_counts=train_counts,
         outcomes=outcomes,
         flags=flags,
+        adjust=adjust,
     )
 
 

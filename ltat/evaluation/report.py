@@ -50,7 +50,12 @@ def _cells(evaluation: Evaluation, attack: str) -> list[str]:
     return ["–" if summary[column] is None else f"{summary[column]:.2f}" for column in COLUMNS]
 
 
+def _adjusted(evaluation: Evaluation) -> str:
+    adjust = evaluation.adjust
+    return "" if adjust is None else f", logits less {adjust.tau:g} log n/N"
+
+
 def _caption(evaluations: Sequence[Evaluation]) -> Text:
-    lines = [f"{len(e.labels)} images, {e.threat.norm} eps {e.threat.eps:.4g}" for e in evaluations]
+    lines = [f"{len(e.labels)} images, {e.threat.norm} eps {e.threat.eps:.4g}{_adjusted(e)}" for e in evaluations]
     flags = [f"! {evaluation.model}: {flag}" for evaluation in evaluations for flag in evaluation.flags]
     return Text("\n".join([*dict.fromkeys(lines), *flags]))  # not a string, whose brackets rich would read

@@ -182,6 +182,11 @@ class Method:
         del state
 
     @property
+    def corrects_prior(self) -> bool:
+        """Whether training already makes up for the class frequencies, so that a post-hoc adjustment does so twice."""
+        return False
+
+    @property
     def log_prior(self) -> Tensor:
         """log n_c of the training set, [C]; methods with a temperature override it."""
         return self.class_counts.float().log()

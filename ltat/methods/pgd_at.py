@@ -2,6 +2,8 @@
 
     min_w  mean_i CE( f_w(x'_i), y_i ),   x' = PGD on CE, network in evaluation mode
 
+``loss.cls`` puts another loss in place of the outer CE.
+
 Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode.
 
 This is also the first stage of the main method: on the balanced sub-dataset D_B it trains the self-teacher.
@@ -9,29 +11,29 @@ This is also the first stage of the main method: on the balanced sub-dataset D_B
 
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltat.config import RunConfig, ScheduleSection
+from ltat.config import ScheduleSection
 from ltat.data import Batch
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import LossTerms, Progress
+from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 
 
-class PgdAtConfig(RunConfig):
+class PgdAtConfig(ClassificationConfig):
     """The published settings: SGD 0.1, 100 epochs, x0.1 from epochs 75 and 90, and again in epoch 100."""
 
     method: Literal["pgd-at"] = "pgd-at"
     lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
 
 
-class PgdAt(Method):
+class PgdAt(ClassificationMethod):
     """PGD adversarial training: cross-entropy on adversarial images."""
 
     Config = PgdAtConfig
+    config: PgdAtConfig
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """Mean cross-entropy of the logits on ``x_adv`` [B, C, H, W]."""
-        del progress
+        """``loss.cls``, by default mean cross-entropy, of the logits on ``x_adv`` [B, C, H, W]."""
         logits = model(x_adv)
-        loss = F.cross_entropy(logits, batch.labels)
+        loss = self.classification(logits, batch.labels, progress)
         return LossTerms(loss, logits.detach(), {"cls": loss.detach()})

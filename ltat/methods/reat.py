@@ -9,6 +9,8 @@ Loss:
 
     L = mean CE( f(x') + tau * log n, y ) + lambda * TAIL,    TAIL = mean over the tail images i of the batch of t_i
 
+(``loss.cls`` puts another loss in place of the first term.)
+
 With h the penultimate features on x', K_ij = 1/d * KL( softmax(h_i), no gradient || softmax(h_j) ) for d features, and
 S_ij = s_ij * (o_{y_i} + o_{y_j}), where o_c = (n_c / N)^(-1/2) and s_ij = -1 for images of one class, else +1:
 
@@ -27,12 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltat.attacks import Objective
-from ltat.config import AttackSection, BslSection, RunConfig, ScheduleSection, Section, TrainSection
+from ltat.config import AttackSection, LossSection, ScheduleSection, Section, TrainSection
 from ltat.config.sections import NonNegative
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress
-from ltat.ops import balanced_kd
+from ltat.methods.base import LossTerms, Progress
+from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 from ltat.precision import features_and_logits
 
 
@@ -45,18 +47,18 @@ class ReatSection(Section):
     tail_set: Literal["index", "count"] = "index"
 
 
-class ReatConfig(RunConfig):
+class ReatConfig(ClassificationConfig):
     """The published settings: 80 epochs, x0.1 after 60 and 75; a uniform start."""
 
     method: Literal["reat"] = "reat"
     attack: AttackSection = AttackSection(start="uniform")
     lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9375), milestone_base=0)
     train: TrainSection = TrainSection(epochs=80)
-    bsl: BslSection = BslSection()
+    loss: LossSection = LossSection(cls="bsl")
     reat: ReatSection = ReatSection()
 
 
-class Reat(Method):
+class Reat(ClassificationMethod):
     """Balanced softmax plus TAIL on images from the re-balanced attack.
 
     ``predicted`` [C] is A_c, ``None`` in the first epoch; it survives an interruption.
@@ -109,11 +111,10 @@ class Reat(Method):
         return lambda logits, labels, x_adv: weights.to(logits)[labels] * inner(logits, labels, x_adv)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """Balanced softmax on ``x_adv`` [B, C, H, W] plus lambda * TAIL on their features."""
-        del progress
+        """``loss.cls``, by default balanced softmax, on ``x_adv`` [B, C, H, W] plus lambda * TAIL on their features."""
         reat = self.config.reat
         features, logits = features_and_logits(model, x_adv)
-        cls = balanced_kd(logits, batch.labels, self.log_prior).loss
+        cls = self.classification(logits, batch.labels, progress)
         tail = tail_term(
             features, batch.labels, self.class_counts, self.tail_classes, reat.tail_impl, SIGN_OF_PAIRS[reat.tail_sign]
         )

@@ -70,6 +70,11 @@ class Robal(Method):
         return (counts / counts.sum()).log()
 
     @property
+    def corrects_prior(self) -> bool:
+        """tau_b does."""
+        return self.config.robal.tau_b > 0
+
+    @property
     def margins(self) -> Tensor:
         """D_c, [C]."""
         robal, log_share = self.config.robal, self.log_share

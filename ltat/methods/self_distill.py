@@ -11,23 +11,25 @@ Stage 2 trains the student S on the long-tailed D:
 A reconstruction: the paper names "adversarial knowledge distillation" of Lee et al. and a weight alpha, but the
 text of its Algorithm 1 was not available. L_KD, alpha and the ramp rho(e) = e/E are taken from Lee et al.'s
 IGDM (arXiv 2312.03286); every choice is a setting below, and docs/methods.md lists the evidence for each.
+``loss.cls`` puts another loss in place of L_BSL.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ltat.attacks import frozen_batch_norm_statistics
-from ltat.config import BslSection, RunConfig, Section
+from ltat.config import LossSection, RunConfig, Section
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.base import LossTerms, Progress
+from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 from ltat.methods.igdm import mirrored, published_alpha, ramp
 from ltat.methods.teachers import TaughtConfig, TaughtMethod
 from ltat.models import Classifier
-from ltat.ops import balanced_kd
+from ltat.ops import BalancedKD, balanced_kd
 
 TEACHER_INPUTS = {
     "igdm": ("adv", "minus"),
@@ -59,16 +61,16 @@ class StudentSection(Section):
     init: Literal["scratch", "teacher"] = "scratch"
 
 
-class SelfDistillConfig(TaughtConfig):
+class SelfDistillConfig(ClassificationConfig, TaughtConfig):
     """The settings of the paper where it states them, else the reconstruction's defaults."""
 
     method: Literal["self-distill"] = "self-distill"
-    bsl: BslSection = BslSection()
+    loss: LossSection = LossSection(cls="bsl")
     kd: DistillSection = DistillSection()
     student: StudentSection = StudentSection()
 
 
-class SelfDistill(TaughtMethod):
+class SelfDistill(ClassificationMethod, TaughtMethod):
     """Balanced softmax plus distillation from the balanced self-teacher."""
 
     Config = SelfDistillConfig
@@ -79,6 +81,8 @@ class SelfDistill(TaughtMethod):
         self.alpha = self.resolve(config, len(class_counts)).kd.alpha or 0.0
         if config.kd.mix == "convex" and self.alpha > 1:
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {self.alpha:g}; lower kd.alpha")
+        if config.kd.on_biased and not self.chosen.in_balanced_kd:
+            raise LtatError(f"kd.on_biased adds the prior of loss.cls=bsl and loss.cls is {config.loss.cls}; drop it")
 
     @classmethod
     def resolve(cls, config: RunConfig, num_classes: int) -> "SelfDistillConfig":
@@ -88,11 +92,6 @@ class SelfDistill(TaughtMethod):
             return config
         alpha = published_alpha(num_classes) if config.kd.form == "igdm" else 1.0
         return config.model_copy(update={"kd": config.kd.model_copy(update={"alpha": alpha})})
-
-    @property
-    def log_prior(self) -> Tensor:
-        """tau * log n_c of the epoch, [C]."""
-        return self.config.bsl.tau * self.class_counts.float().log()
 
     def initialise(self, model: Classifier) -> None:
         """Start from the teacher's weights where ``student.init`` says so."""
@@ -109,10 +108,10 @@ class SelfDistill(TaughtMethod):
         inputs = TEACHER_INPUTS[kd.form]
         s_plus, s_minus = self._student_logits(model, x_adv, images["minus"] if "minus" in inputs else None)
         weight = self.alpha * ramp(progress, kd.ramp, kd.ramp_len)
-        terms = balanced_kd(
+        terms = self._terms(
             s_plus,
             batch.labels,
-            self.log_prior,
+            progress,
             form=kd.form,
             student_minus=s_minus,
             **{f"teacher_{name}": self.teacher_logits(images[name]) for name in inputs},
@@ -124,6 +123,14 @@ class SelfDistill(TaughtMethod):
         )
         ratio = weight * terms.kd / terms.cls
         return LossTerms(terms.loss, s_plus.detach(), {"cls": terms.cls, "kd": terms.kd, "kd_ratio": ratio})
+
+    def _terms(self, logits: Tensor, labels: Tensor, progress: Progress, *, cls_weight: float, **kd: Any) -> BalancedKD:
+        """The classification term and the one of distillation, in one pass where the kernel has both."""
+        if self.chosen.in_balanced_kd:
+            return balanced_kd(logits, labels, self.log_prior, cls_weight=cls_weight, **kd)
+        distilled = balanced_kd(logits, labels, torch.zeros_like(self.log_prior), cls_weight=0.0, **kd)
+        cls = self.classification(logits, labels, progress)
+        return BalancedKD(cls_weight * cls + distilled.loss, cls.detach(), distilled.kd)
 
     def mirrored(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """x - delta, which leaves [0, 1] at places unless ``kd.clamp_minus`` is set (IGDM's code does not clamp)."""

@@ -77,7 +77,7 @@ def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
         lr=teacher.lr,
         train=config.train.model_copy(update={"epochs": teacher.epochs, "batch_size": teacher.batch_size}),
         select=config.select if teacher.ckpt == "best" else config.select.model_copy(update={"set": "none"}),
-        eval=config.eval,
+        eval=config.eval.model_copy(update={"tau": 0.0}),  # D_B has no prior to take back
         seed=config.seed,
     )
 

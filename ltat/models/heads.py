@@ -16,7 +16,8 @@ class CosineClassifier(nn.Module):
 
         z_c = scale * v_c + offset_c,    v_c = < h / |h| , W_c / (|W_c| + gamma) >
 
-    ``gamma``, ``scale`` and ``offset`` are constants of the state dict: 1/32, 1 and 0 until they are set.
+    ``gamma``, ``scale`` and ``offset`` are constants of the state dict: 1/32, 1 and 0 until they are set. With
+    ``gamma`` 0 it is the normalised layer of LDAM (Cao et al., NeurIPS 2019).
     """
 
     def __init__(self, in_features: int, num_classes: int) -> None:
@@ -49,7 +50,7 @@ def put_head(model: Classifier, name: str) -> None:
     """
     if name not in HEADS:
         raise LtatError(f"unknown head {name!r}; choose one of {', '.join(HEADS)}")
-    width = getattr(model.classifier, "in_features", None)
+    width = getattr(getattr(model, "classifier", None), "in_features", None)
     if not isinstance(width, int):
         raise LtatError(f"the last layer of {type(model).__name__} does not tell its features; use one of ltat.models")
     model.replace_classifier(HEADS[name](width, model.num_classes))

@@ -3,7 +3,7 @@
 from ltat import __version__
 from ltat.data import Split
 from ltat.errors import LtatError
-from ltat.evaluation import Evaluation, evaluate
+from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.models import save_model
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import Row, RunFolder, StageFiles
@@ -85,6 +85,8 @@ def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, 
         "subset_seed": config.seed.subset,
         "train_counts": data.dataset.train.counts.tolist(),
         "threat_model": {"norm": config.attack.norm, "eps": config.attack.eps},
+        "eval_tau": config.eval.tau,
+        "corrects_prior": stage.method.corrects_prior,
         "select": config.select.set,
         "best": best,
         "score": row.get("score"),
@@ -104,7 +106,7 @@ def validate(stage: Stage, data: TaskData, epoch: int) -> Row:
         return {}
     split = data.val if data.val is not None else data.dataset.test
     metric = select.metric or "pgd10"
-    measured = evaluate_stage(stage, split, ("clean", metric)).to_json()
+    measured = evaluate_stage(stage, split, ("clean", metric), adjustment(stage, data)).to_json()
     return {
         "select": f"{select.set}_{metric}",
         "score": measured[metric]["balanced"],
@@ -112,13 +114,22 @@ def validate(stage: Stage, data: TaskData, epoch: int) -> Row:
     }
 
 
-def evaluate_stage(stage: Stage, split: Split, attacks: tuple[str, ...]) -> Evaluation:
+def adjustment(stage: Stage, data: TaskData) -> Adjustment | None:
+    """What ``eval.tau`` takes off the logits of the deployed network, by the counts of the training set."""
+    tau = stage.config.eval.tau
+    return Adjustment(tau, data.dataset.train.counts.tolist()) if tau else None
+
+
+def evaluate_stage(
+    stage: Stage, split: Split, attacks: tuple[str, ...], adjust: Adjustment | None = None
+) -> Evaluation:
     """Evaluate a stage's network as it is deployed, under the threat model of its training."""
     return evaluate(
         stage.method.deployed(stage.model),
         split,
         attacks=attacks,
         threat=stage.method.threat,
+        adjust=adjust,
         batch_size=stage.config.eval.batch_size,
         seed=stage.config.seed.train,
         device=stage.device,

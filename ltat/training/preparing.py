@@ -12,12 +12,14 @@ from torch import nn
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
+from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.training.environment import pick_device
+from ltat.training.fitting import adjustment
 from ltat.training.optimizer import build_optimizer
 from ltat.training.schedule import learning_rate
 from ltat.training.task import TaskData, build_loader, load_data, pixel_statistics, resolve
@@ -155,6 +157,9 @@ def checked_stage(
     check_selection(config)
     learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
     stage = build_stage(name, config, data, device, teacher, on_progress)
+    adjust = adjustment(stage, data)
+    if adjust is not None:
+        LogitAdjusted(stage.method.deployed(stage.model), adjust)  # refuses a network that adjusts its logits itself
     rehearse(stage, data)
     return stage
 

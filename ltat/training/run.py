@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ltat.config import RunConfig
 from ltat.data.loaders.dataloader import dead_workers_told
 from ltat.evaluation import Evaluation, evaluate
+from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
-from ltat.training.fitting import fit, save_checkpoint
+from ltat.training.fitting import adjustment, fit, save_checkpoint
 from ltat.training.preparing import Plan, prepare, teacher_path
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
@@ -118,6 +119,7 @@ def evaluate_checkpoint(
         attacks=config.eval.attacks,
         threat=stage.method.threat,
         train_counts=plan.data.dataset.train.counts.tolist(),
+        adjust=adjustment(stage, plan.data),
         n_examples=config.eval.n_examples,
         batch_size=config.eval.batch_size,
         seed=config.seed.train,
@@ -127,6 +129,6 @@ def evaluate_checkpoint(
         on_progress=reporter.evaluation,
     )
     facts = read_card(folder.path / name).extra
-    if facts["best"] and facts["select"] == "test":
-        return replace(evaluation, flags=[*evaluation.flags, SELECTED_ON_TEST])
-    return evaluation
+    selected = [SELECTED_ON_TEST] if facts["best"] and facts["select"] == "test" else []
+    twice = [CORRECTED_TWICE] if evaluation.adjust and stage.method.corrects_prior else []
+    return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])

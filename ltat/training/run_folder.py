@@ -15,6 +15,7 @@ from ltat.files import atomic_write_bytes, atomic_write_text
 
 Row = dict[str, Any]
 FREE_TO_CHANGE = ("train.device", "loader.", "eval.")  # on resuming: they change nothing that was trained
+NOT_FREE = ("eval.tau",)  # but the choice of the best checkpoint
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _parsed(line: str) -> Row | None:
 
 
 def differing_settings(before: Row, after: Row, prefix: str = "") -> list[str]:
-    """The dotted names whose values differ, but for those in ``FREE_TO_CHANGE``."""
+    """The dotted names whose values differ, but for those that are free to change."""
     names: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
@@ -171,4 +172,4 @@ def differing_settings(before: Row, after: Row, prefix: str = "") -> list[str]:
             names += differing_settings(old, new, f"{prefix}{key}.")
         elif old != new:
             names.append(f"{prefix}{key}")
-    return [name for name in names if not name.startswith(FREE_TO_CHANGE)]
+    return [name for name in names if name in NOT_FREE or not name.startswith(FREE_TO_CHANGE)]

@@ -45,7 +45,7 @@ def test_the_table_is_mean_and_deviation_of_the_runs_reports(tmp_path):
         (["--methods", "pgd-at,nosuch"], "there is no method 'nosuch'"),
         (["--methods", "pgd-at,"], "empty name"),
         (["--dataset", "npz"], "--recipe"),
-        (["--methods", "pgd-at", "--set", "bsl.tau=1"], "has no setting 'bsl'"),
+        (["--methods", "pgd-at", "--set", "kd.alpha=1"], "has no setting 'kd'"),
         (["--dataset", "cifar10", "--methods", "at-bsl"], "--data-dir"),
     ],
 )

@@ -1,0 +1,86 @@
+"""Post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9), inside the network that is evaluated and attacked:
+
+    z_c - tau * log pi_c,    pi_c = n_c / N
+
+with z the network's logits and n_c the training images of class c. It takes the long-tailed prior out of a network
+that was trained on it; one whose loss has done so already (balanced softmax) would be corrected twice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltat.errors import LtatError
+from ltat.models import CosineClassifier
+from ltat.precision import MixedPrecision
+
+CORRECTED_TWICE = (
+    "the logits are adjusted by the training prior and the loss of training had made up for it already: "
+    "it is corrected twice"
+)
+"""The flag of an adjusted evaluation of such a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """What is taken off the logits.
+
+    Attributes:
+        tau: strength, at least 0; 1 takes the whole prior away.
+        train_counts: images of each class that the network was trained on, [C], each at least 1.
+
+    Raises:
+        LtatError: a value out of range.
+    """
+
+    tau: float
+    train_counts: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tau) and self.tau >= 0):
+            raise LtatError(f"the adjustment's tau is {self.tau:g}: give a number of at least 0")
+        empty = [c for c, n in enumerate(self.train_counts) if n < 1]
+        if empty:
+            raise LtatError(
+                f"class {empty[0]} has no training image and log 0 adjusts nothing: leave the adjustment out"
+            )
+
+    def offset(self) -> Tensor:
+        """- tau * log pi_c, fp32 [C]."""
+        counts = torch.tensor(list(self.train_counts), dtype=torch.float64)
+        return (-self.tau * (counts / counts.sum()).log()).float()
+
+    def to_json(self) -> dict[str, Any]:
+        """For the report."""
+        return {"tau": float(self.tau), "train_counts": [int(n) for n in self.train_counts]}
+
+
+class LogitAdjusted(nn.Module):
+    """``model`` in ``precision``, its logits adjusted in full precision.
+
+    Raises:
+        LtatError: the model adjusts its logits itself, as RoBal's does with tau_p.
+    """
+
+    def __init__(self, model: nn.Module, adjustment: Adjustment, precision: str = "fp32") -> None:
+        super().__init__()
+        head = getattr(model, "classifier", None)
+        if isinstance(head, CosineClassifier) and head.offset.any():
+            raise LtatError("the network adjusts its logits itself (robal.tau_p): leave the other adjustment out")
+        self.network = MixedPrecision(model, precision)
+        self.in_channels = getattr(model, "in_channels", None)
+        self.offset: Tensor
+        self.register_buffer("offset", adjustment.offset())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Adjusted logits [B, C] of images [B, C, H, W] in [0, 1]."""
+        logits = self.network(x)
+        if logits.shape[1:] != self.offset.shape:
+            raise LtatError(
+                f"the adjustment has {len(self.offset)} counts and the logits {tuple(logits.shape)}: give one per class"
+            )
+        return logits + self.offset.to(logits)

@@ -1,0 +1,198 @@
+"""What the outer loss says about the class of x': one choice, ``loss.cls``, for the methods with such a term.
+
+z [B, C] are the logits on x', y [B] the labels, n_c the training images of class c, p = softmax(z):
+
+    ce        mean CE( z, y )
+    bsl       mean CE( z + tau * log n, y )                       balanced softmax: Ren et al., NeurIPS 2020, eq. 3;
+                                                                  logit adjustment: Menon et al., ICLR 2021, eq. 10
+    ldam-drw  sum_i w_i CE( z_i - s * D_{y_i} at the true class, y_i ) / sum_i w_i      Cao et al., NeurIPS 2019
+              z = s * cos(h, W_c),  D_c = m * n_c^(-1/4) / max_k n_k^(-1/4)             (eq. 11, 13; the LDAM-DRW code)
+              w_i = 1 at first, the class-balanced weight of y_i after the share ``loss.drw`` of the epochs
+    cb        sum_i w_{y_i} CE( z_i, y_i ) / sum_i w_{y_i}                              Cui et al., CVPR 2019, eq. 3
+              w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
+    focal     mean (1 - p_y)^gamma CE( z, y )                                           Lin et al., ICCV 2017, eq. 4
+
+To add one, write a function of (z, y, :class:`Circumstances`) and enter it in :data:`LOSSES`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.config import BslSection, LossSection, RunConfig
+from ltat.errors import LtatError
+from ltat.methods.base import Method, Progress
+from ltat.models import Classifier, CosineClassifier, put_head
+from ltat.ops import balanced_kd
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a loss may depend on besides logits and labels.
+
+    Attributes:
+        settings: the constants.
+        class_counts: n_c, [C].
+        log_prior: tau * log n_c, fp32 [C].
+        progress: where training stands.
+    """
+
+    settings: LossSection
+    class_counts: Tensor
+    log_prior: Tensor
+    progress: Progress
+
+
+def _keep_network(model: Classifier, settings: LossSection) -> Classifier:
+    del settings
+    return model
+
+
+@dataclass(frozen=True)
+class ClassificationLoss:
+    """One entry of :data:`LOSSES`.
+
+    Attributes:
+        value: from logits fp32 [B, C], labels [B] and circumstances to the 0-dim loss.
+        prepare: changes the network when it is built.
+        in_balanced_kd: ``balanced_kd`` has this loss in one pass with a distillation term.
+        needs_every_class: a class without images has no weight or margin.
+        corrects_prior: the loss already makes up for the class frequencies.
+    """
+
+    value: Callable[[Tensor, Tensor, Circumstances], Tensor]
+    prepare: Callable[[Classifier, LossSection], Classifier] = _keep_network
+    in_balanced_kd: bool = False
+    needs_every_class: bool = False
+    corrects_prior: bool = False
+
+
+def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
+    """(1 - beta) / (1 - beta^n_c) of n_c [C], scaled to sum to C: fp32 [C] (Cui et al., eq. 2)."""
+    n = class_counts.clamp(min=1).double()
+    w = (1 - beta) / (1 - beta**n)
+    return (w / w.sum() * len(w)).float()
+
+
+def ldam_margins(class_counts: Tensor, largest: float) -> Tensor:
+    """D_c of n_c [C], the margin between cosines: fp32 [C], ``largest`` for the rarest class (Cao et al., eq. 11)."""
+    n = class_counts.clamp(min=1).double()
+    return (largest * (n.min() / n) ** 0.25).float()
+
+
+def ldam(logits: Tensor, labels: Tensor, margins: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
+    """Weighted mean cross-entropy after the true logit has been lowered by its margin.
+
+    Args:
+        logits: s times the cosines, [B, C].
+        labels: [B].
+        margins: D_c between cosines, [C].
+        scale: s.
+        weights: of the classes, [C]; the mean is sum w l / sum w.
+    """
+    at_true_class = F.one_hot(labels, logits.shape[1]) * margins
+    return F.cross_entropy(logits - scale * at_true_class, labels, weight=weights)
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    """Mean of (1 - p_y)^gamma CE of logits [B, C] and labels [B]."""
+    each = F.cross_entropy(logits, labels, reduction="none")
+    # 1 - p_y = -expm1(-CE) loses no digits near 0; kept from 0 itself, where a gamma below 1 has an infinite slope.
+    missed = (-torch.expm1(-each)).clamp(min=torch.finfo(each.dtype).tiny)
+    return (missed**gamma * each).mean()
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
+    del given
+    return F.cross_entropy(logits, labels)
+
+
+def _balanced_softmax(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
+    return balanced_kd(logits, labels, given.log_prior).loss
+
+
+def _ldam_drw(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
+    settings, progress = given.settings, given.progress
+    margins = ldam_margins(given.class_counts, settings.margin)
+    deferred = progress.epoch <= int(settings.drw * progress.epochs + 1e-9)  # a share is rounded down, as milestones
+    weights = None if deferred else effective_number_weights(given.class_counts, settings.beta)
+    return ldam(logits, labels, margins, settings.scale, weights)
+
+
+def _class_balanced(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
+    weights = effective_number_weights(given.class_counts, given.settings.beta)
+    return F.cross_entropy(logits, labels, weight=weights)
+
+
+def _focal(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
+    return focal(logits, labels, given.settings.gamma)
+
+
+def _cosine_head(model: Classifier, settings: LossSection) -> Classifier:
+    """LDAM's last layer: rows of length 1 at the start, and logits s * cos, which every attack meets."""
+    put_head(model, "cosine")
+    head = model.classifier
+    assert isinstance(head, CosineClassifier)
+    with torch.no_grad():
+        head.weight.copy_(F.normalize(head.weight, dim=1))
+    head.gamma.zero_()
+    head.scale.fill_(settings.scale)
+    return model
+
+
+LOSSES: dict[str, ClassificationLoss] = {
+    "ce": ClassificationLoss(_cross_entropy),
+    "bsl": ClassificationLoss(_balanced_softmax, in_balanced_kd=True, corrects_prior=True),
+    "ldam-drw": ClassificationLoss(_ldam_drw, _cosine_head, needs_every_class=True, corrects_prior=True),
+    "cb": ClassificationLoss(_class_balanced, needs_every_class=True, corrects_prior=True),
+    "focal": ClassificationLoss(_focal),
+}
+
+
+class ClassificationConfig(RunConfig):
+    """The settings of a method whose classification term on x' is a choice."""
+
+    loss: LossSection = LossSection()
+    bsl: BslSection = BslSection()
+
+
+class ClassificationMethod(Method):
+    """Base of the methods whose classification term on x' is a choice, ``loss.cls``.
+
+    Raises:
+        LtatError: there is no such loss, or it cannot do without a class that has no images.
+    """
+
+    config: ClassificationConfig
+
+    def __init__(self, config: ClassificationConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, class_counts, teacher)
+        name = config.loss.cls
+        if name not in LOSSES:
+            raise LtatError(f"loss.cls={name} is unknown; choose one of {', '.join(LOSSES)}")
+        self.chosen = LOSSES[name]
+        if self.chosen.needs_every_class and not class_counts.all():
+            empty = int(class_counts.argmin())
+            raise LtatError(f"loss.cls={name} weighs classes by their images and class {empty} has none; use ce or bsl")
+
+    @property
+    def log_prior(self) -> Tensor:
+        """tau * log n_c of the epoch, [C]."""
+        return self.config.bsl.tau * self.class_counts.float().log()
+
+    @property
+    def corrects_prior(self) -> bool:
+        """Whether ``loss.cls`` does."""
+        return self.chosen.corrects_prior
+
+    def prepare_model(self, model: Classifier) -> Classifier:
+        """Give the network the last layer that the loss needs."""
+        return self.chosen.prepare(model, self.config.loss)
+
+    def classification(self, logits: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+        """The chosen loss of logits fp32 [B, C] on x' and labels [B], 0-dim."""
+        given = Circumstances(self.config.loss, self.class_counts, self.log_prior, progress)
+        return self.chosen.value(logits, labels, given)
