@@ -95,7 +95,7 @@ def slope(formula, z: np.ndarray, step: float = 1e-6) -> np.ndarray:
 def test_value_and_gradient_are_those_of_the_formula(choice: str):
     assignments, formula = FORMULAS[choice]
     model = Table()
-    terms = make(choice.split()[0], *assignments).loss(model, BATCH, PIXELS, Progress(2, 3))
+    terms = make(choice.split(maxsplit=1)[0], *assignments).loss(model, BATCH, PIXELS, Progress(2, 3))
     terms.loss.backward()
     z = model.rows.detach().double().numpy()
     assert terms.loss.item() == pytest.approx(formula(z), rel=1e-5)
