@@ -3,15 +3,16 @@
 z [B, C] are the logits on x', y [B] the labels, n_c the training images of class c, p = softmax(z):
 
     ce        mean CE( z, y )
-    bsl       mean CE( z + tau * log n, y )                       balanced softmax: Ren et al., NeurIPS 2020, eq. 3;
-                                                                  logit adjustment: Menon et al., ICLR 2021, eq. 10
+    bsl       mean CE( z + tau * log n, y )              balanced softmax: Ren et al., NeurIPS 2020;
+                                                         logit adjustment: Menon et al., ICLR 2021, eq. 10
     ldam-drw  sum_i w_i CE( z_i - s * D_{y_i} at the true class, y_i ) / sum_i w_i      Cao et al., NeurIPS 2019
-              z = s * cos(h, W_c),  D_c = m * n_c^(-1/4) / max_k n_k^(-1/4)             (eq. 11, 13; the LDAM-DRW code)
+              z = s * cos(h, W_c),  D_c = m * n_c^(-1/4) / max_k n_k^(-1/4)
               w_i = 1 at first, the class-balanced weight of y_i after the share ``loss.drw`` of the epochs
-    cb        sum_i w_{y_i} CE( z_i, y_i ) / sum_i w_{y_i}                              Cui et al., CVPR 2019, eq. 3
+    cb        sum_i w_{y_i} CE( z_i, y_i ) / sum_i w_{y_i}                              Cui et al., CVPR 2019
               w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
     focal     mean (1 - p_y)^gamma CE( z, y )                                           Lin et al., ICCV 2017, eq. 4
 
+The constants m, s and the normalisations are those of Cao et al.'s code.
 To add one, write a function of (z, y, :class:`Circumstances`) and enter it in :data:`LOSSES`.
 """
 
@@ -71,20 +72,20 @@ class ClassificationLoss:
 
 
 def effective_number_weights(class_counts: Tensor, beta: float) -> Tensor:
-    """(1 - beta) / (1 - beta^n_c) of n_c [C], scaled to sum to C: fp32 [C] (Cui et al., eq. 2)."""
+    """(1 - beta) / (1 - beta^n_c) of n_c [C], scaled to sum to C: fp32 [C] (Cui et al., CVPR 2019)."""
     n = class_counts.clamp(min=1).double()
     w = (1 - beta) / (1 - beta**n)
     return (w / w.sum() * len(w)).float()
 
 
 def ldam_margins(class_counts: Tensor, largest: float) -> Tensor:
-    """D_c of n_c [C], the margin between cosines: fp32 [C], ``largest`` for the rarest class (Cao et al., eq. 11)."""
+    """D_c of n_c [C], the margin between cosines: fp32 [C], ``largest`` for the rarest class."""
     n = class_counts.clamp(min=1).double()
     return (largest * (n.min() / n) ** 0.25).float()
 
 
 def ldam(logits: Tensor, labels: Tensor, margins: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean cross-entropy after the true logit has been lowered by its margin.
+    """Weighted mean cross-entropy after the true logit has been lowered by its margin (Cao et al., NeurIPS 2019).
 
     Args:
         logits: s times the cosines, [B, C].

@@ -220,6 +220,14 @@ def test_a_choice_that_does_not_fit_is_refused_before_training(cls: str, given: 
         make(cls, *biased, name="self-distill", teacher=Table(1), counts=given.get("counts", COUNTS))
 
 
+def test_ldam_refuses_the_weights_of_a_teacher_with_a_linear_layer():
+    teacher = build_model("small", num_classes=CLASSES, in_channels=1)
+    method = make("ldam-drw", "student.init=teacher", name="self-distill", teacher=teacher)
+    student = method.prepare_model(build_model("small", num_classes=CLASSES, in_channels=1))
+    with pytest.raises(LtatError, match=r"student\.init=teacher"):
+        method.initialise(student)
+
+
 def test_ldam_refuses_a_network_whose_last_layer_it_cannot_reach():
     with pytest.raises(LtatError, match="Table does not tell its features"):
         make("ldam-drw").prepare_model(Table())
