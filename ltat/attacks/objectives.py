@@ -30,15 +30,16 @@ def dlr(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     if logits.shape[1] < 3:
         raise LtatError(f"the dlr objective needs at least 3 classes, got {logits.shape[1]}: use 'cw'")
     top = logits.topk(3, dim=1).values
-    return _margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def cw(logits: Tensor, y: Tensor, x_adv: Tensor, confidence: float = 50.0) -> Tensor:
     """Carlini & Wagner's margin max_{k≠y} z_k − z_y, cut off at ``confidence`` (AT-BSL's CW∞ uses 50)."""
-    return _margin(logits, y).clamp(max=confidence)
+    return margin(logits, y).clamp(max=confidence)
 
 
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k≠y} z_k − z_y, [B], of logits or probabilities [B, C]: positive where y is not the largest."""
     own = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.amax(1) - own

@@ -5,6 +5,8 @@ from ltat.methods.adaad import Adaad
 from ltat.methods.ard import Ard
 from ltat.methods.at_bsl import AtBsl
 from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.dafa import Dafa
+from ltat.methods.faal import Faal
 from ltat.methods.igdm import AdaadIgdm, ArdIgdm, RsladIgdm
 from ltat.methods.mart import Mart
 from ltat.methods.natural import Natural
@@ -26,6 +28,8 @@ METHODS: dict[str, type[Method]] = {
     "robal": Robal,
     "reat": Reat,
     "taet": Taet,
+    "faal": Faal,
+    "dafa": Dafa,
     "self-distill": SelfDistill,
     "ard": Ard,
     "rslad": Rslad,
@@ -56,6 +60,8 @@ __all__ = [
     "Ard",
     "ArdIgdm",
     "AtBsl",
+    "Dafa",
+    "Faal",
     "LossTerms",
     "Mart",
     "Method",

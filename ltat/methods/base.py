@@ -17,9 +17,9 @@ The trainer calls, in this order and knowing no method by name::
 asked more than once a step. How the literature fits: TRADES and the distillation family override ``objective``; MART
 and TRADES run more forwards in ``loss``; AWP is ``perturbed_weights`` and RobustLT ``radius_scale``, which settings
 switch on for every method; RoBal replaces the classifier in ``prepare_model``; REAT gathers its per-class predictions
-in ``end_step``, weights its ``objective`` by those of the previous epoch and keeps them in ``state_dict``; TAET's
-first stage returns clean images from ``attack``; a post-hoc adjustment that is not part of the network goes into
-``deployed``.
+in ``end_step``, weights its ``objective`` by those of the previous epoch and keeps them in ``state_dict``; DAFA
+gathers likewise, and gives every class a ``radius_scale``; TAET's first stage returns clean images from ``attack``; a
+post-hoc adjustment that is not part of the network goes into ``deployed``.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -46,6 +46,11 @@ class Progress:
 
     epoch: int
     epochs: int
+
+
+def first_epochs(share: float, epochs: int) -> int:
+    """How many epochs ``share`` is: up to 1 a share of ``epochs``, rounded down; above 1 that many epochs."""
+    return int(share * epochs + 1e-9) if share <= 1 else int(share)
 
 
 class LossTerms(NamedTuple):

@@ -27,7 +27,7 @@ from ltat.config import AttackSection, RunConfig, ScheduleSection, Section
 from ltat.config.sections import NonNegative
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import LossTerms, Method, Progress, first_epochs
 
 
 class TaetSection(Section):
@@ -59,7 +59,7 @@ class Taet(Method):
     def __init__(self, config: TaetConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
         clean, epochs = config.taet.clean, config.train.epochs
-        self.clean_epochs = int(clean * epochs + 1e-9) if clean <= 1 else int(clean)
+        self.clean_epochs = first_epochs(clean, epochs)
         if self.clean_epochs >= epochs:
             raise LtatError(f"taet.clean={clean:g} leaves none of the {epochs} epochs to adversarial images; lower it")
 

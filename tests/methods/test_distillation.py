@@ -173,6 +173,20 @@ def test_igdm_of_identical_networks_adds_nothing(base: str, batch, x_adv):
     torch.testing.assert_close(alone.weight.grad, with_igdm.weight.grad, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("base", BASES)
+def test_igdm_of_linear_networks_sees_twice_the_jacobian_along_delta_and_no_offset(base: str, batch, x_adv):
+    student, teacher = Linear(2), Linear(3)
+    method = make(f"{base}+igdm", teacher=teacher)
+    delta = (x_adv - batch.images).flatten(1).double().numpy()
+    t, s = (2 * delta @ net.weight.detach().double().numpy().T for net in (teacher, student))
+    for offset in (0.0, 4.0):
+        with torch.no_grad():
+            student.bias += offset * torch.arange(5)
+            teacher.bias -= offset * torch.arange(5).flip(0)
+        term = method.loss(student, batch, x_adv, Progress(1, 1)).logs["igdm"].item()
+        assert term == pytest.approx(batchmean(elements(t, s)), rel=1e-4)
+
+
 # --- the attack ---------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Whole runs of the long-tailed baselines: they learn, repeat, resume and train in half precision."""
+"""Whole runs of the long-tailed and the fairness baselines: they learn, repeat, resume and train in half precision."""
 
 import json
 from pathlib import Path
@@ -17,6 +17,8 @@ CASES = {
     "reat": ["method=reat"],
     "robal": ["method=robal", "lr.kind=step", "train.batch_size=64"],
     "taet": ["method=taet", "taet.clean=0.5", "attack.steps=5"],
+    "faal": ["method=faal", "faal.radius=0.1"],
+    "dafa": ["method=dafa", "dafa.warmup=0.5"],
 }
 COUPLED = ["method=reat", "reat.tail_impl=per_pair", "reat.tail_sign=intended", "attack.mode=train"]
 """REAT where the weights of its attack, and so the counts in its state, make a difference."""

@@ -1,0 +1,140 @@
+"""DAFA (Lee et al., ICLR 2024; arXiv 2401.12532): distance-aware fair adversarial training, on TRADES.
+
+A warm-up trains by TRADES alone. In its last epoch P_ij is gathered, the mean over the adversarial training images x'
+of class i of softmax(f(x'))_j, and from it the weight of every class:
+
+    w_i = 1 + lambda * sum_{j != i} (  P_ij P_jj  if P_ii < P_jj  else  -P_ji P_ii  )
+
+What the weaker of two classes gains the stronger loses, the more the more similar they are, so that sum_i w_i = C. From
+then on w multiplies the radius and the step of the attack and the cross-entropy, each of the image's own class y:
+
+    x'_i   = PGD on KL( p(x_i) || p(x'_i) ) with steps of w_{y_i} * step in the ball of w_{y_i} * eps
+    min_w  mean_i w_{y_i} CE( f(x_i), y_i ) + beta * mean_i KL( p(x_i) || p(x'_i) )
+
+x' goes through the network before x. Nothing in the reference code keeps w above 0, and on long-tailed data, where a
+head class attracts all others, it would not stay there: where the least weight falls below ``dafa.floor``, lambda is
+lowered to where it does not. The code's variant on plain adversarial training is not rebuilt.
+"""
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from ltat.config import AttackSection, RunConfig, Section
+from ltat.config.sections import NonNegative, Positive, Quotient
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods.base import LossTerms, Method, Progress, first_epochs
+from ltat.methods.divergences import kl_divergence
+
+
+class DafaSection(Section):
+    """``warmup`` is up to 1 a share of the epochs (rounded down), above 1 a number of epochs.
+
+    ``scale`` is lambda; left out, it is the authors': 1 up to ten classes, 1.5 above. ``beta`` is TRADES's.
+    """
+
+    beta: NonNegative = 6.0
+    warmup: Positive = 0.64
+    scale: NonNegative | None = None
+    floor: Annotated[Quotient, Field(ge=0, lt=1)] = 0.1
+
+
+class DafaConfig(RunConfig):
+    """The field's common protocol; recipe ``dafa/faithful`` has the reference code's settings."""
+
+    method: Literal["dafa"] = "dafa"
+    attack: AttackSection = AttackSection(loss="kl-self")
+    dafa: DafaSection = DafaSection()
+
+
+class Dafa(Method):
+    """TRADES, and from the end of the warm-up on with a weight of every class on CE, eps and step.
+
+    ``weights`` [C] is w; it survives an interruption.
+    """
+
+    Config = DafaConfig
+    config: DafaConfig
+
+    def __init__(self, config: DafaConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        super().__init__(config, class_counts, teacher)
+        warmup, epochs = config.dafa.warmup, config.train.epochs
+        self.warmup_epochs = max(1, first_epochs(warmup, epochs))
+        if self.warmup_epochs >= epochs > 1:
+            raise LtatError(f"dafa.warmup={warmup:g} leaves none of the {epochs} epochs to the weights; lower it")
+        self.weights = torch.ones(len(class_counts), device=class_counts.device)
+        self.gathered: Tensor | None = None
+
+    @classmethod
+    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
+        """Fill lambda, which the number of classes decides."""
+        assert isinstance(config, DafaConfig)
+        scale = published_scale(num_classes) if config.dafa.scale is None else config.dafa.scale
+        return config.model_copy(update={"dafa": config.dafa.model_copy(update={"scale": scale})})
+
+    def begin_epoch(self, progress: Progress) -> None:
+        """Start to gather in the last epoch of the warm-up."""
+        classes = len(self.weights)
+        last = progress.epoch == self.warmup_epochs
+        self.gathered = self.weights.new_zeros(classes, classes, dtype=torch.float64) if last else None
+
+    def end_step(self, batch: Batch, terms: LossTerms) -> None:
+        """Add the probabilities of the adversarial images to the rows of their classes."""
+        if self.gathered is not None:
+            member = F.one_hot(batch.labels, terms.logits.shape[1]).double()
+            self.gathered = self.gathered + member.T @ terms.logits.double().softmax(dim=1)
+
+    def end_epoch(self, progress: Progress) -> None:
+        """Weigh the classes from the end of the warm-up on."""
+        if self.gathered is not None:
+            # A row of probabilities sums to 1: the row sums are the images. An absent class keeps the weight 1.
+            similarity = self.gathered / self.gathered.sum(dim=1, keepdim=True).clamp(min=1)
+            scale = published_scale(len(similarity)) if self.config.dafa.scale is None else self.config.dafa.scale
+            weights = above(class_weights(similarity, scale), self.config.dafa.floor)
+            self.weights, self.gathered = weights.to(self.weights), None
+
+    def state_dict(self) -> dict[str, Any]:
+        """w."""
+        return {"weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back w."""
+        self.weights = state["weights"].to(self.weights)
+
+    def radius_scale(self, batch: Batch, progress: Progress) -> Tensor:
+        """w_y of every image's class y, times the class-wise radius where that is set."""
+        weights, radii = self.weights[batch.labels], super().radius_scale(batch, progress)
+        return weights if radii is None else weights * radii
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """Weighted CE(f(x), y) + beta * KL(p(x) || p(x')) for ``x_adv`` [B, C, H, W]; forwards of x', then x."""
+        del progress
+        adv, clean = model(x_adv), model(batch.images)
+        cls = (self.weights[batch.labels] * F.cross_entropy(clean, batch.labels, reduction="none")).mean()
+        kl = kl_divergence(clean, adv).mean()
+        logs = {"cls": cls.detach(), "kl": kl.detach(), "w_min": self.weights.min(), "w_max": self.weights.max()}
+        return LossTerms(cls + self.config.dafa.beta * kl, adv.detach(), logs)
+
+
+def published_scale(num_classes: int) -> float:
+    """The authors' lambda: 1 on CIFAR-10, 1.5 on CIFAR-100 (and on STL-10)."""
+    return 1.0 if num_classes <= 10 else 1.5
+
+
+def class_weights(similarity: Tensor, scale: float) -> Tensor:
+    """w [C] of P [C, C]; two classes of one strength P_ii = P_jj both lose, as in the reference code."""
+    strength = similarity.diagonal()
+    gain = similarity * strength  # P_ij P_jj
+    weaker = strength[:, None] < strength
+    terms = torch.where(weaker, gain, -gain.T)
+    return 1 + scale * (terms - terms.diagonal().diag()).sum(dim=1)
+
+
+def above(weights: Tensor, floor: float) -> Tensor:
+    """``weights`` [C] drawn towards 1, all by one factor, so far that none lies below ``floor``; the sum remains."""
+    shrink = ((1 - floor) / (1 - weights.min())).clamp(max=1)
+    return 1 + (weights - 1) * shrink

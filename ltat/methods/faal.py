@@ -1,0 +1,113 @@
+"""FAAL (Zhang et al., CVPR 2024; arXiv 2402.17729): adversarial training under the worst distribution over classes.
+
+    x'   = PGD on plain CE, network in evaluation mode
+    L    = C/B * sum_i p_{y_i} CE( f(x'_i), y_i )
+    p    = argmax_p sum_c p_c g_c   over the simplex, subject to KL(u || p) <= r,   u = (1/C, ..., 1/C), r = 0.5
+
+for every batch anew, without gradient. m_i = max_{k != y_i} q_k - q_{y_i} is the margin of q = softmax(f(x'_i)), and
+
+    g_c  = sum of m_i over the images of class c     (``faal.gain=images``: the reference code; 0 for an absent class)
+    g_c  = their mean                                (``faal.gain=classes``; -1, the least there is, for an absent one)
+
+The reference code hands the problem to a conic solver. At the maximum p_c = lambda u_c / (nu - g_c) with nu > max g,
+lambda scales the sum to 1 and KL(u || p) falls in nu, so one bisection finds it. The authors' use is fine-tuning a
+robust network for two epochs: recipe ``faal/faithful``. Their code also runs the clean images through the network after
+x', which enters no loss but moves the batch-norm statistics (``faal.extra_forward``).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltat.attacks.objectives import margin
+from ltat.config import RunConfig, Section
+from ltat.config.sections import NonNegative
+from ltat.data import Batch
+from ltat.methods.base import LossTerms, Method, Progress
+
+BISECTIONS = 40  # they halve a range of C r + log(C / r) + 1, and leave nu - max g within 1e-9 of itself for C = 1000
+
+
+class FaalSection(Section):
+    """``radius`` is r; 0 weighs all classes alike. ``gain`` is what the adversary over classes collects."""
+
+    radius: NonNegative = 0.5
+    gain: Literal["images", "classes"] = "images"
+    extra_forward: bool = False
+
+
+class FaalConfig(RunConfig):
+    """The field's common protocol; recipe ``faal/faithful`` has the reference code's two epochs of fine-tuning."""
+
+    method: Literal["faal"] = "faal"
+    faal: FaalSection = FaalSection()
+
+
+class Faal(Method):
+    """Cross-entropy on adversarial images, weighted by class: the worst weights in a ball about uniform ones."""
+
+    Config = FaalConfig
+    config: FaalConfig
+
+    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """C/B * sum_i p_{y_i} CE_i on ``x_adv`` [B, C, H, W]."""
+        del progress
+        settings = self.config.faal
+        logits = model(x_adv)
+        if settings.extra_forward:
+            with torch.no_grad():
+                model(batch.images)
+        gains = class_gains(logits.detach(), batch.labels, settings.gain)
+        weights = len(gains) * worst_distribution(gains, settings.radius)
+        losses = F.cross_entropy(logits, batch.labels, reduction="none")
+        loss = (weights.to(losses)[batch.labels] * losses).mean()
+        logs = {"cls": losses.mean().detach(), "w_min": weights.min(), "w_max": weights.max()}
+        return LossTerms(loss, logits.detach(), logs)
+
+
+def class_gains(logits: Tensor, labels: Tensor, gain: str) -> Tensor:
+    """g_c in float64, [C], of logits [B, C] and labels [B]; ``gain`` is a key of :data:`GAINS`."""
+    # A product, because scattered sums are not deterministic on CUDA.
+    member = F.one_hot(labels, logits.shape[1]).double()
+    sums = margin(logits.double().softmax(dim=1), labels) @ member
+    return GAINS[gain](sums, member.sum(dim=0))
+
+
+GAINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "images": lambda sums, images: sums,
+    "classes": lambda sums, images: torch.where(images > 0, sums / images.clamp(min=1), -1.0),
+}
+"""g [C] from the sums of the margins and the numbers of images, [C]."""
+
+
+def worst_distribution(gains: Tensor, radius: float) -> Tensor:
+    """The p [C] that maximises p @ gains over the simplex with KL(uniform || p) <= radius, in float64.
+
+    A fixed number of bisections on log(nu - max g), in units of max g - min g, without waiting for the device.
+
+    Args:
+        gains: g, float64 [C].
+        radius: r >= 0, in nats.
+    """
+    classes = len(gains)
+    if radius == 0:
+        return torch.full_like(gains, 1 / classes)
+    spread = gains.max() - gains.min()
+    log_gap = ((gains.max() - gains) / spread.clamp(min=torch.finfo(gains.dtype).tiny)).log()  # -inf at the maximum
+    # Outside, the divergence is surely above and below r: it is at least (-t - log C - 1) / C, and at most exp(-t).
+    low = gains.new_tensor(-classes * radius - math.log(classes) - 1)
+    high = gains.new_tensor(-math.log(radius))
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        outside = -log_distribution(middle, log_gap).mean() - math.log(classes) > radius
+        low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+    return log_distribution(high, log_gap).exp()
+
+
+def log_distribution(t: Tensor, log_gap: Tensor) -> Tensor:
+    """log p with p_c proportional to 1 / (exp(t) + gap_c), [C]."""
+    return F.log_softmax(-torch.logaddexp(t, log_gap), dim=0)
