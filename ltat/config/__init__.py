@@ -4,6 +4,7 @@ from ltat.config.loading import from_toml, list_recipes, load_config, to_toml
 from ltat.config.sections import (
     AttackSection,
     AugmentSection,
+    AverageSection,
     AwpSection,
     BalancedSection,
     BslSection,
@@ -23,6 +24,7 @@ from ltat.config.sections import (
 __all__ = [
     "AttackSection",
     "AugmentSection",
+    "AverageSection",
     "AwpSection",
     "BalancedSection",
     "BslSection",

@@ -144,6 +144,19 @@ class ScheduleSection(Section):
     warmup: Natural = 0
 
 
+class AverageSection(Section):
+    """An average of the weights, which is validated, saved and reported in place of the raw ones.
+
+    ``start`` is a share of the epochs up to 1, above 1 an epoch. ``bn`` says where batch norm's running statistics
+    come from: the same average, the raw network, or a pass of the epoch's training images after it.
+    """
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    decay: Annotated[Quotient, Field(ge=0, lt=1)] = 0.999
+    start: NonNegative = 0.0
+    bn: Literal["average", "copy", "recompute"] = "average"
+
+
 class TrainSection(Section):
     """Length, batches, and the machine's side of training."""
 
@@ -224,6 +237,7 @@ class RunConfig(Section):
     optim: OptimSection = OptimSection()
     lr: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
+    average: AverageSection = AverageSection()
     select: SelectSection = SelectSection()
     eval: EvalSection = EvalSection()
     seed: SeedSection = SeedSection()

@@ -17,6 +17,7 @@ from ltat.methods import Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
+from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
 from ltat.training.optimizer import build_optimizer
 from ltat.training.schedule import learning_rate
@@ -153,6 +154,7 @@ def checked_stage(
         LtatError: settings that do not fit together, or a step that fails.
     """
     check_selection(config)
+    check_average(config)
     learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
     stage = build_stage(name, config, data, device, teacher, on_progress)
     rehearse(stage, data)

@@ -39,12 +39,19 @@ SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
 def drop_epochs(schedule: ScheduleSection, epochs: int) -> list[int]:
     """The epochs, counted from 1, in which the step schedule first uses each smaller rate.
 
-    A share is rounded down (1e-9 keeps 0.29 of 100 from becoming 28), and never names the first epoch: a run of one
-    epoch keeps the base rate.
+    A share never names the first epoch: a run of one epoch keeps the base rate.
     """
     earliest = 1 + schedule.milestone_base
-    absolute = [max(earliest, int(m * epochs + 1e-9)) if m <= 1 else int(m) for m in schedule.milestones]
+    absolute = [max(earliest, named_epoch(m, epochs)) if m <= 1 else int(m) for m in schedule.milestones]
     return [m + 1 - schedule.milestone_base for m in absolute]
+
+
+def named_epoch(when: float, epochs: int) -> int:
+    """The epoch that a setting names: up to 1 a share of the epochs, above 1 an epoch.
+
+    A share is rounded down (1e-9 keeps 0.29 of 100 from becoming 28).
+    """
+    return int(when * epochs + 1e-9) if when <= 1 else int(when)
 
 
 def learning_rate(schedule: ScheduleSection, base: float, epoch: int, epochs: int) -> float:
