@@ -101,10 +101,14 @@ class LoaderSection(Section):
 
 
 class ModelSection(Section):
-    """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model."""
+    """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model.
+
+    ``weights`` is a saved model to start from; its own mean and deviation then stay inside.
+    """
 
     name: str = "resnet18"
     normalize: Literal["none", "train"] = "none"
+    weights: str | None = None
 
 
 class AttackSection(Section):

@@ -79,6 +79,8 @@ class SelfDistill(TaughtMethod):
         self.alpha = self.resolve(config, len(class_counts)).kd.alpha or 0.0
         if config.kd.mix == "convex" and self.alpha > 1:
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {self.alpha:g}; lower kd.alpha")
+        if config.student.init == "teacher" and config.model.weights is not None:
+            raise LtatError(f"student.init=teacher and model.weights={config.model.weights} name two starts; drop one")
 
     @classmethod
     def resolve(cls, config: RunConfig, num_classes: int) -> "SelfDistillConfig":

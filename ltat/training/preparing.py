@@ -21,8 +21,9 @@ from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
 from ltat.training.optimizer import build_optimizer
 from ltat.training.schedule import learning_rate
-from ltat.training.task import TaskData, build_loader, load_data, pixel_statistics, resolve
+from ltat.training.task import TaskData, build_loader, load_data, resolve
 from ltat.training.trainer import Stage
+from ltat.training.warm_start import normalization, start_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,19 +182,19 @@ def build_stage(
     teacher: nn.Module | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
-    """Loader, method and model of one stage; the initial weights depend on the training seed and the stage only."""
+    """Loader, method and model of one stage; new weights depend on the training seed and the stage only."""
     loader = build_loader(data.train, config, device, on_progress)
     counts = torch.as_tensor(loader.class_counts(1), device=device)
     method = find_method(config.method)(config, counts, teacher)
-    normalize = pixel_statistics(data.train) if config.model.normalize == "train" else None
     with initial_weights(config.seed.train, name):
         model = build_model(
             config.model.name,
             num_classes=data.train.num_classes,
             in_channels=data.train.images.shape[-1],
-            normalize=normalize,
+            normalize=normalization(config, data.train),
         )
         model = method.prepare_model(model)
+    start_from(model, config)
     return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
 
 

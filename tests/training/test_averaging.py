@@ -187,3 +187,9 @@ def test_an_average_that_cannot_be_is_refused_before_anything_is_written(setting
     with pytest.raises(LtatError, match=says):
         train(tiny_config(*EMA, setting), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_trained_first_is_not_averaged(tmp_path: Path):
+    train(tiny_config("train.epochs=1", "average.kind=ema"), tmp_path)
+    assert "average" not in read_card(tmp_path / "teacher").extra
+    assert torch.load(tmp_path / "teacher-state.pt", weights_only=True)["average"] == {}
