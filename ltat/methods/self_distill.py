@@ -15,16 +15,15 @@ IGDM (arXiv 2312.03286); every choice is a setting below, and docs/methods.md li
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from ltat.attacks import frozen_batch_norm_statistics
 from ltat.config import BslSection, RunConfig, Section
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.base import LossTerms, Progress
 from ltat.methods.igdm import mirrored, published_alpha, ramp
+from ltat.methods.student_forwards import STUDENT_FORWARDS
 from ltat.methods.teachers import TaughtConfig, TaughtMethod
 from ltat.models import Classifier
 from ltat.ops import balanced_kd
@@ -136,21 +135,3 @@ class SelfDistill(TaughtMethod):
         if x_minus is None:
             return model(x_plus), None
         return STUDENT_FORWARDS[self.config.kd.bn](model, x_plus, x_minus)
-
-
-def _two_forwards(model: nn.Module, x_plus: Tensor, x_minus: Tensor) -> tuple[Tensor, Tensor]:
-    return model(x_plus), model(x_minus)
-
-
-def _one_forward(model: nn.Module, x_plus: Tensor, x_minus: Tensor) -> tuple[Tensor, Tensor]:
-    plus, minus = model(torch.cat([x_plus, x_minus])).chunk(2)
-    return plus, minus
-
-
-def _frozen_second_forward(model: nn.Module, x_plus: Tensor, x_minus: Tensor) -> tuple[Tensor, Tensor]:
-    plus = model(x_plus)
-    with frozen_batch_norm_statistics(model):
-        return plus, model(x_minus)
-
-
-STUDENT_FORWARDS = {"two": _two_forwards, "concat": _one_forward, "freeze_minus": _frozen_second_forward}
