@@ -10,6 +10,7 @@ The trainer calls, in this order and knowing no method by name::
             terms = method.loss(model, batch, x_adv, progress)
             terms.loss.backward()
         optimizer.step()
+        method.after_update(model, batch)
         method.end_step(batch, terms)
     method.end_epoch(progress)
 
@@ -169,6 +170,9 @@ class Method:
         if not awp.gamma or progress.epoch <= awp.warmup:
             return nullcontext()
         return adversarial_weights(model, lambda: self.loss(model, batch, x_adv, progress).loss, awp.gamma)
+
+    def after_update(self, model: nn.Module, batch: Batch) -> None:
+        """Called right after every optimiser step with the changed network, in training mode."""
 
     def end_step(self, batch: Batch, terms: LossTerms) -> None:
         """Called after every optimiser step with what its loss returned."""

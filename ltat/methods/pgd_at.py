@@ -2,19 +2,27 @@
 
     min_w  mean_i CE( f_w(x'_i), y_i ),   x' = PGD on CE, network in evaluation mode
 
-Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode.
+Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode and shows the
+clean images to the network once more after each step (``pgd_at.clean_forward``; only batch norm notices).
 
 This is also the first stage of the main method: on the balanced sub-dataset D_B it trains the self-teacher.
 """
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltat.config import RunConfig, ScheduleSection
+from ltat.config import RunConfig, ScheduleSection, Section
 from ltat.data import Batch
 from ltat.methods.base import LossTerms, Method, Progress
+
+
+class PgdAtSection(Section):
+    """What reference codes do beside the loss."""
+
+    clean_forward: bool = False
 
 
 class PgdAtConfig(RunConfig):
@@ -22,12 +30,14 @@ class PgdAtConfig(RunConfig):
 
     method: Literal["pgd-at"] = "pgd-at"
     lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
+    pgd_at: PgdAtSection = PgdAtSection()
 
 
 class PgdAt(Method):
     """PGD adversarial training: cross-entropy on adversarial images."""
 
     Config = PgdAtConfig
+    config: PgdAtConfig
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
         """Mean cross-entropy of the logits on ``x_adv`` [B, C, H, W]."""
@@ -35,3 +45,9 @@ class PgdAt(Method):
         logits = model(x_adv)
         loss = F.cross_entropy(logits, batch.labels)
         return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
+
+    @torch.no_grad()
+    def after_update(self, model: nn.Module, batch: Batch) -> None:
+        """The clean forward of Rice et al., which moves the batch-norm statistics by the new weights."""
+        if self.config.pgd_at.clean_forward:
+            model(batch.images)

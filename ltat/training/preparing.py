@@ -245,6 +245,7 @@ def rehearse_step(method: Method, network: MixedPrecision, batch: Batch, progres
     with method.perturbed_weights(network, batch, x_adv, progress):
         terms = method.loss(network, batch, x_adv, progress)
         terms.loss.backward()
+    method.after_update(network, batch)
     method.end_step(batch, terms)
     method.end_epoch(progress)
 

@@ -142,6 +142,7 @@ class Trainer:
             self.scaler.scale(terms.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        stage.method.after_update(self.network, batch)
         self.average.end_step(progress.epoch)
         stage.method.end_step(batch, terms)
         return terms
