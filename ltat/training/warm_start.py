@@ -31,11 +31,11 @@ def start_from(model: Classifier, config: RunConfig) -> None:
         return
     card = read_card(path)
     normalized = "none" if card.normalize is None else "train"
-    _require_same("the architecture", "model.name", path, card.name, model.name)
-    _require_same("the last layer", "the method", path, card.head, model.head)
-    _require_same("the number of classes", "the data", path, card.num_classes, model.num_classes)
-    _require_same("the number of channels", "the data", path, card.in_channels, model.in_channels)
-    _require_same("the normalisation", "model.normalize", path, normalized, config.model.normalize)
+    _require_same("architecture", "model.name", path, card.name, model.name)
+    _require_same("last layer", "the method", path, card.head, model.head)
+    _require_same("number of classes", "the data", path, card.num_classes, model.num_classes)
+    _require_same("number of channels", "the data", path, card.in_channels, model.in_channels)
+    _require_same("normalisation", "model.normalize", path, normalized, config.model.normalize)
     constants = {name: value.clone() for name, value in model.classifier.named_buffers()}
     load_weights(model, path)
     for name, value in model.classifier.named_buffers():
@@ -48,4 +48,6 @@ def start_from(model: Classifier, config: RunConfig) -> None:
 
 def _require_same(what: str, where: str, path: str, saved: object, wanted: object) -> None:
     if saved != wanted:
-        raise LtatError(f"model.weights={path}: {what} is {saved} and by {where} {wanted}; name other weights")
+        raise LtatError(
+            f"model.weights={path}: its {what} is {saved} and {wanted} is asked for by {where}; name other weights"
+        )
