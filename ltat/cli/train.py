@@ -41,7 +41,9 @@ NAMES = {
 @click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
 @dataset_options
 @click.option("--method", metavar="M", help="A method by name (`ltat methods`), or file.py:MyMethod.")
-@click.option("--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, mobilenetv2 or small.")
+@click.option(
+    "--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, wrn28-10, mobilenetv2 or small."
+)
 @click.option(
     "--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one, the others stop."
 )

@@ -4,6 +4,7 @@ from ltat.config.loading import from_toml, list_recipes, load_config, to_toml
 from ltat.config.sections import (
     AttackSection,
     AugmentSection,
+    AverageSection,
     AwpSection,
     BalancedSection,
     BslSection,
@@ -19,11 +20,13 @@ from ltat.config.sections import (
     SeedSection,
     SelectSection,
     TrainSection,
+    named_epoch,
 )
 
 __all__ = [
     "AttackSection",
     "AugmentSection",
+    "AverageSection",
     "AwpSection",
     "BalancedSection",
     "BslSection",
@@ -42,5 +45,6 @@ __all__ = [
     "from_toml",
     "list_recipes",
     "load_config",
+    "named_epoch",
     "to_toml",
 ]

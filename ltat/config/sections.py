@@ -29,6 +29,14 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
 
 
+def named_epoch(when: float, epochs: int) -> int:
+    """The epoch that a setting names: up to 1 a share of the epochs, above 1 an epoch.
+
+    A share is rounded down (1e-9 keeps 0.29 of 100 from becoming 28).
+    """
+    return int(when * epochs + 1e-9) if when <= 1 else int(when)
+
+
 class Section(BaseModel):
     """A group of settings: unknown names are errors, values never change after construction."""
 
@@ -101,10 +109,14 @@ class LoaderSection(Section):
 
 
 class ModelSection(Section):
-    """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model."""
+    """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model.
+
+    ``weights`` is a saved model to start from; its own mean and deviation then stay inside.
+    """
 
     name: str = "resnet18"
     normalize: Literal["none", "train"] = "none"
+    weights: str | None = None
 
 
 class AttackSection(Section):
@@ -142,6 +154,19 @@ class ScheduleSection(Section):
     milestone_base: Literal[0, 1] = 1
     factor: Positive = 0.1
     warmup: Natural = 0
+
+
+class AverageSection(Section):
+    """An average of the weights, which is validated, saved and reported in place of the raw ones.
+
+    ``start`` is a share of the epochs up to 1, above 1 an epoch. ``bn`` says where batch norm's running statistics
+    come from: the same average, the raw network, or a pass of the epoch's training images after it.
+    """
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    decay: Annotated[Quotient, Field(ge=0, lt=1)] = 0.999
+    start: NonNegative = 0.0
+    bn: Literal["average", "copy", "recompute"] = "average"
 
 
 class TrainSection(Section):
@@ -244,6 +269,7 @@ class RunConfig(Section):
     optim: OptimSection = OptimSection()
     lr: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
+    average: AverageSection = AverageSection()
     select: SelectSection = SelectSection()
     eval: EvalSection = EvalSection()
     seed: SeedSection = SeedSection()

@@ -49,11 +49,11 @@ class Adaad(Distillation):
         """elementmean on CIFAR-10, batchmean above 10 classes."""
         return "elementmean" if num_classes <= 10 else "batchmean"
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Distilled:
+    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
         """alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) )."""
         kd = self.config.kd
         student_clean = model(batch.images) if kd.clean_forward or kd.alpha < 1 else None
-        student_adv = model(x_adv)
+        student_adv = model(x_adv) if student_adv is None else student_adv
         adv = kl(self.teacher_logits(x_adv), student_adv, self.reduction)
         parts = {"kd_adv": adv.detach()}
         if student_clean is None or kd.alpha == 1:

@@ -53,10 +53,10 @@ class Ard(Distillation):
         del num_classes
         return "elementmean"
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Distilled:
+    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
         """alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y )."""
         kd = self.config.kd
-        student_adv = model(x_adv)
+        student_adv = model(x_adv) if student_adv is None else student_adv
         divergence = kl(self.teacher_logits(batch.images), student_adv, self.reduction, kd.temp)
         parts = {"kd": divergence.detach()}
         student_clean = model(batch.images) if kd.clean_forward or kd.alpha < 1 else None

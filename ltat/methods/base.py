@@ -10,7 +10,7 @@ The trainer calls, in this order and knowing no method by name::
             terms = method.loss(model, batch, x_adv, progress)
             terms.loss.backward()
         optimizer.step()
-        method.end_step(batch, terms)
+        method.end_step(model, batch, terms)
     method.end_epoch(progress)
 
 ``model`` returns fp32 logits whatever the precision of its body. ``loss`` leaves no trace in the method: it may be
@@ -46,11 +46,6 @@ class Progress:
 
     epoch: int
     epochs: int
-
-
-def first_epochs(share: float, epochs: int) -> int:
-    """How many epochs ``share`` is: up to 1 a share of ``epochs``, rounded down; above 1 that many epochs."""
-    return int(share * epochs + 1e-9) if share <= 1 else int(share)
 
 
 class LossTerms(NamedTuple):
@@ -175,8 +170,8 @@ class Method:
             return nullcontext()
         return adversarial_weights(model, lambda: self.loss(model, batch, x_adv, progress).loss, awp.gamma)
 
-    def end_step(self, batch: Batch, terms: LossTerms) -> None:
-        """Called after every optimiser step with what its loss returned."""
+    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
+        """Called after every optimiser step with the changed network, in training mode, and what its loss returned."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive an interruption, as tensors, numbers and strings only."""

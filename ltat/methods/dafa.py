@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltat.config import AttackSection, RunConfig, Section
+from ltat.config import AttackSection, RunConfig, Section, named_epoch
 from ltat.config.sections import NonNegative, Positive, Quotient
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress, first_epochs
+from ltat.methods.base import LossTerms, Method, Progress
 from ltat.methods.divergences import kl_divergence
 
 
@@ -63,7 +63,7 @@ class Dafa(Method):
     def __init__(self, config: DafaConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
         warmup, epochs = config.dafa.warmup, config.train.epochs
-        self.warmup_epochs = max(1, first_epochs(warmup, epochs))
+        self.warmup_epochs = max(1, named_epoch(warmup, epochs))
         if self.warmup_epochs >= epochs > 1:
             raise LtatError(f"dafa.warmup={warmup:g} leaves none of the {epochs} epochs to the weights; lower it")
         self.weights = torch.ones(len(class_counts), device=class_counts.device)
@@ -82,7 +82,7 @@ class Dafa(Method):
         last = progress.epoch == self.warmup_epochs
         self.gathered = self.weights.new_zeros(classes, classes, dtype=torch.float64) if last else None
 
-    def end_step(self, batch: Batch, terms: LossTerms) -> None:
+    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
         """Add the probabilities of the adversarial images to the rows of their classes."""
         if self.gathered is not None:
             member = F.one_hot(batch.labels, terms.logits.shape[1]).double()

@@ -68,8 +68,11 @@ class Distillation(TaughtMethod):
             return threat, step
         return ThreatModel(norm=threat.norm, eps=step), self.config.attack.eps
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Distilled:
-        """L_AD of the clean images in ``batch`` and the adversarial ``x_adv`` [B, C, H, W]."""
+    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
+        """L_AD of the clean images in ``batch`` and the adversarial ``x_adv`` [B, C, H, W].
+
+        ``student_adv`` is S(x') [B, C], where it is known already.
+        """
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:

@@ -18,16 +18,16 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from ltat.attacks import frozen_batch_norm_statistics
 from ltat.config import AttackSection, OptimSection, RunConfig, ScheduleSection, Section, TrainSection
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.data import Batch
 from ltat.methods.adaad import Adaad, AdaadConfig, AdaadSection
 from ltat.methods.ard import Ard, ArdConfig, ArdSection
 from ltat.methods.base import LossTerms, Progress
-from ltat.methods.distillation import Distillation
+from ltat.methods.distillation import Distillation, Distilled
 from ltat.methods.divergences import Reduction, kl
 from ltat.methods.rslad import Rslad, RsladConfig, RsladSection
+from ltat.methods.student_forwards import frozen_forward, one_forward
 
 
 class IgdmSection(Section):
@@ -38,7 +38,7 @@ class IgdmSection(Section):
     ramp_len: Count | None = None
     temp: Positive = 1.0
     reduction: Reduction = "batchmean"
-    bn: Literal["two", "freeze_minus"] = "two"
+    bn: Literal["two", "concat", "freeze_minus"] = "two"
     clamp_minus: bool = False
 
 
@@ -100,9 +100,8 @@ class WithIgdm(Distillation):
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
         """L_AD + alpha w(e) L_IGDM for ``x_adv`` [B, C, H, W]."""
         igdm = self.config.igdm
-        base, student_plus, parts = self.distil(model, batch, x_adv)
         x_minus = mirrored(batch.images, x_adv, self.threat.box if igdm.clamp_minus else None)
-        student_minus = self.student_minus(model, x_minus)
+        (base, student_plus, parts), student_minus = self.distil_and_mirror(model, batch, x_adv, x_minus)
         teacher = self.teacher_logits(x_adv) - self.teacher_logits(x_minus)
         term = kl(teacher, student_plus - student_minus, igdm.reduction, igdm.temp)
         weight = self.alpha * ramp(progress, igdm.ramp, igdm.ramp_len)
@@ -116,12 +115,15 @@ class WithIgdm(Distillation):
         alpha = self.config.igdm.alpha
         return published_alpha(len(self.class_counts)) if alpha is None else alpha
 
-    def student_minus(self, model: nn.Module, x_minus: Tensor) -> Tensor:
-        """S(x - delta), which moves the batch-norm statistics unless ``igdm.bn`` says freeze_minus."""
-        if self.config.igdm.bn == "two":
-            return model(x_minus)
-        with frozen_batch_norm_statistics(model):
-            return model(x_minus)
+    def distil_and_mirror(
+        self, model: nn.Module, batch: Batch, x_adv: Tensor, x_minus: Tensor
+    ) -> tuple[Distilled, Tensor]:
+        """L_AD and S(x - delta) [B, C], by ``igdm.bn``: one forward with S(x'), or after all those of L_AD."""
+        if self.config.igdm.bn == "concat":
+            student_plus, student_minus = one_forward(model, x_adv, x_minus)
+            return self.distil(model, batch, x_adv, student_plus), student_minus
+        distilled = self.distil(model, batch, x_adv)
+        return distilled, model(x_minus) if self.config.igdm.bn == "two" else frozen_forward(model, x_minus)
 
 
 class ArdIgdm(WithIgdm, Ard):

@@ -4,19 +4,27 @@
 
 ``loss.cls`` puts another loss in place of the outer CE.
 
-Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode.
+Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode and shows the
+clean images to the network once more after each step (``pgd_at.clean_forward``; only batch norm notices).
 
 This is also the first stage of the main method: on the balanced sub-dataset D_B it trains the self-teacher.
 """
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from ltat.config import ScheduleSection
+from ltat.config import ScheduleSection, Section
 from ltat.data import Batch
 from ltat.methods.base import LossTerms, Progress
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
+
+
+class PgdAtSection(Section):
+    """What reference codes do beside the loss."""
+
+    clean_forward: bool = False
 
 
 class PgdAtConfig(ClassificationConfig):
@@ -24,6 +32,7 @@ class PgdAtConfig(ClassificationConfig):
 
     method: Literal["pgd-at"] = "pgd-at"
     lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
+    pgd_at: PgdAtSection = PgdAtSection()
 
 
 class PgdAt(ClassificationMethod):
@@ -37,3 +46,9 @@ class PgdAt(ClassificationMethod):
         logits = model(x_adv)
         loss = self.classification(logits, batch.labels, progress)
         return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
+
+    @torch.no_grad()
+    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
+        """The clean forward of Rice et al., which moves the batch-norm statistics by the new weights."""
+        if self.config.pgd_at.clean_forward:
+            model(batch.images)

@@ -88,7 +88,7 @@ class Reat(ClassificationMethod):
         """Count the predictions of the epoch from zero."""
         self.counting = torch.zeros_like(self.class_counts)
 
-    def end_step(self, batch: Batch, terms: LossTerms) -> None:
+    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
         """Count what the adversarial images were taken for."""
         self.counting = self.counting + F.one_hot(terms.logits.argmax(dim=1), terms.logits.shape[1]).sum(dim=0)
 

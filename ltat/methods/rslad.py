@@ -50,10 +50,10 @@ class Rslad(Distillation):
         """elementmean on CIFAR-10, ten times that above 10 classes."""
         return "elementmean" if num_classes <= 10 else "10xelementmean"
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor) -> Distilled:
+    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
         """5/6 K(x') + 1/6 K(x), with K(u) = KL( T(x) || S(u) )."""
         alpha = self.config.kd.alpha
-        student_adv = model(x_adv)
+        student_adv = model(x_adv) if student_adv is None else student_adv
         student_clean = model(batch.images)
         teacher = self.teacher_logits(batch.images)
         adv, clean = self.divergence(teacher, student_adv), self.divergence(teacher, student_clean)

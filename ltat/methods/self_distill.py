@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ltat.attacks import frozen_batch_norm_statistics
 from ltat.config import LossSection, RunConfig, Section
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.data import Batch
@@ -27,6 +26,7 @@ from ltat.errors import LtatError
 from ltat.methods.base import LossTerms, Progress
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 from ltat.methods.igdm import mirrored, published_alpha, ramp
+from ltat.methods.student_forwards import STUDENT_FORWARDS
 from ltat.methods.teachers import TaughtConfig, TaughtMethod
 from ltat.models import Classifier
 from ltat.ops import BalancedKD, balanced_kd
@@ -83,6 +83,8 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {self.alpha:g}; lower kd.alpha")
         if config.kd.on_biased and not self.chosen.in_balanced_kd:
             raise LtatError(f"kd.on_biased adds the prior of loss.cls=bsl and loss.cls is {config.loss.cls}; drop it")
+        if config.student.init == "teacher" and config.model.weights is not None:
+            raise LtatError(f"student.init=teacher and model.weights={config.model.weights} name two starts; drop one")
 
     @classmethod
     def resolve(cls, config: RunConfig, num_classes: int) -> "SelfDistillConfig":
@@ -141,21 +143,3 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
         if x_minus is None:
             return model(x_plus), None
         return STUDENT_FORWARDS[self.config.kd.bn](model, x_plus, x_minus)
-
-
-def _two_forwards(model: nn.Module, x_plus: Tensor, x_minus: Tensor) -> tuple[Tensor, Tensor]:
-    return model(x_plus), model(x_minus)
-
-
-def _one_forward(model: nn.Module, x_plus: Tensor, x_minus: Tensor) -> tuple[Tensor, Tensor]:
-    plus, minus = model(torch.cat([x_plus, x_minus])).chunk(2)
-    return plus, minus
-
-
-def _frozen_second_forward(model: nn.Module, x_plus: Tensor, x_minus: Tensor) -> tuple[Tensor, Tensor]:
-    plus = model(x_plus)
-    with frozen_batch_norm_statistics(model):
-        return plus, model(x_minus)
-
-
-STUDENT_FORWARDS = {"two": _two_forwards, "concat": _one_forward, "freeze_minus": _frozen_second_forward}

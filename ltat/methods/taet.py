@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltat.config import AttackSection, RunConfig, ScheduleSection, Section
+from ltat.config import AttackSection, RunConfig, ScheduleSection, Section, named_epoch
 from ltat.config.sections import NonNegative
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress, first_epochs
+from ltat.methods.base import LossTerms, Method, Progress
 
 
 class TaetSection(Section):
@@ -59,7 +59,7 @@ class Taet(Method):
     def __init__(self, config: TaetConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
         clean, epochs = config.taet.clean, config.train.epochs
-        self.clean_epochs = first_epochs(clean, epochs)
+        self.clean_epochs = named_epoch(clean, epochs)
         if self.clean_epochs >= epochs:
             raise LtatError(f"taet.clean={clean:g} leaves none of the {epochs} epochs to adversarial images; lower it")
 

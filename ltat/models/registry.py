@@ -1,6 +1,7 @@
 """Every model by name."""
 
 from collections.abc import Callable
+from functools import partial
 
 from ltat.errors import LtatError
 from ltat.models.base import Classifier, Normalization
@@ -14,6 +15,7 @@ MODELS: dict[str, Callable[[int, int, Normalization | None], Classifier]] = {
     "resnet18": ResNet,
     "preactresnet18": PreActResNet,
     "wrn34-10": WideResNet,
+    "wrn28-10": partial(WideResNet, depth=28),
     "mobilenetv2": MobileNetV2,
     "small": SmallNet,
 }

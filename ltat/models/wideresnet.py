@@ -1,4 +1,4 @@
-"""WideResNet-34-10 (Zagoruyko & Komodakis, 2016) in the TRADES variant, without dropout.
+"""WideResNet-34-10 and -28-10 (Zagoruyko & Komodakis, 2016) in the TRADES variant, without dropout.
 
 The TRADES code registers one more group of blocks (``sub_block1``) that its forward pass never uses; it is
 left out here, and ``load_published`` drops it from old checkpoints.
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ltat.models.base import Classifier, Normalization, conv1x1, conv3x3, global_average
 
-_BLOCKS_PER_GROUP = 5  # (34 - 4) / 6
 _WIDEN = 10
 
 
@@ -36,9 +35,9 @@ class WideBlock(nn.Module):
 class WideGroup(nn.Module):
     """Blocks of one width; the first changes width and stride."""
 
-    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+    def __init__(self, blocks: int, in_planes: int, planes: int, stride: int) -> None:
         super().__init__()
-        rest = [WideBlock(planes, planes, 1) for _ in range(_BLOCKS_PER_GROUP - 1)]
+        rest = [WideBlock(planes, planes, 1) for _ in range(blocks - 1)]
         self.layer = nn.Sequential(WideBlock(in_planes, planes, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,16 +46,19 @@ class WideGroup(nn.Module):
 
 
 class WideResNet(Classifier):
-    """WideResNet-34-10 for images of 32x32 and up."""
+    """WideResNet of width 10 for images of 32x32 and up; ``depth`` is 4 more than a multiple of 6."""
 
     classifier_name = "fc"
 
-    def __init__(self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, normalize: Normalization | None = None, depth: int = 34
+    ) -> None:
         super().__init__(num_classes, in_channels, normalize)
+        blocks = (depth - 4) // 6  # in each of three groups, of two convolutions each
         self.conv1 = conv3x3(in_channels, 16)
-        self.block1 = WideGroup(16, 16 * _WIDEN, stride=1)
-        self.block2 = WideGroup(16 * _WIDEN, 32 * _WIDEN, stride=2)
-        self.block3 = WideGroup(32 * _WIDEN, 64 * _WIDEN, stride=2)
+        self.block1 = WideGroup(blocks, 16, 16 * _WIDEN, stride=1)
+        self.block2 = WideGroup(blocks, 16 * _WIDEN, 32 * _WIDEN, stride=2)
+        self.block3 = WideGroup(blocks, 32 * _WIDEN, 64 * _WIDEN, stride=2)
         self.bn1 = nn.BatchNorm2d(64 * _WIDEN)
         self.fc = nn.Linear(64 * _WIDEN, num_classes)
         _initialise(self)

@@ -5,6 +5,7 @@ from ltat.data import Split
 from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.models import save_model
+from ltat.training.averaging import average_record
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import Row, RunFolder, StageFiles
 from ltat.training.task import TaskData
@@ -32,12 +33,12 @@ def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, repo
     reporter.begin(stage.name, steps * stage.loader.batch_size)
     while trainer.epoch < epochs:
         row = trainer.run_epoch()
-        row |= validate(stage, data, row["epoch"])
+        row |= validate(trainer.outcome, data, row["epoch"])
         if row.get("score") is not None and row["score"] > best["score"]:
             best = row
         folder.append_metrics(row)
         folder.save_state(files.state, {**trainer.state_dict(), "row": row, "best": best})
-        save_weights(stage, data, folder, files, row, best)
+        save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)
@@ -61,7 +62,7 @@ def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFil
         reason = str(error).splitlines()[0]
         where = folder.path / files.state
         raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
-    save_weights(trainer.stage, data, folder, files, state["row"], state["best"])
+    save_weights(trainer.outcome, data, folder, files, state["row"], state["best"])
     return dict(state["best"])
 
 
@@ -90,6 +91,7 @@ def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, 
         "select": config.select.set,
         "best": best,
         "score": row.get("score"),
+        **average_record(config, row["epoch"]),
     }
     save_model(stage.model, folder.path / name, extra=extra, class_names=data.dataset.class_names)
 

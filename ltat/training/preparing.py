@@ -18,12 +18,14 @@ from ltat.methods import Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
+from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
 from ltat.training.fitting import adjustment
 from ltat.training.optimizer import build_optimizer
 from ltat.training.schedule import learning_rate
-from ltat.training.task import TaskData, build_loader, load_data, pixel_statistics, resolve
+from ltat.training.task import TaskData, build_loader, load_data, resolve
 from ltat.training.trainer import Stage
+from ltat.training.warm_start import normalization, start_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,7 @@ def checked_stage(
         LtatError: settings that do not fit together, or a step that fails.
     """
     check_selection(config)
+    check_average(config)
     learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
     stage = build_stage(name, config, data, device, teacher, on_progress)
     adjust = adjustment(stage, data)
@@ -184,19 +187,19 @@ def build_stage(
     teacher: nn.Module | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
-    """Loader, method and model of one stage; the initial weights depend on the training seed and the stage only."""
+    """Loader, method and model of one stage; new weights depend on the training seed and the stage only."""
     loader = build_loader(data.train, config, device, on_progress)
     counts = torch.as_tensor(loader.class_counts(1), device=device)
     method = find_method(config.method)(config, counts, teacher)
-    normalize = pixel_statistics(data.train) if config.model.normalize == "train" else None
     with initial_weights(config.seed.train, name):
         model = build_model(
             config.model.name,
             num_classes=data.train.num_classes,
             in_channels=data.train.images.shape[-1],
-            normalize=normalize,
+            normalize=normalization(config, data.train),
         )
         model = method.prepare_model(model)
+    start_from(model, config)
     return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
 
 
@@ -247,7 +250,7 @@ def rehearse_step(method: Method, network: MixedPrecision, batch: Batch, progres
     with method.perturbed_weights(network, batch, x_adv, progress):
         terms = method.loss(network, batch, x_adv, progress)
         terms.loss.backward()
-    method.end_step(batch, terms)
+    method.end_step(network, batch, terms)
     method.end_epoch(progress)
 
 

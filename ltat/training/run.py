@@ -53,7 +53,7 @@ def train(
     with reporter or Reporter() as shown:
         plan = prepare(config, shown.evaluation, teacher)
         folder = RunFolder(Path(out))
-        folder.open(plan.config, index_record(plan.data, plan.config, teacher_sha256(plan.config, teacher)), resume)
+        folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
         folder.record_environment(environment_record(plan.student.device))
         with determinism(plan.config.train.deterministic), dead_workers_told():
             if plan.teacher is not None:
@@ -62,11 +62,14 @@ def train(
         return write_report(plan, folder, shown)
 
 
-def teacher_sha256(config: RunConfig, handed: nn.Module | None = None) -> str | None:
-    """The checksum of a given teacher's weights."""
-    if handed is not None:
-        return weights_sha256(handed)
-    path = teacher_path(config)
+def given_networks(config: RunConfig, handed: nn.Module | None = None) -> dict[str, str | None]:
+    """The checksums of the weights that are given and not trained: the teacher's, and those to start from."""
+    teacher = weights_sha256(handed) if handed is not None else file_sha256(teacher_path(config))
+    return {"teacher": teacher, "weights": file_sha256(config.model.weights)}
+
+
+def file_sha256(path: str | None) -> str | None:
+    """The checksum on the card of a saved model, where one is named."""
     return read_card(path).sha256 if path else None
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from ltat.config import ScheduleSection
+from ltat.config import ScheduleSection, named_epoch
 from ltat.errors import LtatError
 
 
@@ -39,11 +39,10 @@ SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
 def drop_epochs(schedule: ScheduleSection, epochs: int) -> list[int]:
     """The epochs, counted from 1, in which the step schedule first uses each smaller rate.
 
-    A share is rounded down (1e-9 keeps 0.29 of 100 from becoming 28), and never names the first epoch: a run of one
-    epoch keeps the base rate.
+    A share never names the first epoch: a run of one epoch keeps the base rate.
     """
     earliest = 1 + schedule.milestone_base
-    absolute = [max(earliest, int(m * epochs + 1e-9)) if m <= 1 else int(m) for m in schedule.milestones]
+    absolute = [max(earliest, named_epoch(m, epochs)) if m <= 1 else int(m) for m in schedule.milestones]
     return [m + 1 - schedule.milestone_base for m in absolute]
 
 

@@ -1,6 +1,6 @@
 """From settings to data: the long-tailed set, its held-out part, and the loaders of the stages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def resolve(config: RunConfig) -> RunConfig:
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"imbalance_ratio": ratio, **places}),
+            "model": config.model.model_copy(update={"weights": _absolute(config.model.weights)}),
             "aug": config.aug.model_copy(update={"pad": pad, "flip": flip}),
             "seed": config.seed.model_copy(update={"db": db_seed}),
             "select": config.select.model_copy(update={"metric": metric}),
@@ -214,10 +215,10 @@ def channel_histogram(split: Split) -> np.ndarray:
     return histogram
 
 
-def index_record(data: TaskData, config: RunConfig, teacher_sha256: str | None = None) -> dict[str, Any]:
+def index_record(data: TaskData, config: RunConfig, given: Mapping[str, str | None]) -> dict[str, Any]:
     """Which images are used for what, as positions in the source set, each list with its hash.
 
-    A teacher that was given stands there too, with the checksum of its weights.
+    ``given`` networks (a teacher, the weights a run starts from) stand there too, with the checksum of their weights.
     """
     lists = {"subset": data.dataset.train.indices, "train": data.train.indices}
     if data.val is not None:
@@ -225,8 +226,7 @@ def index_record(data: TaskData, config: RunConfig, teacher_sha256: str | None =
     lists["balanced"] = data.train.indices[_balanced(data.train, config).first_draw]
     if config.data.sampling == "file":
         lists["plan"] = data.train.indices[build_plan(data.train, config).epoch(1)]
-    given = {} if teacher_sha256 is None else {"teacher": {"sha256": teacher_sha256}}
-    return given | {
+    return {name: {"sha256": sha256} for name, sha256 in given.items() if sha256 is not None} | {
         name: {"n": len(indices), "sha256": index_hash(indices), "indices": indices.tolist()}
         for name, indices in lists.items()
     }

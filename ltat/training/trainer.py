@@ -9,7 +9,7 @@ The teacher and the student are trained by this same loop, with another method a
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from ltat.methods import LossTerms, Method, Progress
 from ltat.models import Classifier
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
+from ltat.training.averaging import build_average
 from ltat.training.optimizer import build_optimizer, set_learning_rate
 from ltat.training.schedule import learning_rate
 
@@ -93,7 +94,13 @@ class Trainer:
         self.optimizer = build_optimizer(stage.model, stage.config.optim)
         scaled = stage.config.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
+        self.average = build_average(stage.model, stage.config)
         self.epoch = 0
+
+    @property
+    def outcome(self) -> Stage:
+        """The stage with the network that is validated and saved: the average, where one has begun."""
+        return replace(self.stage, model=self.average.network)
 
     def run_epoch(self) -> Row:
         """Train the next epoch and return its figures.
@@ -117,6 +124,7 @@ class Trainer:
         stage.method.end_epoch(progress)
         self._require_finite(sums, progress, step=None)
         self._require_finite_weights(progress)
+        self.average.end_epoch(progress.epoch, stage.loader)
         self.epoch = progress.epoch
         row = {"stage": stage.name, "epoch": progress.epoch, "lr": lr, **sums.row()}
         seconds = time.perf_counter() - started
@@ -134,7 +142,8 @@ class Trainer:
             self.scaler.scale(terms.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        stage.method.end_step(batch, terms)
+        stage.method.end_step(self.network, batch, terms)
+        self.average.end_step(progress.epoch)
         return terms
 
     def _require_finite_weights(self, progress: Progress) -> None:
@@ -161,6 +170,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "method": self.stage.method.state_dict(),
+            "average": self.average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,4 +179,5 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.stage.method.load_state_dict(state["method"])
+        self.average.load_state_dict(state.get("average", {}))
         self.epoch = int(state["epoch"])

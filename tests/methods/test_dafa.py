@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -114,7 +115,7 @@ def one_epoch(method: Dafa, epoch: int, batches: list[tuple[torch.Tensor, torch.
     progress = Progress(epoch, method.config.train.epochs)
     method.begin_epoch(progress)
     for logits, labels in batches:
-        method.end_step(Batch(torch.empty(0), labels, labels), LossTerms(torch.zeros(()), logits, {}))
+        method.end_step(nn.Identity(), Batch(torch.empty(0), labels, labels), LossTerms(torch.zeros(()), logits, {}))
     method.end_epoch(progress)
 
 

@@ -304,6 +304,9 @@ def norm_of(model: nn.Module) -> nn.BatchNorm2d:
         ("rslad+igdm", [], 3),
         ("adaad+igdm", [], 2),
         ("adaad+igdm", ["igdm.bn=freeze_minus"], 1),
+        ("ard+igdm", ["igdm.bn=concat"], 1),
+        ("rslad+igdm", ["igdm.bn=concat"], 2),
+        ("adaad+igdm", ["igdm.bn=concat"], 1),
     ],
 )
 def test_the_forwards_that_move_the_students_statistics_are_counted(name, assignments, forwards, picture):
@@ -336,6 +339,23 @@ def test_the_order_of_the_forwards_is_the_reference_codes(picture):
         "rslad+igdm": ["x'", "x", "x-d"],
         "adaad+igdm": ["x'", "x-d"],
     }
+
+
+@pytest.mark.parametrize("name", ["ard+igdm", "rslad+igdm", "adaad+igdm"])
+def test_one_concatenated_forward_takes_batch_norms_statistics_over_both_and_keeps_them_apart(name: str, picture):
+    x_adv = picture.images + 0.1 * torch.rand(picture.images.shape, generator=torch.Generator().manual_seed(2))
+    both = torch.cat([x_adv, 2 * picture.images - x_adv])
+    frozen = [network(0).eval(), network(0).eval()]
+    loss = {
+        bn: small(name, f"igdm.bn={bn}", teacher=network(1)).loss(model, picture, x_adv, Progress(1, 1)).loss.item()
+        for bn, model in zip(("two", "concat"), frozen, strict=True)
+    }
+    assert loss["concat"] == pytest.approx(loss["two"], rel=1e-5)  # in evaluation mode no image sees another
+    seen: list[torch.Tensor] = []
+    model = network(0)
+    model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    small(name, "igdm.bn=concat", teacher=network(1)).loss(model, picture, x_adv, Progress(1, 1))
+    torch.testing.assert_close(seen[0], both)
 
 
 @pytest.mark.parametrize(("name", "moves"), [("ard", True), ("ard+igdm", False), ("rslad", False), ("adaad", False)])

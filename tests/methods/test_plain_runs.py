@@ -68,6 +68,7 @@ def test_the_recipes_keep_the_quirks_of_the_reference_codes():
     assert (trades.trades.third_forward, trades.trades.beta, trades.optim.wd) == (True, 6, 2e-4)
     assert (mart.attack.loss, mart.attack.eps, mart.mart.beta, mart.optim.lr) == ("ce", 0.031, 5, 0.01)
     assert (rice.attack.mode, rice.attack.start, rice.aug.pad_mode) == ("train", "uniform_clamp", "reflect")
+    assert rice.pgd_at.clean_forward
 
 
 def test_one_protocol_leaves_every_method_its_own_attack():

@@ -148,7 +148,7 @@ def test_the_attacks_weights_follow_the_predictions_of_the_previous_epoch(batch:
     for _ in range(2):
         terms = method.loss(model, batch, batch.images, Progress(1, 3))
         method.loss(model, batch, batch.images, Progress(1, 3))  # as a perturbation of the weights asks once more
-        method.end_step(batch, terms)
+        method.end_step(model, batch, terms)
         predicted += torch.bincount(terms.logits.argmax(1), minlength=CLASSES)
     assert torch.equal(objective_of(method, batch), first)  # not before the epoch ends
     method.end_epoch(Progress(1, 3))
@@ -163,7 +163,7 @@ def test_the_predictions_survive_an_interruption(batch: Batch):
     method, resumed = make(), make()
     assert method.state_dict() == {}
     resumed.load_state_dict({})
-    method.end_step(batch, method.loss(Linear(), batch, batch.images, PROGRESS))
+    method.end_step(Linear(), batch, method.loss(Linear(), batch, batch.images, PROGRESS))
     method.end_epoch(PROGRESS)
     resumed.load_state_dict(method.state_dict())
     assert torch.equal(resumed.predicted, method.predicted) and resumed.predicted.sum() == 7

@@ -13,6 +13,7 @@ PARAMETERS = {
     "resnet18": 11_173_962,
     "preactresnet18": 11_172_170,
     "wrn34-10": 46_160_474,
+    "wrn28-10": 36_479_194,
     "mobilenetv2": 2_296_922,
     "small": 26_266,
 }
@@ -24,6 +25,8 @@ PUBLISHED_NAMES = {
                              "linear.weight"]),
     "wrn34-10": (191, ["conv1.weight", "block1.layer.0.convShortcut.weight", "block3.layer.4.bn2.running_mean",
                        "bn1.weight", "fc.bias"]),
+    "wrn28-10": (155, ["conv1.weight", "block1.layer.0.convShortcut.weight", "block3.layer.3.bn2.running_mean",
+                       "bn1.weight", "fc.bias"]),
     "mobilenetv2": (344, ["conv1.weight", "layers.0.shortcut.1.bias", "layers.16.conv3.weight", "bn2.running_mean",
                           "linear.bias"]),
 }  # fmt: skip
@@ -31,6 +34,7 @@ NAME_HASHES = {
     "resnet18": "15e99edfd6f789c7",
     "preactresnet18": "9d9b948d8e2661b5",
     "wrn34-10": "f880a7bf14acacbe",
+    "wrn28-10": "733853da8aaa8952",
     "mobilenetv2": "6e254c358dc3bb9c",
 }
 
@@ -75,7 +79,7 @@ def test_small_net_takes_small_and_odd_images(size):
     assert build_model("small", num_classes=3, in_channels=1)(torch.rand(2, 1, *size)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "wrn34-10"])
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("wrn")])
 def test_forward_is_classifier_of_features(name):
     model = build_model(name, num_classes=4).eval()
     images = torch.rand(2, 3, 32, 32)

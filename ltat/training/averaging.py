@@ -1,0 +1,169 @@
+"""An average of the weights over training, which is validated, saved and reported; the raw weights w train on.
+
+    ema, after every optimiser step:   a <- d a + (1 - d) w        (Tarvainen & Valpola, NeurIPS 2017)
+    swa, after every epoch:            a <- a + (w - a) / (k + 1)  (Izmailov et al., UAI 2018), k epochs are in a
+
+Both begin as a = w in the epoch that ``average.start`` names, ema after that epoch's first step. Of batch norm's
+running statistics the same average is taken, or the raw network's are copied, or they are computed anew after every
+epoch by one pass of its clean, augmented training images. Counters are always copied: a mean of integers is none.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+
+from ltat.config import RunConfig, named_epoch
+from ltat.data import Loader
+from ltat.errors import LtatError
+from ltat.models import Classifier
+from ltat.precision import MixedPrecision
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+Update = Callable[[Tensors, Tensors, Tensor | int], None]
+
+
+class Average:
+    """No average: ``network`` is the trained network itself. Base of the averages."""
+
+    def __init__(self, model: Classifier, config: RunConfig) -> None:
+        self.model = model
+        self.config = config
+
+    @property
+    def network(self) -> Classifier:
+        """The network to validate, save and report."""
+        return self.model
+
+    def end_step(self, epoch: int) -> None:
+        """Called after every optimiser step of ``epoch``, counted from 1."""
+
+    def end_epoch(self, epoch: int, loader: Loader) -> None:
+        """Called after the last step of ``epoch``, with the images that were trained on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the raw weights."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        del state
+
+
+class RunningAverage(Average):
+    """What the averages share; a subclass says how a new model enters, and when."""
+
+    def __init__(self, model: Classifier, config: RunConfig) -> None:
+        super().__init__(model, config)
+        self.averaged = AveragedModel(
+            model, multi_avg_fn=floats_only(self.rule()), use_buffers=config.average.bn == "average"
+        )
+        self.averaged.requires_grad_(False).eval()
+
+    def rule(self) -> Update:
+        """How the average changes by the newest weights."""
+        raise NotImplementedError
+
+    @property
+    def network(self) -> Classifier:
+        """The average, once it has begun."""
+        return cast(Classifier, self.averaged.module) if self.averaged.n_averaged > 0 else self.model
+
+    def update(self, epoch: int) -> None:
+        """Take the newest weights in, where ``epoch`` is averaged."""
+        if is_averaged(self.config, epoch):
+            self.averaged.update_parameters(self.model)
+
+    def end_epoch(self, epoch: int, loader: Loader) -> None:
+        """Compute batch norm's statistics anew, where ``average.bn`` asks for it."""
+        if is_averaged(self.config, epoch) and self.config.average.bn == "recompute":
+            network = MixedPrecision(self.network, self.config.train.precision).eval()
+            update_bn((batch.images for batch in loader.epoch(epoch)), network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, and how many models are in it."""
+        return self.averaged.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+        self.averaged.load_state_dict(state)
+
+
+class Ema(RunningAverage):
+    """Exponential moving average over optimiser steps."""
+
+    def rule(self) -> Update:
+        """a <- d a + (1 - d) w."""
+        return cast(Update, get_ema_multi_avg_fn(self.config.average.decay))
+
+    def end_step(self, epoch: int) -> None:
+        """Average every step."""
+        self.update(epoch)
+
+
+class Swa(RunningAverage):
+    """Stochastic weight averaging: the mean over the ends of epochs."""
+
+    def rule(self) -> Update:
+        """a <- a + (w - a) / (k + 1)."""
+        return cast(Update, get_swa_multi_avg_fn())
+
+    def end_epoch(self, epoch: int, loader: Loader) -> None:
+        """Average every epoch."""
+        self.update(epoch)
+        super().end_epoch(epoch, loader)
+
+
+AVERAGES: dict[str, type[Average]] = {"none": Average, "ema": Ema, "swa": Swa}
+
+
+def build_average(model: Classifier, config: RunConfig) -> Average:
+    """The average that ``average.kind`` names."""
+    return AVERAGES[config.average.kind](model, config)
+
+
+def floats_only(update: Update) -> Update:
+    """``update`` for floating-point tensors; others, batch norm's counters, are copied.
+
+    torch's rules round a counter down at every step or refuse to divide it.
+    """
+
+    def apply(averaged: Tensors, newest: Tensors, count: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            update(averaged, newest, count)
+        else:
+            torch._foreach_copy_(averaged, newest)
+
+    return apply
+
+
+def first_epoch(config: RunConfig) -> int:
+    """The epoch, counted from 1, in which averaging begins."""
+    return max(1, named_epoch(config.average.start, config.train.epochs))
+
+
+def is_averaged(config: RunConfig, epoch: int) -> bool:
+    """Whether the weights kept of ``epoch`` are averaged ones."""
+    return config.average.kind != "none" and epoch >= first_epoch(config)
+
+
+def check_average(config: RunConfig) -> None:
+    """Look at when averaging is to begin.
+
+    Raises:
+        LtatError: it never would.
+    """
+    average, epochs = config.average, config.train.epochs
+    if average.kind != "none" and first_epoch(config) > epochs:
+        raise LtatError(f"average.start={average.start:g} is beyond the {epochs} epochs; lower it")
+
+
+def average_record(config: RunConfig, epoch: int) -> dict[str, Any]:
+    """What a model card says of the average, where ``epoch`` is averaged."""
+    if not is_averaged(config, epoch):
+        return {}
+    average = config.average
+    decay = {"decay": average.decay} if average.kind == "ema" else {}
+    return {"average": {"kind": average.kind, **decay, "from_epoch": first_epoch(config), "bn": average.bn}}

@@ -1,0 +1,53 @@
+"""Starting a run from the weights of a saved model (``model.weights``), as fine-tuning does."""
+
+from ltat.config import RunConfig
+from ltat.data import Split
+from ltat.errors import LtatError
+from ltat.models import Classifier, load_weights, read_card
+from ltat.models.base import Normalization
+from ltat.training.task import pixel_statistics
+
+
+def normalization(config: RunConfig, train: Split) -> Normalization | None:
+    """The mean and deviation inside the network: the saved model's where the run starts from one.
+
+    Its weights belong to its own figures; those of another subset would change the network.
+    """
+    if config.model.normalize == "none":
+        return None
+    if config.model.weights is not None:
+        return read_card(config.model.weights).normalize
+    return pixel_statistics(train)
+
+
+def start_from(model: Classifier, config: RunConfig) -> None:
+    """Put the weights that ``model.weights`` names into ``model``, where one is named.
+
+    Raises:
+        LtatError: they cannot be read, or are of another network.
+    """
+    path = config.model.weights
+    if path is None:
+        return
+    card = read_card(path)
+    normalized = "none" if card.normalize is None else "train"
+    _require_same("architecture", "model.name", path, card.name, model.name)
+    _require_same("last layer", "the method", path, card.head, model.head)
+    _require_same("number of classes", "the data", path, card.num_classes, model.num_classes)
+    _require_same("number of channels", "the data", path, card.in_channels, model.in_channels)
+    _require_same("normalisation", "model.normalize", path, normalized, config.model.normalize)
+    constants = {name: value.clone() for name, value in model.classifier.named_buffers()}
+    load_weights(model, path)
+    for name, value in model.classifier.named_buffers():
+        if not value.equal(constants[name]):
+            raise LtatError(
+                f"model.weights={path}: the constant {name} of its last layer is not that of this run; "
+                "give the settings and the data it was trained with"
+            )
+
+
+def _require_same(what: str, where: str, path: str, saved: object, wanted: object) -> None:
+    if saved != wanted:
+        raise LtatError(
+            f"model.weights={path}: its {what} is {saved} and {wanted} is asked for by {where}; name other weights"
+        )

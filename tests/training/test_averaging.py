@@ -1,0 +1,195 @@
+"""The averaged network is the average that the settings name, is what a run keeps, and never trains."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ltat.errors import LtatError
+from ltat.models import load_model, read_card
+from ltat.training import Trainer, prepare, train
+from ltat.training.fitting import evaluate_stage
+from tests.training.test_resume import Interrupting, assert_same_run, metrics
+from tests.training.tiny import tiny_config
+
+State = dict[str, Tensor]
+COUNTER = "num_batches_tracked"
+PLAIN = ("method=pgd-at", "train.epochs=3")
+EMA = (*PLAIN, "average.kind=ema", "average.decay=0.9", "average.start=2")
+SWA = (*PLAIN, "average.kind=swa", "average.start=2")
+
+
+def snapshot(model: torch.nn.Module) -> State:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def trained(*settings: str) -> tuple[Trainer, list[list[State]]]:
+    """A trainer after its run, and the raw state after every step of every epoch."""
+    stage = prepare(tiny_config(*settings)).student
+    steps: list[list[State]] = []
+    trainer = Trainer(stage, lambda images: steps[-1].append(snapshot(stage.model)))
+    while trainer.epoch < stage.config.train.epochs:
+        steps.append([])
+        trainer.run_epoch()
+    return trainer, steps
+
+
+def assert_close(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name].double(), expected[name].double(), rtol=1e-5, atol=1e-6, msg=name)
+
+
+def floats(state: State) -> State:
+    return {name: value for name, value in state.items() if value.is_floating_point()}
+
+
+def moving_average(states: list[State], decay: float) -> Iterator[tuple[str, Tensor]]:
+    for name in floats(states[0]):
+        mean = states[0][name].double()
+        for state in states[1:]:
+            mean = decay * mean + (1 - decay) * state[name].double()
+        yield name, mean
+
+
+def test_the_moving_average_is_the_recurrence_over_the_steps_from_its_first_epoch_on():
+    trainer, epochs = trained(*EMA)
+    steps = [state for epoch in epochs[1:] for state in epoch]
+    assert len(steps) > 5
+    assert_close(floats(snapshot(trainer.outcome.model)), dict(moving_average(steps, 0.9)))
+
+
+def test_stochastic_weight_averaging_is_the_plain_mean_over_the_ends_of_epochs():
+    trainer, epochs = trained(*SWA)
+    ends = [floats(epoch[-1]) for epoch in epochs[1:]]
+    mean = {name: torch.stack([end[name].double() for end in ends]).mean(0) for name in ends[0]}
+    assert_close(floats(snapshot(trainer.outcome.model)), mean)
+
+
+@pytest.mark.parametrize("settings", [EMA, SWA])
+def test_the_counters_of_batch_norm_are_those_of_the_raw_network_not_rounded_means(settings):
+    trainer, _ = trained(*settings)
+    raw, averaged = snapshot(trainer.stage.model), snapshot(trainer.outcome.model)
+    counters = [name for name in raw if name.endswith(COUNTER)]
+    assert counters and all(averaged[name].equal(raw[name]) for name in counters)
+
+
+@pytest.mark.parametrize("settings", [EMA, SWA])
+def test_copied_statistics_are_those_of_the_raw_network_beside_averaged_weights(settings):
+    trainer, _ = trained(*settings, "average.bn=copy")
+    raw, averaged = snapshot(trainer.stage.model), snapshot(trainer.outcome.model)
+    for name in raw:
+        assert averaged[name].equal(raw[name]) == ("running" in name or name.endswith(COUNTER)), name
+
+
+@pytest.mark.parametrize("settings", [EMA, SWA])
+def test_recomputed_statistics_are_the_mean_over_the_batches_of_the_epoch(settings):
+    trainer, _ = trained(*settings, "average.bn=recompute")
+    model = trainer.outcome.model
+    weight = model.conv1.weight.double()
+    batches = [batch.images.double() for batch in trainer.stage.loader.epoch(trainer.epoch)]
+    values = [F.conv2d(images, weight, padding=1).transpose(0, 1).flatten(1) for images in batches]
+    mean = torch.stack([value.mean(1) for value in values]).mean(0)
+    var = torch.stack([value.var(1) for value in values]).mean(0)
+    assert_close({"mean": model.bn1.running_mean, "var": model.bn1.running_var}, {"mean": mean, "var": var})
+    assert model.bn1.momentum == 0.1 and not model.training
+
+
+@pytest.mark.parametrize("settings", [(*EMA, "average.bn=recompute"), SWA])
+def test_averaging_leaves_the_trained_network_as_it_would_be_without(settings, tmp_path: Path):
+    trainer, _ = trained(*settings)
+    alone, _ = trained(*PLAIN)
+    raw, without = snapshot(trainer.stage.model), snapshot(alone.outcome.model)
+    assert all(raw[name].equal(without[name]) for name in without)
+    assert alone.outcome.model is alone.stage.model and alone.state_dict()["average"] == {}
+
+
+@pytest.mark.parametrize("settings", [EMA, (*SWA, "average.bn=recompute")])
+@pytest.mark.parametrize("steps", [4, 16])
+def test_a_run_stopped_before_or_amid_averaging_ends_as_the_whole_run(settings, steps: int, tmp_path: Path):
+    config = tiny_config(*settings)
+    train(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "parts", reporter=Interrupting(steps))
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    assert all(whole["average"][name].equal(parts["average"][name]) for name in whole["average"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (EMA, {"kind": "ema", "decay": 0.9, "from_epoch": 2, "bn": "average"}),
+        (SWA, {"kind": "swa", "from_epoch": 2, "bn": "average"}),
+    ],
+)
+def test_the_average_is_what_a_run_validates_and_saves_and_the_state_holds_both(settings, says, tmp_path: Path):
+    config = tiny_config(*settings, "select.from=3")
+    train(config, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    last, best = (load_file(tmp_path / f"{name}.safetensors") for name in ("last", "best"))
+    for name, value in last.items():
+        assert value.equal(state["average"][f"module.{name}"]) and value.equal(best[name])
+    assert not last["conv1.weight"].equal(state["model"]["conv1.weight"])
+    assert read_card(tmp_path / "last").extra["average"] == says
+    plan = prepare(config)
+    kept = replace(plan.student, model=load_model(tmp_path / "last"))
+    measured = evaluate_stage(kept, plan.data.val, ("clean", "pgd2")).to_json()
+    row = metrics(tmp_path)[-1]
+    assert row["score"] == measured["pgd2"]["balanced"]
+    assert row["val"]["clean"]["overall"] == measured["clean"]["overall"]
+
+
+def test_before_averaging_begins_the_raw_network_is_kept(tmp_path: Path):
+    config = tiny_config(*EMA, "average.start=3")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, reporter=Interrupting(16))  # in the last epoch, before its weights are written
+    epoch = json.loads((tmp_path / "last.json").read_text())["extra"]["epoch"]
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    last = load_file(tmp_path / "last.safetensors")
+    assert epoch == state["epoch"] == 2
+    assert all(value.equal(state["model"][name]) for name, value in last.items())
+    assert "average" not in read_card(tmp_path / "last").extra
+
+
+@pytest.mark.parametrize(("start", "first"), [("0", 1), ("0.5", 1), ("1.0", 3), ("2", 2)])
+def test_averaging_begins_in_the_epoch_that_a_share_or_a_number_names(start: str, first: int):
+    trainer, epochs = trained(*PLAIN, "average.kind=swa", f"average.start={start}")
+    assert trainer.state_dict()["average"]["n_averaged"] == len(epochs) - first + 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_the_average_in_full_precision(precision: str):
+    trainer, _ = trained(*EMA, "average.bn=recompute", f"train.precision={precision}")
+    state = snapshot(trainer.outcome.model)
+    assert {value.dtype for value in state.values()} == {torch.float32, torch.int64}
+    assert all(value.isfinite().all() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("average.start=4", r"average\.start=4 is beyond the 3 epochs; lower it"),
+        ("average.start=-1", r"average\.start=-1"),
+        ("average.decay=1", r"average\.decay=1 is not possible: it must be less than 1"),
+        ("average.decay=-0.1", r"average\.decay=-0\.1"),
+        ("average.kind=mean", r"average\.kind='mean' is not possible"),
+    ],
+)
+def test_an_average_that_cannot_be_is_refused_before_anything_is_written(setting: str, says: str, tmp_path: Path):
+    with pytest.raises(LtatError, match=says):
+        train(tiny_config(*EMA, setting), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_trained_first_is_not_averaged(tmp_path: Path):
+    train(tiny_config("train.epochs=1", "average.kind=ema"), tmp_path)
+    assert "average" not in read_card(tmp_path / "teacher").extra
+    assert torch.load(tmp_path / "teacher-state.pt", weights_only=True)["average"] == {}
