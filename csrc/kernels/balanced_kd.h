@@ -30,8 +30,7 @@ struct BalancedKdArgs {
   int64_t batch, classes;
   float* row_cls;     // [batch]
   float* row_kd;      // [batch]
-  float* loss;        // [1]
-  float* parts;       // [2]: cls, kd
+  float *loss, *cls, *kd;  // [1] each
   float* grad_adv;    // [batch, classes], or null: no gradient wanted
   float* grad_minus;  // [batch, classes], or null
 };
@@ -64,8 +63,8 @@ LTAT_INLINE float kl_term(float p, float log_p, float log_q) {
 LTAT_INLINE void write_losses(const BalancedKdArgs& args, double cls_sum, double kd_sum) {
   const float cls = static_cast<float>(cls_sum / static_cast<double>(args.batch));
   const float kd = static_cast<float>(kd_sum * kd_unit(args));
-  args.parts[0] = cls;
-  args.parts[1] = kd;
+  *args.cls = cls;
+  *args.kd = kd;
   *args.loss = args.cls_weight * cls + args.kd_weight * kd;
 }
 

@@ -309,7 +309,7 @@ def test_a_second_derivative_is_refused_instead_of_silently_wrong(native_device)
 def test_gradient_work_is_skipped_when_nobody_asks(native_device):
     tensors = make_inputs(4, 6, device=native_device)
     operands = [tensors[name] for name in ("student_adv", "target", "log_prior")]
-    _, _, grad_adv, grad_minus = torch.ops.ltat.balanced_kd(
+    *_, grad_adv, grad_minus = torch.ops.ltat.balanced_kd(
         *operands, None, None, None, None, 1.0, 1.0, 1.0, False, False, False
     )
     assert grad_adv.numel() == 0 and grad_minus.numel() == 0
