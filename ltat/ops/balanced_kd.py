@@ -298,10 +298,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, grad_loss, _ScaledGradient.apply if torch.is_grad_enabled() else _scaled)
+
+
+def _gradients(ctx: Any, grad_loss: Tensor | None, scaled: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
-        return (None,) * 13
+        return (None,) * len(ctx.needs_input_grad)
     student, student_minus, grad_adv, grad_minus = ctx.saved_tensors
-    scaled = _ScaledGradient.apply if torch.is_grad_enabled() else _scaled
     to_student = scaled(student, grad_adv, grad_loss) if ctx.needs_input_grad[0] else None
     to_minus = scaled(student_minus, grad_minus, grad_loss) if ctx.needs_input_grad[4] else None
     return (to_student, None, None, None, to_minus, *[None] * 8)
@@ -320,8 +323,20 @@ class _Loss(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, *grads)
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if _is_one(grad_loss) and not torch.is_grad_enabled():
+            return _gradients(ctx, grad_loss, _unscaled)
+        return _backward(ctx, grad_loss)
+
+
+def _unscaled(logits: Tensor, grad: Tensor, _: Tensor) -> Tensor:
+    """The saved gradient itself: autograd notices if somebody writes to it, and copies where it accumulates."""
+    return grad.to(logits.dtype)
+
+
+def _is_one(grad_loss: Tensor | None) -> bool:
+    """Whether nothing is to be scaled; on a GPU nobody looks, for it would have to be waited for."""
+    return type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.item() == 1.0
 
 
 if _NATIVE_DEVICES:
