@@ -28,11 +28,11 @@ struct BalancedKdArgs {
   float cls_weight, kd_weight, temperature;
   bool elementmean, on_biased;
   int64_t batch, classes;
-  float* row_cls;     // [batch]
-  float* row_kd;      // [batch]
+  float* row_cls;          // [batch]
+  float* row_kd;           // [batch]
   float *loss, *cls, *kd;  // [1] each
-  float* grad_adv;    // [batch, classes], or null: no gradient wanted
-  float* grad_minus;  // [batch, classes], or null
+  float* grad_adv;         // [batch, classes], or null: no gradient wanted
+  float* grad_minus;       // [batch, classes], or null
 };
 
 LTAT_INLINE bool target_in_range(const BalancedKdArgs& args, int64_t target) {
@@ -76,7 +76,8 @@ struct alignas(64) Lanes {
 
 LTAT_INLINE int64_t whole_vectors(int64_t numbers) { return (numbers + Lanes::kCount - 1) / Lanes::kCount; }
 
-// Whether the CPU gives each row a lane of its own: it saves sums across lanes, at the price of strided access.
+// Whether the CPU gives each row a lane of its own: it saves sums across lanes, at the price of strided
+// access.
 LTAT_INLINE bool rows_lie_across(int64_t classes) { return classes <= 64; }
 
 // Vectors of scratch one thread needs on the CPU: three panels and two rows.

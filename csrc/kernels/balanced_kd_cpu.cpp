@@ -1,8 +1,9 @@
 // Compiled once per instruction set, each time into its own namespace (see isa.h).
 //
-// Rows are computed on in panels of whole vectors. A long row lies along the lanes, one row to a panel, padded
-// with -inf, whose softmax is 0; short rows lie across them, one row to a lane: class k of row r stands at
-// k * kRows + r. So no loop has a tail, and the order of every sum is the same for each instruction set.
+// Rows are computed on in panels of whole vectors. A long row lies along the lanes, one row to a panel,
+// padded with -inf, whose softmax is 0; short rows lie across them, one row to a lane: class k of row r
+// stands at k * kRows + r. So no loop has a tail, and the order of every sum is the same for each instruction
+// set.
 #include "isa.h"
 
 namespace ltat::LTAT_ISA {
@@ -105,7 +106,8 @@ Divergence divergence(Lanes* student, Lanes* teacher, int64_t vectors) {
       student[v].at[lane] = exp_nonpositive(s.at[lane]);
       teacher[v].at[lane] = exp_nonpositive(t.at[lane]);
     }
-    // A loop of its own: in one with the exponentials gcc threads the two tests for 0 and gives up vectorising.
+    // A loop of its own: in one with the exponentials gcc threads the two tests for 0 and gives up
+    // vectorising.
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
       student_sum.at[lane] += student[v].at[lane];

@@ -57,13 +57,11 @@ Tensor floats(const Tensor& like, std::initializer_list<int64_t> shape) {
   return empty_on(like, shape, aoti_torch_dtype_float32());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> balanced_kd(const Tensor& student, const Tensor& target,
-                                                       const Tensor& log_prior, OptionalTensor teacher,
-                                                       OptionalTensor student_minus,
-                                                       OptionalTensor teacher_plus,
-                                                       OptionalTensor teacher_minus, double cls_weight,
-                                                       double kd_weight, double temperature, bool elementmean,
-                                                       bool on_biased, bool want_grad) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> balanced_kd(
+    const Tensor& student, const Tensor& target, const Tensor& log_prior, OptionalTensor teacher,
+    OptionalTensor student_minus, OptionalTensor teacher_plus, OptionalTensor teacher_minus,
+    double cls_weight, double kd_weight, double temperature, bool elementmean, bool on_biased,
+    bool want_grad) {
   const bool differences = student_minus.has_value();
   check(student, target, log_prior,
         teacher_plus.has_value() == differences && teacher_minus.has_value() == differences);

@@ -63,10 +63,9 @@ inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape,
   for (size_t dim = shape.size(); dim-- > 0; stride *= shape.begin()[dim]) strides[dim] = stride;
   int32_t device_type = 0;
   AtenTensorHandle handle = nullptr;
-  const bool made =
-      aoti_torch_get_device_type(like.get(), &device_type) == 0 &&
-      aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides, dtype, device_type,
-                               like.get_device(), &handle) == 0;
+  const bool made = aoti_torch_get_device_type(like.get(), &device_type) == 0 &&
+                    aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                                             dtype, device_type, like.get_device(), &handle) == 0;
   STD_TORCH_CHECK(made, "torch could not allocate a tensor");
   return Tensor(handle);
 }
