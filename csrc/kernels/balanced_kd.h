@@ -28,12 +28,11 @@ struct BalancedKdArgs {
   float cls_weight, kd_weight, temperature;
   bool elementmean, on_biased;
   int64_t batch, classes;
-  float* row_cls;     // [batch]
-  float* row_kd;      // [batch]
-  float* loss;        // [1]
-  float* parts;       // [2]: cls, kd
-  float* grad_adv;    // [batch, classes], or null: no gradient wanted
-  float* grad_minus;  // [batch, classes], or null
+  float* row_cls;          // [batch]
+  float* row_kd;           // [batch]
+  float *loss, *cls, *kd;  // [1] each
+  float* grad_adv;         // [batch, classes], or null: no gradient wanted
+  float* grad_minus;       // [batch, classes], or null
 };
 
 LTAT_INLINE bool target_in_range(const BalancedKdArgs& args, int64_t target) {
@@ -64,14 +63,27 @@ LTAT_INLINE float kl_term(float p, float log_p, float log_q) {
 LTAT_INLINE void write_losses(const BalancedKdArgs& args, double cls_sum, double kd_sum) {
   const float cls = static_cast<float>(cls_sum / static_cast<double>(args.batch));
   const float kd = static_cast<float>(kd_sum * kd_unit(args));
-  args.parts[0] = cls;
-  args.parts[1] = kd;
+  *args.cls = cls;
+  *args.kd = kd;
   *args.loss = args.cls_weight * cls + args.kd_weight * kd;
 }
 
-// Floats of scratch one thread needs on the CPU: four rows, padded to whole vectors.
-LTAT_INLINE int64_t padded_classes(int64_t classes) { return (classes + 15) / 16 * 16; }
-LTAT_INLINE int64_t balanced_kd_scratch_size(int64_t classes) { return 4 * padded_classes(classes); }
+// What the CPU computes on at a time; a fixed number, so that every instruction set adds in the same order.
+struct alignas(64) Lanes {
+  static constexpr int kCount = 16;
+  float at[kCount];
+};
+
+LTAT_INLINE int64_t whole_vectors(int64_t numbers) { return (numbers + Lanes::kCount - 1) / Lanes::kCount; }
+
+// Whether the CPU gives each row a lane of its own: it saves sums across lanes, at the price of strided
+// access.
+LTAT_INLINE bool rows_lie_across(int64_t classes) { return classes <= 64; }
+
+// Vectors of scratch one thread needs on the CPU: three panels and two rows.
+LTAT_INLINE int64_t balanced_kd_scratch_size(int64_t classes) {
+  return 3 * (rows_lie_across(classes) ? classes : whole_vectors(classes)) + 2 * whole_vectors(classes);
+}
 
 void balanced_kd_cpu(const BalancedKdArgs& args, ParallelFor parallel_for);
 

@@ -1,12 +1,15 @@
 // Compiled once per instruction set, each time into its own namespace (see isa.h).
+//
+// Rows are computed on in panels of whole vectors. A long row lies along the lanes, one row to a panel,
+// padded with -inf, whose softmax is 0; short rows lie across them, one row to a lane: class k of row r
+// stands at k * kRows + r. So no loop has a tail, and the order of every sum is the same for each instruction
+// set.
 #include "isa.h"
 
 namespace ltat::LTAT_ISA {
 namespace {
 
-// Rows are padded to whole vectors of kLanes with -inf, whose softmax is 0: no loop has a tail, and the order
-// of every sum is the same for each instruction set.
-constexpr int kLanes = 16;
+constexpr int kLanes = Lanes::kCount;
 
 // e^x for x <= 0 (and NaN), within 2 ulp; below -87 the result, no longer a normal float, is 0.
 inline float exp_nonpositive(float x) {
@@ -26,170 +29,246 @@ inline float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : mantissa * power;
 }
 
-inline float sum_lanes(const float (&lanes)[kLanes]) {
-  float sum = 0.0f;
-  for (float lane : lanes) sum += lane;
-  return sum;
+inline float larger(float a, float b) { return b > a ? b : a; }
+
+// Combines the lanes that hold parts of one row, by halves, and gives the result to all of them.
+template <int kRows, class Combine>
+inline void across_parts(Lanes& lanes, Combine combine) {
+  for (int width = kLanes / 2; width >= kRows; width /= 2) {
+    for (int lane = 0; lane < width; ++lane) lanes.at[lane] = combine(lanes.at[lane], lanes.at[lane + width]);
+  }
+  for (int lane = kRows; lane < kLanes; ++lane) lanes.at[lane] = lanes.at[0];
 }
 
-inline float row_max(const float* row, int64_t padded) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = -INFINITY;
-  for (int64_t k = 0; k < padded; k += kLanes) {
+template <int kRows>
+inline void sum_parts(Lanes& lanes) {
+  across_parts<kRows>(lanes, [](float a, float b) { return a + b; });
+}
+
+template <int kRows>
+inline Lanes row_max(const Lanes* panel, int64_t vectors) {
+  Lanes max = panel[0];
+  for (int64_t v = 1; v < vectors; ++v) {
 #pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const float value = row[k + lane];
-      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-    }
+    for (int lane = 0; lane < kLanes; ++lane) max.at[lane] = larger(max.at[lane], panel[v].at[lane]);
   }
-  float max = -INFINITY;
-  for (float lane : lanes) max = lane > max ? lane : max;
+  across_parts<kRows>(max, larger);
   return max;
 }
 
+inline Lanes reciprocal(const Lanes& lanes) {
+  Lanes result;
+  for (int lane = 0; lane < kLanes; ++lane) result.at[lane] = 1.0f / lanes.at[lane];
+  return result;
+}
+
 struct Softmax {
-  float log_sum;      // log-softmax = logit - log_sum
-  float inverse_sum;  // softmax = exponential * inverse_sum
+  Lanes max, sum;  // log-softmax = logit - max - log(sum)
 };
 
-// Fills `exponentials` with e^(logit - max).
-inline Softmax softmax(const float* logits, float* exponentials, int64_t padded) {
-  const float max = row_max(logits, padded);
-  float lanes[kLanes] = {};
-  for (int64_t k = 0; k < padded; k += kLanes) {
+// Turns the logits of a panel into e^(logit - max).
+template <int kRows>
+Softmax softmax(Lanes* panel, int64_t vectors) {
+  const Lanes max = row_max<kRows>(panel, vectors);
+  Lanes sum{};
+  for (int64_t v = 0; v < vectors; ++v) {
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      const float e = exp_nonpositive(logits[k + lane] - max);
-      exponentials[k + lane] = e;
-      lanes[lane] += e;
+      const float e = exp_nonpositive(panel[v].at[lane] - max.at[lane]);
+      panel[v].at[lane] = e;
+      sum.at[lane] += e;
     }
   }
-  const float sum = sum_lanes(lanes);
-  return {max + std::log(sum), 1.0f / sum};
+  sum_parts<kRows>(sum);
+  return {max, sum};
+}
+
+struct Divergence {
+  Lanes student_sum, teacher_sum;
+  Lanes gap;  // sum of e^(teacher - max) * (teacher - max - (student - max))
+
+  float kl(int64_t row) const {
+    return gap.at[row] / teacher_sum.at[row] + std::log(student_sum.at[row] / teacher_sum.at[row]);
+  }
+};
+
+// Turns the logits of both panels into e^(logit - max).
+template <int kRows>
+Divergence divergence(Lanes* student, Lanes* teacher, int64_t vectors) {
+  const Lanes student_max = row_max<kRows>(student, vectors), teacher_max = row_max<kRows>(teacher, vectors);
+  Lanes student_sum{}, teacher_sum{}, gap{};
+  for (int64_t v = 0; v < vectors; ++v) {
+    Lanes s, t;
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      s.at[lane] = student[v].at[lane] - student_max.at[lane];
+      t.at[lane] = teacher[v].at[lane] - teacher_max.at[lane];
+      student[v].at[lane] = exp_nonpositive(s.at[lane]);
+      teacher[v].at[lane] = exp_nonpositive(t.at[lane]);
+    }
+    // A loop of its own: in one with the exponentials gcc threads the two tests for 0 and gives up
+    // vectorising.
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      student_sum.at[lane] += student[v].at[lane];
+      teacher_sum.at[lane] += teacher[v].at[lane];
+      gap.at[lane] += kl_term(teacher[v].at[lane], t.at[lane], s.at[lane]);
+    }
+  }
+  sum_parts<kRows>(student_sum);
+  sum_parts<kRows>(teacher_sum);
+  sum_parts<kRows>(gap);
+  return {student_sum, teacher_sum, gap};
 }
 
 template <class T>
-void add_scaled_typed(const void* data, int64_t offset, int64_t classes, float scale, float* row) {
+const float* converted(const void* data, int64_t offset, int64_t classes, float* row) {
   const T* source = static_cast<const T*>(data) + offset;
 #pragma omp simd
-  for (int64_t k = 0; k < classes; ++k) row[k] += scale * to_float(source[k]);
+  for (int64_t k = 0; k < classes; ++k) row[k] = to_float(source[k]);
+  return row;
 }
 
-void add_scaled(const Logits& logits, int64_t offset, int64_t classes, float scale, float* row) {
+// The logits of one row as floats, in `row` where they are not floats already.
+const float* as_floats(const Logits& logits, int64_t offset, int64_t classes, float* row) {
   switch (logits.dtype) {
-    case DType::kFloat32:
-      return add_scaled_typed<float>(logits.data, offset, classes, scale, row);
     case DType::kBFloat16:
-      return add_scaled_typed<BFloat16>(logits.data, offset, classes, scale, row);
+      return converted<BFloat16>(logits.data, offset, classes, row);
     case DType::kFloat16:
-      return add_scaled_typed<Float16>(logits.data, offset, classes, scale, row);
+      return converted<Float16>(logits.data, offset, classes, row);
+    default:
+      return static_cast<const float*>(logits.data) + offset;
   }
 }
 
-void clear(float* row, int64_t classes, int64_t padded) {
-  for (int64_t k = 0; k < classes; ++k) row[k] = 0.0f;
-  for (int64_t k = classes; k < padded; ++k) row[k] = -INFINITY;
-}
+// Up to kRows rows on their way through the loss. The panels hold logits, then exponentials, then gradients.
+template <int kRows>
+struct Group {
+  const BalancedKdArgs& args;
+  int64_t vectors;
+  Lanes *cls, *student, *teacher;
+  float *row_a, *row_b;
+  int64_t begin = 0, rows = 0;
 
-struct Scratch {
-  float *student, *teacher, *student_exp, *teacher_exp;
-  int64_t padded;
+  Group(const BalancedKdArgs& args, Lanes* memory)
+      : args(args),
+        vectors(whole_vectors(args.classes * kRows)),
+        cls(memory),
+        student(cls + vectors),
+        teacher(student + vectors),
+        row_a(teacher[vectors].at),
+        row_b(teacher[vectors + whole_vectors(args.classes)].at) {}
 
-  Scratch(float* memory, int64_t classes)
-      : student(memory),
-        teacher(memory + padded_classes(classes)),
-        student_exp(memory + 2 * padded_classes(classes)),
-        teacher_exp(memory + 3 * padded_classes(classes)),
-        padded(padded_classes(classes)) {}
+  // Lanes beyond the last row repeat it, so that none computes on garbage.
+  int64_t offset(int64_t r) const { return (begin + (r < rows ? r : rows - 1)) * args.classes; }
+
+  // panel = (plus - minus + bias) * scale; minus and bias may be null.
+  void lay_out(Lanes* panel, const Logits& plus, const Logits& minus, const float* bias, float scale) const {
+    float* z = panel->at;
+    for (int64_t r = 0; r < kRows; ++r) {
+      const float* a = as_floats(plus, offset(r), args.classes, row_a);
+      if (minus.data) {
+        const float* b = as_floats(minus, offset(r), args.classes, row_b);
+        for (int64_t k = 0; k < args.classes; ++k) z[k * kRows + r] = (a[k] - b[k]) * scale;
+      } else if (bias) {
+        for (int64_t k = 0; k < args.classes; ++k) z[k * kRows + r] = (a[k] + bias[k]) * scale;
+      } else {
+        for (int64_t k = 0; k < args.classes; ++k) z[k * kRows + r] = a[k] * scale;
+      }
+    }
+    for (int64_t i = args.classes * kRows; i < vectors * kLanes; ++i) z[i] = -INFINITY;
+  }
+
+  void write(const Lanes* panel, float* grad) const {
+    const float* values = panel->at;
+    for (int64_t r = 0; r < rows; ++r) {
+      float* out = grad + offset(r);
+      for (int64_t k = 0; k < args.classes; ++k) out[k] = values[k * kRows + r];
+    }
+  }
+
+  void cross_entropy() const {
+    lay_out(cls, args.student, {}, args.log_prior, 1.0f);
+    float chosen[kRows];  // the target's logit
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t target = args.target[begin + r];
+      chosen[r] = target_in_range(args, target) ? cls->at[target * kRows + r] : NAN;
+    }
+    const Softmax q = softmax<kRows>(cls, vectors);
+    for (int64_t r = 0; r < rows; ++r) {
+      args.row_cls[begin + r] = std::log(q.sum.at[r]) + (q.max.at[r] - chosen[r]);
+    }
+    if (args.grad_adv) cross_entropy_gradient(reciprocal(q.sum));
+  }
+
+  void cross_entropy_gradient(const Lanes& inverse_sum) const {
+    Lanes scale{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int64_t r = lane % kRows;
+      if (r < rows) scale.at[lane] = cls_grad_scale(args, args.target[begin + r]);
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) {
+        cls[v].at[lane] = scale.at[lane] * (cls[v].at[lane] * inverse_sum.at[lane]);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t target = args.target[begin + r];
+      if (target_in_range(args, target)) cls->at[target * kRows + r] -= scale.at[r];
+    }
+  }
+
+  // Adds the divergence of the logits laid out, and leaves its gradient in the student's panel as well.
+  void add_divergence() const {
+    const Divergence d = divergence<kRows>(student, teacher, vectors);
+    for (int64_t r = 0; r < rows; ++r) args.row_kd[begin + r] += d.kl(r);
+    if (!args.grad_adv) return;
+    const float scale = kd_grad_scale(args);
+    const Lanes student_inverse = reciprocal(d.student_sum), teacher_inverse = reciprocal(d.teacher_sum);
+    for (int64_t v = 0; v < vectors; ++v) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float q = student[v].at[lane] * student_inverse.at[lane];
+        const float p = teacher[v].at[lane] * teacher_inverse.at[lane];
+        const float grad = scale * (q - p);
+        cls[v].at[lane] += grad;
+        student[v].at[lane] = -grad;
+      }
+    }
+  }
+
+  void run(int64_t first, int64_t count) {
+    begin = first;
+    rows = count;
+    const float inverse_t = 1.0f / args.temperature;
+    cross_entropy();
+    for (int64_t r = 0; r < rows; ++r) args.row_kd[begin + r] = 0.0f;
+    if (args.teacher.data) {
+      lay_out(student, args.student, {}, args.on_biased ? args.log_prior : nullptr, inverse_t);
+      lay_out(teacher, args.teacher, {}, nullptr, inverse_t);
+      add_divergence();
+    }
+    if (args.student_minus.data) {
+      lay_out(student, args.student, args.student_minus, nullptr, inverse_t);
+      lay_out(teacher, args.teacher_plus, args.teacher_minus, nullptr, inverse_t);
+      add_divergence();
+      if (args.grad_minus) write(student, args.grad_minus);
+    }
+    if (args.grad_adv) write(cls, args.grad_adv);
+  }
 };
 
-float cls_row(const BalancedKdArgs& args, int64_t row, const Scratch& scratch) {
-  const int64_t offset = row * args.classes, target = args.target[row];
-  clear(scratch.student, args.classes, scratch.padded);
-  add_scaled(args.student, offset, args.classes, 1.0f, scratch.student);
-  for (int64_t k = 0; k < args.classes; ++k) scratch.student[k] += args.log_prior[k];
-  const Softmax q = softmax(scratch.student, scratch.student_exp, scratch.padded);
-  if (args.grad_adv) {
-    const float scale = cls_grad_scale(args, target);
-    float* grad = args.grad_adv + offset;
-#pragma omp simd
-    for (int64_t k = 0; k < args.classes; ++k) grad[k] = scale * (scratch.student_exp[k] * q.inverse_sum);
-    if (target_in_range(args, target)) grad[target] -= scale;
-  }
-  return target_in_range(args, target) ? q.log_sum - scratch.student[target] : NAN;
-}
-
-// KL of the rows prepared in `scratch`; leaves q - p in scratch.student_exp.
-float kl_row(const Scratch& scratch) {
-  const Softmax q = softmax(scratch.student, scratch.student_exp, scratch.padded);
-  const Softmax p = softmax(scratch.teacher, scratch.teacher_exp, scratch.padded);
-  const float *student = scratch.student, *teacher = scratch.teacher, *teacher_exp = scratch.teacher_exp;
-  float* difference = scratch.student_exp;
-  float lanes[kLanes] = {};
-  for (int64_t k = 0; k < scratch.padded; k += kLanes) {
-#pragma omp simd
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t i = k + lane;
-      const float p_i = teacher_exp[i] * p.inverse_sum;
-      lanes[lane] += kl_term(p_i, teacher[i] - p.log_sum, student[i] - q.log_sum);
-      difference[i] = difference[i] * q.inverse_sum - p_i;
-    }
-  }
-  return sum_lanes(lanes);
-}
-
-float direct_kl_row(const BalancedKdArgs& args, int64_t row, const Scratch& scratch) {
-  const int64_t offset = row * args.classes;
-  const float inverse_t = 1.0f / args.temperature;
-  clear(scratch.student, args.classes, scratch.padded);
-  clear(scratch.teacher, args.classes, scratch.padded);
-  add_scaled(args.student, offset, args.classes, inverse_t, scratch.student);
-  add_scaled(args.teacher, offset, args.classes, inverse_t, scratch.teacher);
-  if (args.on_biased) {
-    for (int64_t k = 0; k < args.classes; ++k) scratch.student[k] += inverse_t * args.log_prior[k];
-  }
-  const float kl = kl_row(scratch);
-  if (args.grad_adv) {
-    const float scale = kd_grad_scale(args);
-    float* grad = args.grad_adv + offset;
-    for (int64_t k = 0; k < args.classes; ++k) grad[k] += scale * scratch.student_exp[k];
-  }
-  return kl;
-}
-
-float difference_kl_row(const BalancedKdArgs& args, int64_t row, const Scratch& scratch) {
-  const int64_t offset = row * args.classes;
-  const float inverse_t = 1.0f / args.temperature;
-  clear(scratch.student, args.classes, scratch.padded);
-  clear(scratch.teacher, args.classes, scratch.padded);
-  add_scaled(args.student, offset, args.classes, inverse_t, scratch.student);
-  add_scaled(args.student_minus, offset, args.classes, -inverse_t, scratch.student);
-  add_scaled(args.teacher_plus, offset, args.classes, inverse_t, scratch.teacher);
-  add_scaled(args.teacher_minus, offset, args.classes, -inverse_t, scratch.teacher);
-  const float kl = kl_row(scratch);
-  if (args.grad_adv) {
-    const float scale = kd_grad_scale(args);
-    float *grad_adv = args.grad_adv + offset, *grad_minus = args.grad_minus + offset;
-    for (int64_t k = 0; k < args.classes; ++k) {
-      const float grad = scale * scratch.student_exp[k];
-      grad_adv[k] += grad;
-      grad_minus[k] = -grad;
-    }
-  }
-  return kl;
+template <int kRows>
+void run_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, Lanes* memory) {
+  Group<kRows> group(args, memory);
+  for (; begin < end; begin += kRows) group.run(begin, end - begin < kRows ? end - begin : kRows);
 }
 
 }  // namespace
 
-void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, float* memory) {
-  const Scratch scratch(memory, args.classes);
-  for (int64_t row = begin; row < end; ++row) {
-    args.row_cls[row] = cls_row(args, row, scratch);
-    float kd = 0.0f;
-    if (args.teacher.data) kd += direct_kl_row(args, row, scratch);
-    if (args.student_minus.data) kd += difference_kl_row(args, row, scratch);
-    args.row_kd[row] = kd;
-  }
+void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, Lanes* memory) {
+  (rows_lie_across(args.classes) ? run_rows<kLanes> : run_rows<1>)(args, begin, end, memory);
 }
 
 }  // namespace ltat::LTAT_ISA

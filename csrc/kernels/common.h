@@ -51,6 +51,13 @@ LTAT_INLINE float to_float(Float16 value) {
   return float_from_bits(sign | (magnitude >= 0x7c00u ? special : finite));
 }
 
+// Rounds to the nearest, ties to even; NaN stays NaN.
+LTAT_INLINE BFloat16 bfloat16_from(float value) {
+  const uint32_t bits = bits_from_float(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+}
+
 // Runs body(context, begin, end) over disjoint ranges covering [0, size), ranges of at least `grain` items.
 using RangeBody = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t size, int64_t grain, void* context, RangeBody body);

@@ -10,13 +10,14 @@
 namespace ltat {
 
 struct GatherAugmentArgs {
-  float* out;                // [batch, height, width, channels]
+  void* out;                 // [batch, height, width, channels] of out_dtype
   const uint8_t* images;     // [count, height, width, channels]
   const int64_t* positions;  // [batch], or null: all images in order
   const int64_t* shift;      // [batch, 2], rows and columns, or null: none
   const uint8_t* mirrored;   // [batch], or null: none
   bool reflect;
   int64_t count, batch, height, width, channels;
+  DType out_dtype = DType::kFloat32;  // or kBFloat16
 };
 
 // What happens to one image. An illegal one becomes NaN: where no host may look at its position or shift (a
@@ -68,6 +69,9 @@ LTAT_INLINE float scaled(uint8_t value) {
   const float exact = static_cast<float>(value);
   return exact * kHigh + exact * kLow;
 }
+
+LTAT_INLINE void store(float value, float* out) { *out = value; }
+LTAT_INLINE void store(float value, BFloat16* out) { *out = bfloat16_from(value); }
 
 // Bytes the CPU kernel needs beside its arguments: some rows, at least one.
 constexpr int64_t kGatherBlock = 8192;

@@ -4,9 +4,10 @@
 namespace ltat::LTAT_ISA {
 namespace {
 
-void scale(const uint8_t* bytes, float* out, int64_t size) {
+template <class Out>
+void scale(const uint8_t* bytes, Out* out, int64_t size) {
 #pragma omp simd
-  for (int64_t i = 0; i < size; ++i) out[i] = scaled(bytes[i]);
+  for (int64_t i = 0; i < size; ++i) store(scaled(bytes[i]), out + i);
 }
 
 // A constant number of channels lets the compiler copy a pixel in one or two moves.
@@ -44,7 +45,8 @@ void place_row(const GatherAugmentArgs& args, const Move& move, const uint8_t* f
   }
 }
 
-void move_image(const GatherAugmentArgs& args, const Move& move, float* out, uint8_t* scratch) {
+template <class Out>
+void move_image(const GatherAugmentArgs& args, const Move& move, Out* out, uint8_t* scratch) {
   const int64_t height = args.height, row_size = args.width * args.channels;
   const int64_t block = gather_augment_scratch_size(args) / row_size;
   for (int64_t begin = 0; begin < height; begin += block) {
@@ -58,21 +60,27 @@ void move_image(const GatherAugmentArgs& args, const Move& move, float* out, uin
   }
 }
 
-}  // namespace
-
-void gather_augment_images(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
+template <class Out>
+void gather_images(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
   const int64_t size = args.height * args.width * args.channels;
   for (int64_t sample = begin; sample < end; ++sample) {
     const Move move = move_of(args, sample);
-    float* out = args.out + sample * size;
+    Out* out = static_cast<Out*>(args.out) + sample * size;
     if (!move.legal) {
-      for (int64_t i = 0; i < size; ++i) out[i] = NAN;
+      for (int64_t i = 0; i < size; ++i) store(NAN, out + i);
     } else if (move.rows == 0 && move.columns == 0 && !move.mirrored) {
       scale(move.image, out, size);
     } else {
       move_image(args, move, out, scratch);
     }
   }
+}
+
+}  // namespace
+
+void gather_augment_images(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch) {
+  const bool wide = args.out_dtype == DType::kFloat32;
+  (wide ? gather_images<float> : gather_images<BFloat16>)(args, begin, end, scratch);
 }
 
 }  // namespace ltat::LTAT_ISA

@@ -8,8 +8,9 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kVector = 4;
 
-struct alignas(sizeof(float) * kVector) Floats {
-  float at[kVector];
+template <class Out>
+struct alignas(sizeof(Out) * kVector) Numbers {
+  Out at[kVector];
 };
 
 __device__ float element(const GatherAugmentArgs& args, const Move& move, int64_t y, int64_t x,
@@ -23,15 +24,15 @@ __device__ float element(const GatherAugmentArgs& args, const Move& move, int64_
 
 // Each thread writes kNumbers neighbours of one image in memory order. Index holds the numbers of an image:
 // dividing 64-bit integers costs a GPU several times what dividing 32-bit ones does.
-template <class Index, int kNumbers>
-__device__ void write_numbers(const GatherAugmentArgs& args, const Move& move, float* out, Index first) {
+template <class Out, class Index, int kNumbers>
+__device__ void write_numbers(const GatherAugmentArgs& args, const Move& move, Out* out, Index first) {
   const Index channels = static_cast<Index>(args.channels), width = static_cast<Index>(args.width);
   const Index pixel = first / channels;
   Index channel = first % channels, x = pixel % width, y = pixel / width;
-  Floats numbers;
+  Numbers<Out> numbers;
 #pragma unroll
   for (int j = 0; j < kNumbers; ++j) {
-    numbers.at[j] = move.legal ? element(args, move, y, x, channel) : NAN;
+    store(move.legal ? element(args, move, y, x, channel) : NAN, numbers.at + j);
     if (++channel < channels) continue;
     channel = 0;
     if (++x < width) continue;
@@ -39,21 +40,21 @@ __device__ void write_numbers(const GatherAugmentArgs& args, const Move& move, f
     ++y;
   }
   if constexpr (kNumbers == kVector) {
-    *reinterpret_cast<Floats*>(out + first) = numbers;
+    *reinterpret_cast<Numbers<Out>*>(out + first) = numbers;
   } else {
     out[first] = numbers.at[0];
   }
 }
 
 // Blocks along y share the images, blocks along x the numbers of one image.
-template <class Index, int kNumbers>
+template <class Out, class Index, int kNumbers>
 __global__ void gather_kernel(const GatherAugmentArgs args, int64_t size) {
   const int64_t stride = int64_t{gridDim.x} * kThreads;
   for (int64_t sample = blockIdx.y; sample < args.batch; sample += gridDim.y) {
     const Move move = move_of(args, sample);
-    float* out = args.out + sample * size;
+    Out* out = static_cast<Out*>(args.out) + sample * size;
     for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < size / kNumbers; i += stride) {
-      write_numbers<Index, kNumbers>(args, move, out, static_cast<Index>(i * kNumbers));
+      write_numbers<Out, Index, kNumbers>(args, move, out, static_cast<Index>(i * kNumbers));
     }
   }
 }
@@ -62,32 +63,41 @@ unsigned at_most(int64_t blocks, int64_t limit) {
   return static_cast<unsigned>(blocks < limit ? blocks : limit);
 }
 
-template <class Index, int kNumbers>
+template <class Out, class Index, int kNumbers>
 void launch(const GatherAugmentArgs& args, int64_t size, cudaStream_t stream) {
   const int64_t blocks = (size / kNumbers + kThreads - 1) / kThreads;
   const dim3 grid(at_most(blocks, 1 << 16), at_most(args.batch, 65535));
-  gather_kernel<Index, kNumbers><<<grid, kThreads, 0, stream>>>(args, size);
+  gather_kernel<Out, Index, kNumbers><<<grid, kThreads, 0, stream>>>(args, size);
 }
 
-template <class Index>
+template <class Out, class Index>
 void launch(const GatherAugmentArgs& args, int64_t size, cudaStream_t stream) {
-  const bool aligned = reinterpret_cast<uintptr_t>(args.out) % sizeof(Floats) == 0;
+  const bool aligned = reinterpret_cast<uintptr_t>(args.out) % sizeof(Numbers<Out>) == 0;
   if (aligned && size % kVector == 0) {
-    launch<Index, kVector>(args, size, stream);
+    launch<Out, Index, kVector>(args, size, stream);
   } else {
-    launch<Index, 1>(args, size, stream);
+    launch<Out, Index, 1>(args, size, stream);
+  }
+}
+
+template <class Out>
+void launch(const GatherAugmentArgs& args, cudaStream_t stream) {
+  const int64_t size = args.height * args.width * args.channels;
+  if (size <= INT32_MAX) {
+    launch<Out, int32_t>(args, size, stream);
+  } else {
+    launch<Out, int64_t>(args, size, stream);
   }
 }
 
 }  // namespace
 
 const char* gather_augment_cuda(const GatherAugmentArgs& args, void* stream) {
-  const int64_t size = args.height * args.width * args.channels;
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (size <= INT32_MAX) {
-    launch<int32_t>(args, size, cuda_stream);
+  if (args.out_dtype == DType::kFloat32) {
+    launch<float>(args, cuda_stream);
   } else {
-    launch<int64_t>(args, size, cuda_stream);
+    launch<BFloat16>(args, cuda_stream);
   }
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -70,7 +70,7 @@ void balanced_kd_cpu(const BalancedKdArgs& args, ParallelFor parallel_for) {
   const int64_t grain = 1 + (int64_t{1} << 12) / (args.classes + 1);
   const auto body = [](void* context, int64_t begin, int64_t end) {
     const auto& kd = *static_cast<const BalancedKdArgs*>(context);
-    const std::unique_ptr<float[]> scratch(new float[balanced_kd_scratch_size(kd.classes)]);
+    const std::unique_ptr<Lanes[]> scratch(new Lanes[balanced_kd_scratch_size(kd.classes)]);
     cpu_kernels().balanced_kd_rows(kd, begin, end, scratch.get());
   };
   parallel_for(args.batch, grain, const_cast<BalancedKdArgs*>(&args), body);

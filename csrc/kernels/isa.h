@@ -9,7 +9,7 @@
   namespace ltat::name {                                                                                   \
   void pgd_step_linf_range(const PgdStepArgs& args, int64_t begin, int64_t end);                           \
   void pgd_step_l2_range(const PgdStepArgs& args, int64_t begin, int64_t end);                             \
-  void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, float* scratch);           \
+  void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, Lanes* scratch);           \
   void gather_augment_images(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch); \
   }
 
@@ -25,7 +25,7 @@ struct CpuKernels {
   const char* isa;
   void (*pgd_step_linf_range)(const PgdStepArgs& args, int64_t begin, int64_t end);
   void (*pgd_step_l2_range)(const PgdStepArgs& args, int64_t begin, int64_t end);
-  void (*balanced_kd_rows)(const BalancedKdArgs& args, int64_t begin, int64_t end, float* scratch);
+  void (*balanced_kd_rows)(const BalancedKdArgs& args, int64_t begin, int64_t end, Lanes* scratch);
   void (*gather_augment_images)(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch);
 };
 

@@ -85,6 +85,23 @@ TEST(images_of_any_channel_count_are_picked_shifted_and_mirrored) {
   }
 }
 
+TEST(bfloat16_is_the_rounded_float) {
+  CHECK(bfloat16_from(1.0f).bits == 0x3f80 && bfloat16_from(-1.0f).bits == 0xbf80);
+  CHECK(bfloat16_from(0x1.01p0f).bits == 0x3f80 && bfloat16_from(0x1.03p0f).bits == 0x3f82);  // ties to even
+  CHECK(bfloat16_from(INFINITY).bits == 0x7f80 && bfloat16_from(float_from_bits(0x7fffffffu)).bits == 0x7fc0);
+  for (bool reflect : {false, true}) {
+    Case c(6, 5, 3);
+    c.positions[0] = 5;  // outside the set
+    gather_augment_cpu(c.args(reflect), serial);
+    std::vector<BFloat16> narrow(c.out.size());
+    GatherAugmentArgs args = c.args(reflect);
+    args.out = narrow.data();
+    args.out_dtype = DType::kBFloat16;
+    gather_augment_cpu(args, scattered);
+    for (size_t i = 0; i < narrow.size(); ++i) CHECK(narrow[i].bits == bfloat16_from(c.out[i]).bits);
+  }
+}
+
 TEST(rows_longer_than_a_block_and_images_of_several_blocks_are_whole) {
   Case wide(4, kGatherBlock + 5, 1), high(kGatherBlock / 60, 32, 3);
   for (Case* c : {&wide, &high}) {

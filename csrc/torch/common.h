@@ -54,6 +54,22 @@ inline Tensor dense(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// A contiguous, uninitialised tensor on the device of `like`; the dtype is a code of aoti_torch_dtype_*().
+// torch::stable::new_empty looks its operator up by name, which costs three times the allocation itself.
+inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, int32_t dtype) {
+  constexpr size_t kMaxDims = 4;
+  STD_TORCH_CHECK(shape.size() <= kMaxDims, "too many dimensions");
+  int64_t strides[kMaxDims], stride = 1;
+  for (size_t dim = shape.size(); dim-- > 0; stride *= shape.begin()[dim]) strides[dim] = stride;
+  int32_t device_type = 0;
+  AtenTensorHandle handle = nullptr;
+  const bool made = aoti_torch_get_device_type(like.get(), &device_type) == 0 &&
+                    aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides,
+                                             dtype, device_type, like.get_device(), &handle) == 0;
+  STD_TORCH_CHECK(made, "torch could not allocate a tensor");
+  return Tensor(handle);
+}
+
 template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());

@@ -44,18 +44,19 @@ void launch(const GatherAugmentArgs& args, [[maybe_unused]] const Tensor& on) {
 
 // The batch as [B, H, W, C]; the caller turns it into channels_last.
 Tensor gather_augment(const Tensor& images, OptionalTensor positions, OptionalTensor shift,
-                      OptionalTensor mirrored, bool reflect) {
+                      OptionalTensor mirrored, bool reflect, bool bfloat16) {
   check_images(images);
   const int64_t batch = positions ? positions->size(0) : images.size(0);
   const OptionalTensor positions_dense = checked(positions, images, ScalarType::Long, {batch}, "positions");
   const OptionalTensor shift_dense = checked(shift, images, ScalarType::Long, {batch, 2}, "shift");
   const OptionalTensor mirrored_dense = checked(mirrored, images, ScalarType::Bool, {batch}, "mirrored");
-  Tensor out = torch::stable::new_empty(images, {batch, images.size(1), images.size(2), images.size(3)},
-                                        std::make_optional(ScalarType::Float));
+  Tensor out = empty_on(images, {batch, images.size(1), images.size(2), images.size(3)},
+                        bfloat16 ? aoti_torch_dtype_bfloat16() : aoti_torch_dtype_float32());
   if (out.numel() == 0) return out;
 
   GatherAugmentArgs args{};
-  args.out = data<float>(out);
+  args.out = out.data_ptr();
+  args.out_dtype = bfloat16 ? DType::kBFloat16 : DType::kFloat32;
   args.images = data<uint8_t>(images);
   args.positions = positions_dense ? data<int64_t>(*positions_dense) : nullptr;
   args.shift = shift_dense ? data<int64_t>(*shift_dense) : nullptr;
@@ -75,8 +76,8 @@ Tensor gather_augment(const Tensor& images, OptionalTensor positions, OptionalTe
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ltat, m) {
   m.def(
-      "gather_augment(Tensor images, Tensor? positions, Tensor? shift, Tensor? mirrored, bool reflect) -> "
-      "Tensor");
+      "gather_augment(Tensor images, Tensor? positions, Tensor? shift, Tensor? mirrored, bool reflect, "
+      "bool bfloat16) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ltat, CPU, m) { m.impl("gather_augment", TORCH_BOX(&ltat::gather_augment)); }

@@ -5,7 +5,6 @@ al. 2015. Matching logit differences along the perturbation (igdm): Lee, Cho and
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,25 +29,21 @@ class BalancedKD(NamedTuple):
     kd: Tensor
 
 
-@dataclass(frozen=True)
-class _Form:
+class _Form(NamedTuple):
     """Which divergences a form adds up: the direct one to the named teacher logits, and the one of differences."""
 
     teacher: str | None
     differences: bool
-
-    def needs(self) -> tuple[str, ...]:
-        direct = () if self.teacher is None else (self.teacher,)
-        return tuple(dict.fromkeys((*direct, *(_DIFFERENCE_INPUTS if self.differences else ()))))
+    needs: tuple[str, ...]
 
 
 _DIFFERENCE_INPUTS = ("student_minus", "teacher_adv", "teacher_minus")
 _FORMS = {
-    "none": _Form(None, False),
-    "igdm": _Form(None, True),
-    "kl_adv": _Form("teacher_adv", False),
-    "kl_clean": _Form("teacher_clean", False),
-    "kl_adv+igdm": _Form("teacher_adv", True),
+    "none": _Form(None, False, ()),
+    "igdm": _Form(None, True, _DIFFERENCE_INPUTS),
+    "kl_adv": _Form("teacher_adv", False, ("teacher_adv",)),
+    "kl_clean": _Form("teacher_clean", False, ("teacher_clean",)),
+    "kl_adv+igdm": _Form("teacher_adv", True, _DIFFERENCE_INPUTS),
 }
 KD_FORMS = tuple(_FORMS)
 
@@ -107,15 +102,18 @@ def balanced_kd(
             without waiting, the loss is NaN instead), T <= 0.
         RuntimeError: a second derivative is asked of the native operator.
     """
-    teachers = {"teacher_adv": teacher_adv, "teacher_minus": teacher_minus, "teacher_clean": teacher_clean}
-    given = {"student_minus": student_minus, **teachers}
-    require_tensors(student_adv=student_adv, target=target, log_prior=log_prior)
-    require_tensors(**{name: tensor for name, tensor in given.items() if tensor is not None})
+    given = {
+        "student_minus": student_minus,
+        "teacher_adv": teacher_adv,
+        "teacher_minus": teacher_minus,
+        "teacher_clean": teacher_clean,
+    }
     chosen = _choose(form, given)
+    require_tensors(student_adv=student_adv, target=target, log_prior=log_prior, **chosen)
     _check(student_adv, target, log_prior, chosen)
     _check_settings(temperature, reduction)
     native_here = student_adv.device.type in _NATIVE_DEVICES
-    compute: Callable[..., BalancedKD] = _native_loss if native_here else balanced_kd_twin
+    compute: Callable[..., BalancedKD] = _native_loss if native_here else _twin_loss
     return compute(
         student_adv,
         target,
@@ -172,6 +170,11 @@ def _kl_twin(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * torch.where(p == 0, 0.0, p * (log_p - log_q)).sum() / len(student)
 
 
+def _twin_loss(student_adv: Tensor, target: Tensor, log_prior: Tensor, **arguments: Any) -> BalancedKD:
+    _check_targets(target, student_adv.shape[1])
+    return balanced_kd_twin(student_adv, target, log_prior, **arguments)
+
+
 def _native_loss(
     student_adv: Tensor,
     target: Tensor,
@@ -188,20 +191,26 @@ def _native_loss(
     plan = _FORMS[form]
     differences = [chosen[name] for name in _DIFFERENCE_INPUTS] if plan.differences else [None, None, None]
     wants_grad = student_adv.requires_grad or (plan.differences and chosen["student_minus"].requires_grad)
-    loss, parts, _, _ = torch.ops.ltat.balanced_kd(
-        student_adv,
-        target,
-        log_prior,
-        None if plan.teacher is None else chosen[plan.teacher],
-        *differences,
-        float(cls_weight),
-        float(kd_weight),
-        float(temperature),
-        reduction == "elementmean",
-        on_biased,
-        torch.is_grad_enabled() and wants_grad,
-    )
-    cls, kd = parts.detach().unbind()
+    # What is compiled must stay one operator, with the gradient registered for it.
+    operator = torch.ops.ltat.balanced_kd if torch.compiler.is_compiling() else _Loss.apply
+    try:
+        loss, cls, kd, *_ = operator(
+            student_adv,
+            target,
+            log_prior,
+            None if plan.teacher is None else chosen[plan.teacher],
+            *differences,
+            float(cls_weight),
+            float(kd_weight),
+            float(temperature),
+            reduction == "elementmean",
+            on_biased,
+            torch.is_grad_enabled() and wants_grad,
+        )
+    except RuntimeError:
+        # The operator has looked at every target already; here is only said which one it was.
+        _check_targets(target, student_adv.shape[1])
+        raise
     return BalancedKD(loss, cls, kd)
 
 
@@ -210,7 +219,7 @@ def _choose(form: str, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
     if form not in _FORMS:
         raise LtatError(f"unknown distillation form {form!r}; choose one of {', '.join(KD_FORMS)}")
     chosen: dict[str, Tensor] = {}
-    for name in _FORMS[form].needs():
+    for name in _FORMS[form].needs:
         tensor = given[name]
         if tensor is None:
             raise LtatError(f"form {form!r} needs {name}; pass it, or choose another form")
@@ -224,16 +233,21 @@ def _check(student: Tensor, target: Tensor, log_prior: Tensor, others: dict[str,
     if student.ndim != 2 or 0 in student.shape:
         raise LtatError(f"student_adv has shape {tuple(student.shape)}; give logits [B, C] with B, C >= 1")
     batch, classes = student.shape
-    _check_tensor("target", target, (batch,), (torch.int64,), student.device)
-    _check_tensor("log_prior", log_prior, (classes,), (torch.float32,), student.device)
+    device = student.device
+    _check_tensor("target", target, (batch,), (torch.int64,), device)
+    _check_tensor("log_prior", log_prior, (classes,), (torch.float32,), device)
     for name, tensor in {"student_adv": student, **others}.items():
-        _check_tensor(name, tensor, (batch, classes), _DTYPES, student.device)
+        _check_tensor(name, tensor, (batch, classes), _DTYPES, device)
     if log_prior.requires_grad:
         raise LtatError("log_prior requires a gradient, but none flows to it; detach() it")
-    if student.device.type == "cpu" and not torch.compiler.is_compiling():
-        low, high = (int(bound) for bound in target.aminmax())
-        if low < 0 or high >= classes:
-            raise LtatError(f"target {low if low < 0 else high} is outside 0..{classes - 1}; check the labels")
+
+
+def _check_targets(target: Tensor, classes: int) -> None:
+    if target.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in target.aminmax())
+    if low < 0 or high >= classes:
+        raise LtatError(f"target {low if low < 0 else high} is outside 0..{classes - 1}; check the labels")
 
 
 def _check_tensor(
@@ -255,6 +269,10 @@ def _check_settings(temperature: float, reduction: str) -> None:
         raise LtatError(f"unknown reduction {reduction!r}; choose one of {', '.join(_REDUCTIONS)}")
 
 
+def _scaled(logits: Tensor, grad: Tensor, grad_loss: Tensor) -> Tensor:
+    return (grad * grad_loss).to(logits.dtype)
+
+
 class _ScaledGradient(torch.autograd.Function):
     """The gradient computed in the forward pass, times the incoming one; differentiating it once more raises.
 
@@ -264,7 +282,7 @@ class _ScaledGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, grad: Tensor, grad_loss: Tensor) -> Tensor:
-        return (grad * grad_loss).to(logits.dtype)
+        return _scaled(logits, grad, grad_loss)
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[None, None, None]:
@@ -272,22 +290,60 @@ class _ScaledGradient(torch.autograd.Function):
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, cls, kd, grad_adv, grad_minus = output
     student, student_minus = inputs[0], inputs[4]
-    ctx.save_for_backward(student, student_minus, output[2], output[3])
+    ctx.set_materialize_grads(False)  # zeros of the size of the logits, otherwise, for outputs that carry none
+    ctx.mark_non_differentiable(cls, kd, grad_adv, grad_minus)
+    ctx.save_for_backward(student, student_minus, grad_adv, grad_minus)
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, grad_loss, _ScaledGradient.apply if torch.is_grad_enabled() else _scaled)
+
+
+def _gradients(ctx: Any, grad_loss: Tensor | None, scaled: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
+    if grad_loss is None:
+        return (None,) * len(ctx.needs_input_grad)
     student, student_minus, grad_adv, grad_minus = ctx.saved_tensors
-    to_student = _ScaledGradient.apply(student, grad_adv, grad_loss) if ctx.needs_input_grad[0] else None
-    to_minus = _ScaledGradient.apply(student_minus, grad_minus, grad_loss) if ctx.needs_input_grad[4] else None
+    to_student = scaled(student, grad_adv, grad_loss) if ctx.needs_input_grad[0] else None
+    to_minus = scaled(student_minus, grad_minus, grad_loss) if ctx.needs_input_grad[4] else None
     return (to_student, None, None, None, to_minus, *[None] * 8)
+
+
+class _Loss(torch.autograd.Function):
+    """The operator and its gradient in eager mode: what ``register_autograd`` makes of them, at a fraction of its
+    overhead, which exceeds the arithmetic of ten classes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = torch.ops.ltat.balanced_kd.default(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if _is_one(grad_loss) and not torch.is_grad_enabled():
+            return _gradients(ctx, grad_loss, _unscaled)
+        return _backward(ctx, grad_loss)
+
+
+def _unscaled(logits: Tensor, grad: Tensor, _: Tensor) -> Tensor:
+    """The saved gradient itself: autograd notices if somebody writes to it, and copies where it accumulates."""
+    return grad.to(logits.dtype)
+
+
+def _is_one(grad_loss: Tensor | None) -> bool:
+    """Whether nothing is to be scaled; on a GPU nobody looks, for it would have to be waited for."""
+    return type(grad_loss) is Tensor and grad_loss.is_cpu and grad_loss.item() == 1.0
 
 
 if _NATIVE_DEVICES:
     torch.library.register_autograd("ltat::balanced_kd", _backward, setup_context=_setup_context)
 
     @torch.library.register_fake("ltat::balanced_kd")
-    def _balanced_kd_fake(student: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _balanced_kd_fake(student: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         differences, want_grad = arguments[3] is not None, arguments[-1]
 
         def floats(*shape: int) -> Tensor:
@@ -295,4 +351,4 @@ if _NATIVE_DEVICES:
 
         grad_adv = floats(*student.shape) if want_grad else floats(0)
         grad_minus = floats(*student.shape) if want_grad and differences else floats(0)
-        return floats(), floats(2), grad_adv, grad_minus
+        return floats(), floats(), floats(), grad_adv, grad_minus

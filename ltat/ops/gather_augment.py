@@ -13,6 +13,7 @@ from ltat.ops.checks import require_tensors
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def gather_augment(
@@ -22,12 +23,14 @@ def gather_augment(
     shift: Tensor | None = None,
     mirrored: Tensor | None = None,
     pad_mode: str = "zero",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The images at these positions, shifted, mirrored and scaled to [0, 1].
 
     A random crop of the padded image is a shift: row i of the result is row i + shift of the source, and what lies
     outside the source is black ("zero") or its reflection without the border pixel ("reflect"). The mirror acts on
-    the shifted image. Every value is v / 255, correctly rounded.
+    the shifted image. Every value is v / 255, correctly rounded; in bfloat16 rounded once more, to 8 bits. Bright
+    bfloat16 numbers lie as far apart as an attack's steps are long, so the loaders never ask for them.
 
     Args:
         images: uint8 [N, H, W, C], contiguous.
@@ -35,21 +38,24 @@ def gather_augment(
         shift: int64 [B, 2], rows and columns; no shift if None. With "reflect" less than the image's size.
         mirrored: bool [B], which images to turn left to right; none if None.
         pad_mode: "zero" or "reflect".
+        dtype: float32 or bfloat16.
 
     Returns:
-        float32 [B, C, H, W], channels_last.
+        dtype [B, C, H, W], channels_last.
 
     Raises:
-        LtatError: shapes, dtypes or devices that do not fit, an unknown padding, and on the CPU a position outside
-            the set or a reflecting shift of an image's size or more. On a CUDA device nobody can look without
+        LtatError: shapes, dtypes or devices that do not fit, an unknown padding or dtype, and on the CPU a position
+            outside the set or a reflecting shift of an image's size or more. On a CUDA device nobody can look without
             waiting for it: there such an image becomes NaN.
     """
     _check(images, positions, shift, mirrored, pad_mode)
+    if dtype not in _DTYPES:
+        raise LtatError(f"images of {dtype} cannot be given; choose torch.float32 or torch.bfloat16")
     if images.device.type in _NATIVE_DEVICES:
-        return _native_gather(images, positions, shift, mirrored, pad_mode)
+        return _native_gather(images, positions, shift, mirrored, pad_mode, dtype)
     if not torch.compiler.is_compiling():
         _check_values(images, positions, shift, pad_mode)
-    return gather_augment_twin(images, positions, shift=shift, mirrored=mirrored, pad_mode=pad_mode)
+    return gather_augment_twin(images, positions, shift=shift, mirrored=mirrored, pad_mode=pad_mode, dtype=dtype)
 
 
 def gather_augment_twin(
@@ -59,6 +65,7 @@ def gather_augment_twin(
     shift: Tensor | None = None,
     mirrored: Tensor | None = None,
     pad_mode: str = "zero",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The specification of ``gather_augment`` in plain PyTorch; same arguments, same result.
 
@@ -72,7 +79,7 @@ def gather_augment_twin(
     # differently from the CPU.
     white = torch.full((len(chosen), 1, 1, 1), 255.0, device=images.device)
     legal = _legal(images, positions, shift, pad_mode)
-    return (chosen.float() / white.where(legal[:, None, None, None], math.nan)).permute(0, 3, 1, 2)
+    return (chosen.float() / white.where(legal[:, None, None, None], math.nan)).to(dtype).permute(0, 3, 1, 2)
 
 
 def _legal(images: Tensor, positions: Tensor | None, shift: Tensor | None, pad_mode: str) -> Tensor:
@@ -129,10 +136,16 @@ PADDINGS: dict[str, Callable[[Tensor, int], Axis]] = {"zero": _zero, "reflect": 
 
 
 def _native_gather(
-    images: Tensor, positions: Tensor | None, shift: Tensor | None, mirrored: Tensor | None, pad_mode: str
+    images: Tensor,
+    positions: Tensor | None,
+    shift: Tensor | None,
+    mirrored: Tensor | None,
+    pad_mode: str,
+    dtype: torch.dtype,
 ) -> Tensor:
+    choices = pad_mode == "reflect", dtype == torch.bfloat16
     try:
-        batch: Tensor = torch.ops.ltat.gather_augment(images, positions, shift, mirrored, pad_mode == "reflect")
+        batch: Tensor = torch.ops.ltat.gather_augment(images, positions, shift, mirrored, *choices)
     except RuntimeError:
         # The operator has looked at every value already; here is only said which one it was.
         _check_values(images, positions, shift, pad_mode)
@@ -184,6 +197,6 @@ def _check_values(images: Tensor, positions: Tensor | None, shift: Tensor | None
 if _NATIVE_DEVICES:
 
     @torch.library.register_fake("ltat::gather_augment")
-    def _gather_augment_fake(images: Tensor, positions: Tensor | None, *_: object) -> Tensor:
+    def _gather_augment_fake(images: Tensor, positions: Tensor | None, *rest: object) -> Tensor:
         batch = len(images) if positions is None else len(positions)
-        return images.new_empty(batch, *images.shape[1:], dtype=torch.float32)
+        return images.new_empty(batch, *images.shape[1:], dtype=_DTYPES[bool(rest[-1])])

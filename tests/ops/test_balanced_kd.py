@@ -306,10 +306,72 @@ def test_a_second_derivative_is_refused_instead_of_silently_wrong(native_device)
         torch.autograd.grad((grad * grad).sum() + (student * student).sum(), [student])
 
 
+def test_a_backward_pass_leaves_the_gradient_of_the_next_one_alone(native_device):
+    tensors, leaves = with_gradients(make_inputs(4, 6, 17, native_device))
+    loss = balanced_kd(**tensors, form="igdm").loss
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    doubled = torch.autograd.grad(loss, leaves, torch.full_like(loss, 2.0), retain_graph=True)
+    for _ in range(2):
+        loss.backward(retain_graph=True)
+    for once, twice, leaf in zip(first, doubled, leaves, strict=True):
+        assert torch.equal(2 * once, twice) and torch.equal(2 * once, leaf.grad)
+
+
+def test_writing_into_a_gradient_is_noticed_by_the_next_backward_pass():
+    tensors, leaves = with_gradients(make_inputs(4, 6, 17))
+    loss = balanced_kd(**tensors, form="igdm").loss
+    expected = [grad.clone() for grad in torch.autograd.grad(loss, leaves, retain_graph=True)]
+    for grad in torch.autograd.grad(loss, leaves, retain_graph=True):
+        grad.zero_()
+    try:
+        again = torch.autograd.grad(loss, leaves)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize("classes", [1, 10, 16, 17, 64, 65])
+@pytest.mark.parametrize("batch", [1, 15, 16, 17, 33])
+def test_a_row_is_the_same_alone_and_among_any_number_of_others(native_device, batch, classes):
+    tensors, leaves = with_gradients(make_inputs(batch, classes, 18, native_device))
+    got = balanced_kd(**tensors, form="kl_adv+igdm")
+    together = gradients(got.loss, leaves)
+    losses = []
+    for row in range(batch):
+        alone = {name: tensor if name == "log_prior" else tensor[row : row + 1] for name, tensor in tensors.items()}
+        alone, own = with_gradients(alone)
+        one = balanced_kd(**alone, form="kl_adv+igdm")
+        losses.append(one.loss.detach())
+        for grad, whole in zip(gradients(one.loss, own), together, strict=True):
+            torch.testing.assert_close(whole[row : row + 1] * batch, grad, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got.loss.detach(), torch.stack(losses).mean(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [16, 17, 64, 65])
+def test_either_side_of_a_whole_vector_agrees_with_float64(device, classes):
+    tensors, leaves = with_gradients(make_inputs(20, classes, 19, device))
+    got = balanced_kd(**tensors, form="kl_adv+igdm")
+    arrays = as_float64(tensors)
+    cls, kd = reference(
+        arrays,
+        arrays["target"].astype(int),
+        arrays["log_prior"],
+        form="kl_adv+igdm",
+        temperature=1.0,
+        reduction="batchmean",
+        on_biased=False,
+    )
+    np.testing.assert_allclose([float(got.cls), float(got.kd)], [cls, kd], rtol=2e-6)
+    twin = balanced_kd_twin(**tensors, form="kl_adv+igdm")
+    for mine, theirs in zip(gradients(got.loss, leaves), gradients(twin.loss, leaves), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
 def test_gradient_work_is_skipped_when_nobody_asks(native_device):
     tensors = make_inputs(4, 6, device=native_device)
     operands = [tensors[name] for name in ("student_adv", "target", "log_prior")]
-    _, _, grad_adv, grad_minus = torch.ops.ltat.balanced_kd(
+    *_, grad_adv, grad_minus = torch.ops.ltat.balanced_kd(
         *operands, None, None, None, None, 1.0, 1.0, 1.0, False, False, False
     )
     assert grad_adv.numel() == 0 and grad_minus.numel() == 0

@@ -73,6 +73,26 @@ def test_every_byte_is_divided_and_rounded_once(device):
 
 
 @pytest.mark.parametrize("pad_mode", ["zero", "reflect"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bfloat16_is_float32_rounded_once_and_in_the_same_layout(device, channels, pad_mode):
+    images, positions, shift, mirrored = make_inputs(9, 16, 15, channels, 8, 2, device, pad_mode)
+    images.view(-1)[:256] = torch.arange(256, dtype=torch.uint8)
+    for moves in ({}, {"shift": shift, "mirrored": mirrored}):
+        wide = gather_augment(images, positions, pad_mode=pad_mode, **moves)
+        got = gather_augment(images, positions, pad_mode=pad_mode, dtype=torch.bfloat16, **moves)
+        assert torch.equal(got, wide.bfloat16()) and got.stride() == wide.stride()
+        twin = gather_augment_twin(images, positions, pad_mode=pad_mode, dtype=torch.bfloat16, **moves)
+        assert torch.equal(got, twin) and got.stride() == twin.stride()
+    assert gather_augment(images[:0], dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_bfloat16_image_out_of_range_is_nan_too():
+    images, positions, _, _ = make_inputs()
+    positions[2] = 7
+    assert_only_nan(gather_augment_twin(images, positions, dtype=torch.bfloat16), 2)
+
+
+@pytest.mark.parametrize("pad_mode", ["zero", "reflect"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_pictures_of_many_rows_and_long_rows_are_whole(device, channels, pad_mode):
     for height, width in ((200, 37), (3, 9000)):
@@ -167,6 +187,7 @@ def test_inference_tensors_and_inference_mode_are_served(device):
         ({"images": torch.zeros(7, 6, 5, 3)}, r"images are torch.float32 of shape \(7, 6, 5, 3\)"),
         ({"images": torch.zeros(6, 5, 3, dtype=torch.uint8)}, "give contiguous uint8"),
         ({"images": torch.zeros(7, 5, 6, 3, dtype=torch.uint8).transpose(1, 2)}, "give contiguous uint8"),
+        ({"dtype": torch.float16}, "images of torch.float16 cannot be given; choose torch.float32 or torch.bfloat16"),
         ({"pad_mode": "edge"}, "unknown padding 'edge'; choose one of zero, reflect"),
         ({"positions": torch.zeros(4, dtype=torch.int32)}, r"positions is torch.int32 \(4,\)"),
         ({"positions": torch.zeros(2, 2, dtype=torch.int64)}, r"positions is torch.int64 \(2, 2\)"),
@@ -203,7 +224,9 @@ def test_operator_keeps_its_contract_with_torch(native_device, reflect, channels
         channels=channels, device=native_device, pad_mode="reflect" if reflect else "zero"
     )
     for arguments in ((positions, shift, mirrored), (None, None, None), (positions[:0], shift[:0], None)):
-        torch.library.opcheck(torch.ops.ltat.gather_augment.default, (images, *arguments, reflect))
+        for bfloat16 in (False, True):
+            operands = (images, *arguments, reflect, bfloat16)
+            torch.library.opcheck(torch.ops.ltat.gather_augment.default, operands)
 
 
 @pytest.mark.parametrize("pad_mode", ["zero", "reflect"])
