@@ -57,7 +57,7 @@ class MixedPrecision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images ``x`` [B, C, H, W]."""
-        if isinstance(self.model, Classifier) and self.precision != "fp32":
+        if isinstance(self.model, Classifier) and (self.compiled or self.precision != "fp32"):
             return self.features_and_logits(x)[1]
         with autocast(x.device.type, self.precision):
             logits: Tensor = self.model(x)

@@ -14,7 +14,7 @@ from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
 from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.errors import LtatError
-from ltat.precision import MixedPrecision, dtype_of
+from ltat.precision import MixedPrecision, autocast, dtype_of
 
 KEEPS = ("last", "best")
 # Keeps the input gradients of fp16 above its smallest number; the step's direction does not depend on it.
@@ -79,7 +79,9 @@ def pgd(
     if validate:
         _check_choices(start, mode, keep, precision)
         _check_numbers(steps, step_size, restarts)
-    with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad():
+    # Another's autocast would round the gradients too: backward runs under the one that stands when it is called.
+    exact = autocast(x.device.type, "fp32")
+    with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
         x, y = _recordable(x), _recordable(y)
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
         network = _network(model, precision, mode == "eval" and (precision != "fp32" if fold is None else fold))
