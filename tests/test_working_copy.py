@@ -138,7 +138,8 @@ def test_only_a_convolution_that_one_norm_alone_reads_is_folded():
     for norm in (model.bn1, model.bn2, model.bn3, model.bn4):
         nn.init.uniform_(norm.running_mean, -1, 1)
         nn.init.uniform_(norm.running_var, 0.5, 2)
-    work = WorkingCopy(model)
+    work = WorkingCopy(model.train())  # dropout and batch statistics must not get into the copy
+    model.eval()
     assert len(work.folded.convs) == 1 and "1 batch norms folded, 3 kept" in str(work)
     change(model)
     torch.testing.assert_close(work.refresh()(x), model(x), rtol=1e-9, atol=1e-11)
