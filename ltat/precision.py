@@ -5,11 +5,14 @@ the spacing of bf16 in [0.5, 1) is 2**-8, so a start noise of 0.001 would vanish
 2/255 would carry up to 25 % rounding error.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ltat.errors import LtatError
 from ltat.models import Classifier
+from ltat.working_copy import Untraceable, WorkingCopy
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,17 +42,22 @@ class MixedPrecision(nn.Module):
     Of our own models the last layer runs in fp32 too: differences of logits, as the distillation takes them, are
     small, and half precision would round them. Other modules run whole, and their logits are cast.
     In ``"fp32"`` the logits keep the model's own dtype, so that a float64 model stays a float64 model.
+    With ``compiled`` the body runs through ``torch.compile``.
     """
 
-    def __init__(self, model: nn.Module, precision: str = "fp32") -> None:
+    def __init__(self, model: nn.Module, precision: str = "fp32", compiled: bool = False) -> None:
         super().__init__()
         dtype_of(precision)
         self.model = model
         self.precision = precision
+        self.compiled = compiled
+        # Made of a method and not of a module: that one would be registered, and its weights saved, a second time.
+        self._features = torch.compile(model.features) if compiled and isinstance(model, Classifier) else None
+        self._copy: WorkingCopy | Untraceable | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images ``x`` [B, C, H, W]."""
-        if isinstance(self.model, Classifier) and self.precision != "fp32":
+        if isinstance(self.model, Classifier) and (self.compiled or self.precision != "fp32"):
             return self.features_and_logits(x)[1]
         with autocast(x.device.type, self.precision):
             logits: Tensor = self.model(x)
@@ -64,10 +72,32 @@ class MixedPrecision(nn.Module):
         if not isinstance(self.model, Classifier):
             raise LtatError(f"{type(self.model).__name__} does not tell its features; use one of ltat.models")
         with autocast(x.device.type, self.precision):
-            features = self.model.features(x)
+            features = (self._features or self.model.features)(x)
         features = _widened(features)
         with autocast(x.device.type, "fp32"):  # a training attack wraps the trainer's network once more
             return features, self.model.classifier(features)
+
+    def for_attack(self) -> Callable[[Tensor], Tensor]:
+        """What an attack in evaluation mode runs: the working copy with the network's present numbers, or itself.
+
+        The copy is made once and kept, so that an attack at every step of a training brings one set of buffers up to
+        date. See :mod:`ltat.working_copy`; :meth:`attacked_as` tells which it is.
+        """
+        if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
+            self._copy = self._new_copy()
+        return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
+
+    def attacked_as(self) -> str:
+        """What :meth:`for_attack` returns, in words."""
+        self.for_attack()
+        return f"the network itself: {self._copy}" if isinstance(self._copy, Untraceable) else str(self._copy)
+
+    def _new_copy(self) -> WorkingCopy | Untraceable:
+        dtype = None if self.precision == "fp32" else dtype_of(self.precision)
+        try:
+            return WorkingCopy(self.model, dtype, self.compiled)
+        except Untraceable as why:
+            return why
 
 
 def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

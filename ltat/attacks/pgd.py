@@ -3,6 +3,8 @@
 x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K−1
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
 from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.errors import LtatError
-from ltat.precision import MixedPrecision, dtype_of
+from ltat.precision import MixedPrecision, autocast, dtype_of
 
 KEEPS = ("last", "best")
 # Keeps the input gradients of fp16 above its smallest number; the step's direction does not depend on it.
@@ -34,6 +36,7 @@ def pgd(
     keep: str = "last",
     generator: torch.Generator | None = None,
     precision: str = "fp32",
+    fold: bool | None = None,
     validate: bool = True,
 ) -> Tensor:
     """Adversarial images for ``model`` around ``x``.
@@ -57,6 +60,9 @@ def pgd(
             ``"best"`` and ``restarts > 1`` cost one forward more per restart.
         generator: source of the start noise (its own device); torch's global one if None.
         precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        fold: in mode ``"eval"``, attack a working copy with batch norm folded into the convolutions (see
+            :mod:`ltat.working_copy`); a network that cannot be copied is attacked as it stands. If None, only in half
+            precision: ``"fp32"`` is the exact reference.
         validate: check the arguments; the checks read values back from the device, so the trainer skips them.
 
     Returns:
@@ -73,10 +79,14 @@ def pgd(
     if validate:
         _check_choices(start, mode, keep, precision)
         _check_numbers(steps, step_size, restarts)
-    with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad():
+    # Another's autocast would round the gradients too: backward runs under the one that stands when it is called.
+    exact = autocast(x.device.type, "fp32")
+    with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
         x, y = _recordable(x), _recordable(y)
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
-        ascent = _Ascent(MixedPrecision(model, precision), y, objective, largest_label)
+        network = _network(model, precision, mode == "eval" and (precision != "fp32" if fold is None else fold))
+        scale = FP16_LOSS_SCALE if precision == "fp16" else 1.0
+        ascent = _Ascent(network, y, objective, largest_label, scale)
         best = _Best(x)
         for _ in range(restarts):
             x_adv = threat.random_start(x, start, generator)
@@ -92,6 +102,12 @@ def pgd(
             with torch.no_grad():
                 best.update(x_adv, ascent.loss(x_adv))
     return best.x_adv
+
+
+def _network(model: nn.Module, precision: str, folded: bool) -> Callable[[Tensor], Tensor]:
+    known = isinstance(model, MixedPrecision) and model.precision == precision
+    network = model if isinstance(model, MixedPrecision) and known else MixedPrecision(model, precision)
+    return network.for_attack() if folded else network
 
 
 class _Best:
@@ -113,12 +129,14 @@ class _Best:
 class _Ascent:
     """The objective of one batch and its gradient with respect to the images."""
 
-    def __init__(self, model: MixedPrecision, y: Tensor, objective: Objective, largest_label: int) -> None:
+    def __init__(
+        self, model: Callable[[Tensor], Tensor], y: Tensor, objective: Objective, largest_label: int, scale: float
+    ) -> None:
         self.model = model
         self.y = y
         self.objective = objective
         self.largest_label = largest_label
-        self.scale = FP16_LOSS_SCALE if model.precision == "fp16" else 1.0
+        self.scale = scale
 
     def loss(self, x_adv: Tensor) -> Tensor:
         """Loss per image, [B]."""

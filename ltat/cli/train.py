@@ -55,6 +55,7 @@ NAMES = {
 @click.option("--seed", type=int, metavar="N", help="Of training; seed.subset and seed.db are set apart.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder.")
 @click.option("--resume", is_flag=True, help="Continue the run that stands in the run folder.")
+@click.option("--profile", is_flag=True, help="Write a Chrome trace of a few steps into the run folder.")
 @click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="Any other setting; repeatable.")
 @click.option("--list-recipes", is_flag=True, help="List the recipes with their sources and stop.")
 @click.option("--show-config", is_flag=True, help="Print the resolved settings and stop.")
@@ -62,6 +63,7 @@ def command(
     recipe: str | None,
     out: Path | None,
     resume: bool,
+    profile: bool,
     assignments: tuple[str, ...],
     list_recipes: bool,
     show_config: bool,
@@ -92,7 +94,7 @@ def command(
         click.echo(to_toml(resolve(config)), nl=False)
         return
     folder = out or default_folder(resolve(config))
-    show_report(train_resumably(config, folder, resume), folder)
+    show_report(train_resumably(config, folder, resume, profile), folder)
 
 
 def show_recipes() -> None:
@@ -149,12 +151,12 @@ def default_folder(config: RunConfig) -> Path:
     return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{method}-s{config.seed.train}"
 
 
-def train_resumably(config: RunConfig, folder: Path, resume: bool) -> "dict[str, Evaluation]":
+def train_resumably(config: RunConfig, folder: Path, resume: bool, profile: bool = False) -> "dict[str, Evaluation]":
     """Train; an interruption tells how to go on."""
     from ltat.training.run import train
 
     try:
-        return train(config, folder, resume=resume)
+        return train(config, folder, resume=resume, profile=profile)
     except KeyboardInterrupt:
         if not (folder / "config.toml").exists():
             raise click.ClickException("interrupted before the run began; nothing was written") from None

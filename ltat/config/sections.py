@@ -120,7 +120,10 @@ class ModelSection(Section):
 
 
 class AttackSection(Section):
-    """The attack of training, and the threat model that evaluation shares (radii for pixels in [0, 1])."""
+    """The attack of training, and the threat model that evaluation shares (radii for pixels in [0, 1]).
+
+    With ``fold`` an attack in evaluation mode runs on a copy with batch norm folded away (docs/engine.md).
+    """
 
     norm: Literal["linf", "l2"] = "linf"
     eps: NonNegative = 8 / 255
@@ -129,6 +132,7 @@ class AttackSection(Section):
     start: str = "gauss"
     loss: str = "ce"
     mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
+    fold: bool = True
 
 
 class OptimSection(Section):
@@ -178,6 +182,7 @@ class TrainSection(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"
     deterministic: bool = False
+    compile: bool = False
 
 
 class SelectSection(Section):

@@ -154,6 +154,7 @@ class Method:
             mode=settings.mode,
             generator=generator,
             precision=self.config.train.precision,
+            fold=settings.fold,
             validate=False,
         )
 

@@ -102,8 +102,8 @@ class WithIgdm(Distillation):
         igdm = self.config.igdm
         x_minus = mirrored(batch.images, x_adv, self.threat.box if igdm.clamp_minus else None)
         (base, student_plus, parts), student_minus = self.distil_and_mirror(model, batch, x_adv, x_minus)
-        teacher = self.teacher_logits(x_adv) - self.teacher_logits(x_minus)
-        term = kl(teacher, student_plus - student_minus, igdm.reduction, igdm.temp)
+        teacher_plus, teacher_minus = self.teacher_logits_of(x_adv, x_minus)
+        term = kl(teacher_plus - teacher_minus, student_plus - student_minus, igdm.reduction, igdm.temp)
         weight = self.alpha * ramp(progress, igdm.ramp, igdm.ramp_len)
         ratio = weight * term.detach() / base.detach().clamp_min(1e-12)
         logs = {**parts, "igdm": term.detach(), "kd_ratio": ratio}

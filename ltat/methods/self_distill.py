@@ -109,6 +109,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
         images = {"adv": x_adv, "minus": self.mirrored(batch.images, x_adv), "clean": batch.images}
         inputs = TEACHER_INPUTS[kd.form]
         s_plus, s_minus = self._student_logits(model, x_adv, images["minus"] if "minus" in inputs else None)
+        taught = self.teacher_logits_of(*(images[name] for name in inputs))
         weight = self.alpha * ramp(progress, kd.ramp, kd.ramp_len)
         terms = self._terms(
             s_plus,
@@ -116,7 +117,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             progress,
             form=kd.form,
             student_minus=s_minus,
-            **{f"teacher_{name}": self.teacher_logits(images[name]) for name in inputs},
+            **{f"teacher_{name}": logits for name, logits in zip(inputs, taught, strict=True)},
             cls_weight=1.0 - weight if kd.mix == "convex" else 1.0,
             kd_weight=weight,
             temperature=kd.temp,

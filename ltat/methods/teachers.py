@@ -62,6 +62,12 @@ class TaughtMethod(Method):
         """T's fp32 logits [B, C] of ``images`` [B, C, H, W], without gradient."""
         return self.teacher(images).float()
 
+    def teacher_logits_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`teacher_logits` of several batches [B, C, H, W], in one forward where no batch norm mixes them."""
+        if self.teacher.training:
+            return tuple(self.teacher_logits(images) for images in inputs)
+        return self.teacher_logits(torch.cat(inputs)).chunk(len(inputs))
+
 
 def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
     """Plain adversarial training on D_B, with everything the teacher section does not name as the student's."""

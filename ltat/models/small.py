@@ -22,22 +22,28 @@ class SmallNet(Classifier):
         self.bn2 = nn.BatchNorm2d(32)
         self.conv3 = conv3x3(32, 64, stride=2)
         self.bn3 = nn.BatchNorm2d(64)
+        self.quadrants = QuadrantAverages()
         self.linear = nn.Linear(4 * 64, num_classes)
 
     def trunk(self, x: Tensor) -> Tensor:
         """Features [B, 256] of images of at least 5x5."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
-        return _quadrant_averages(F.relu(self.bn3(self.conv3(out))))
+        return self.quadrants(F.relu(self.bn3(self.conv3(out))))
 
 
-def _quadrant_averages(x: Tensor) -> Tensor:
+class QuadrantAverages(nn.Module):
     """[B, d, H, W] to [B, 4d]; the quadrants share the middle row or column of an odd size.
 
     Plain average pooling, because the gradient of the adaptive one is not deterministic on CUDA.
     """
-    height, width = x.shape[2:]
-    if min(height, width) < 2:
-        raise LtatError("model 'small' needs images of at least 5x5 pixels; enlarge them")
-    quadrant = ((height + 1) // 2, (width + 1) // 2)
-    return F.avg_pool2d(x, quadrant, stride=(height // 2, width // 2)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The average of each quadrant, [B, 4d]."""
+        height, width = x.shape[2:]
+        if min(height, width) < 2:
+            raise LtatError("model 'small' needs images of at least 5x5 pixels; enlarge them")
+        if height == width == 2:
+            return x.flatten(1)  # a quadrant is one pixel
+        quadrant = ((height + 1) // 2, (width + 1) // 2)
+        return F.avg_pool2d(x, quadrant, stride=(height // 2, width // 2)).flatten(1)

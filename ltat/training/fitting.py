@@ -6,6 +6,7 @@ from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.models import save_model
 from ltat.training.averaging import average_record
+from ltat.training.profiling import StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import Row, RunFolder, StageFiles
 from ltat.training.task import TaskData
@@ -19,16 +20,27 @@ KD_WARNING = (
 NOTHING_YET: Row = {"score": -1.0, "epoch": 0}
 
 
-def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, reporter: Reporter) -> None:
-    """Run a stage's remaining epochs.
+def fit(
+    stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, reporter: Reporter, profile: bool = False
+) -> None:
+    """Run a stage's remaining epochs; with ``profile`` write a trace of a few steps, ``trace-STAGE.json``."""
+    if not profile:
+        return run_epochs(Trainer(stage, reporter.advance), data, folder, files, reporter)
+    with StepTrace(folder.path / f"trace-{stage.name}.json", stage.device) as trace:
+        run_epochs(Trainer(stage, trace.counting(reporter.advance)), data, folder, files, reporter)
+
+
+def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles, reporter: Reporter) -> None:
+    """Run a trainer's remaining epochs.
 
     After each epoch the figures are written first, then the state, then the weights: whatever is cut off between
     two of these is written again from the state by :func:`restore`.
     """
-    trainer = Trainer(stage, reporter.advance)
+    stage = trainer.stage
     best = restore(trainer, data, folder, files)
     epochs, warned = stage.config.train.epochs, False
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
+    reporter.say(f"{stage.name}: attack on {attacked_as(trainer)}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
     reporter.begin(stage.name, steps * stage.loader.batch_size)
     while trainer.epoch < epochs:
@@ -43,6 +55,13 @@ def fit(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, repo
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)
             warned = True
+
+
+def attacked_as(trainer: Trainer) -> str:
+    """Which form of the network the training attack runs on, in words."""
+    attack = trainer.stage.config.attack
+    folded = attack.fold and attack.mode == "eval"
+    return trainer.network.attacked_as() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
 
 
 def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles) -> Row:

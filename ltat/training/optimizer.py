@@ -19,6 +19,7 @@ def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.SGD
         momentum=settings.momentum,
         weight_decay=settings.wd,
         nesterov=settings.nesterov,
+        fused=True,
     )
 
 

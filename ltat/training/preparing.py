@@ -220,17 +220,18 @@ def rehearse(stage: Stage, data: TaskData) -> None:
         LtatError: the step fails.
     """
     trial = copy.deepcopy((stage.model, stage.method))
-    network, method = MixedPrecision(trial[0], stage.config.train.precision).train(), trial[1]
+    settings, method = stage.config.train, trial[1]
+    network = MixedPrecision(trial[0], settings.precision, settings.compile).train()
     last = stage.loader.plan.size(1) % stage.loader.batch_size
-    n = 1 if stage.loader.batch_size == 1 or (last == 1 and not stage.config.train.drop_last) else 2
+    n = 1 if stage.loader.batch_size == 1 or (last == 1 and not settings.drop_last) else 2
     pixels = first_images(data, n, stage.device)
     labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
     batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
     try:
         method.initialise(trial[0])
-        for epoch in dict.fromkeys((1, stage.config.train.epochs)):
+        for epoch in dict.fromkeys((1, settings.epochs)):
             method.class_counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
-            rehearse_step(method, network, batch, Progress(epoch, stage.config.train.epochs))
+            rehearse_step(method, network, batch, Progress(epoch, settings.epochs))
         build_optimizer(trial[0], stage.config.optim).step()
     except (RuntimeError, ValueError) as error:
         if isinstance(error, LtatError):

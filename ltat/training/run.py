@@ -30,6 +30,7 @@ def train(
     resume: bool = False,
     reporter: Reporter | None = None,
     teacher: nn.Module | None = None,
+    profile: bool = False,
 ) -> dict[str, Evaluation]:
     """Train by ``config`` into the run folder ``out`` and evaluate the result on the test set.
 
@@ -43,6 +44,7 @@ def train(
         reporter: where progress is shown; a new one on standard error when left out.
         teacher: a network from images [B, C, H, W] in [0, 1] to logits [B, classes], for a method that distils, in
             place of ``teacher.path``. It is copied, stays as it is, and must be handed in again to resume.
+        profile: write a Chrome trace of a few steps of each stage into the folder, ``trace-STAGE.json``.
 
     Returns:
         The evaluations of the teacher, the best and the last student, as they stand in ``report.json``.
@@ -57,8 +59,8 @@ def train(
         folder.record_environment(environment_record(plan.student.device))
         with determinism(plan.config.train.deterministic), dead_workers_told():
             if plan.teacher is not None:
-                train_teacher(plan.teacher, plan, folder, shown)
-            fit(plan.student, plan.data, folder, STUDENT_FILES, shown)
+                train_teacher(plan.teacher, plan, folder, shown, profile)
+            fit(plan.student, plan.data, folder, STUDENT_FILES, shown, profile)
         return write_report(plan, folder, shown)
 
 
@@ -83,12 +85,12 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def train_teacher(stage: Stage, plan: Plan, folder: RunFolder, reporter: Reporter) -> None:
+def train_teacher(stage: Stage, plan: Plan, folder: RunFolder, reporter: Reporter, profile: bool = False) -> None:
     """Train the teacher stage and leave its model with the weights to distil from, saved as ``teacher``."""
     settings = getattr(plan.config, "teacher", None)
     assert settings is not None
     stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
-    fit(stage, plan.data, folder, TEACHER_FILES, reporter)
+    fit(stage, plan.data, folder, TEACHER_FILES, reporter, profile)
     if settings.ckpt == "best":
         row = read_card(folder.path / TEACHER_FILES.best).extra
         load_weights(stage.model, folder.path / TEACHER_FILES.best)

@@ -90,7 +90,7 @@ class Trainer:
     def __init__(self, stage: Stage, on_step: Callable[[int], None] = lambda images: None) -> None:
         self.stage = stage
         self.on_step = on_step
-        self.network = MixedPrecision(stage.model, stage.config.train.precision)
+        self.network = MixedPrecision(stage.model, stage.config.train.precision, stage.config.train.compile)
         self.optimizer = build_optimizer(stage.model, stage.config.optim)
         scaled = stage.config.train.precision == "fp16"
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)

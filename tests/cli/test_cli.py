@@ -170,7 +170,7 @@ def test_the_options_that_others_rely_on_stay():
     shared = {"--dataset", "--data-dir", "--imbalance-ratio", "--download"}
     shared |= {"--image-size", "--channels", "--train-list", "--test-list"}
     train = {"--recipe", "--method", "--model", "--teacher", "--epochs", "--batch-size", "--precision", "--device"}
-    train |= {"--loader", "--list-recipes", "--seed", "--out", "--resume", "--set", "--show-config"}
+    train |= {"--loader", "--list-recipes", "--seed", "--out", "--resume", "--set", "--show-config", "--profile"}
     evaluation = {"--attacks", "--n-examples", "--batch-size", "--json", "--eps", "--norm", "--precision", "--device"}
     evaluation |= {"--seed", "--state-dir", "--adjust"}
     context = click.Context(main)

@@ -1,0 +1,200 @@
+"""The network as an attack in evaluation mode runs it: its body copied once, brought up to date once per attack.
+
+In evaluation mode batch norm is an affine map of fixed numbers, so that one behind a convolution goes into its weights:
+
+    bn(conv(x; W, b)) = conv(x; g W, g (b - mean) + beta),      g = gamma / sqrt(var + eps)
+
+The sums are formed in the network's own dtype and then rounded to the attack's. Autocast rounds every weight again
+at each of the K steps; here that happens once per attack, into the same buffers.
+"""
+
+import copy
+from collections import Counter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ltat.models import Classifier
+
+
+class Untraceable(Exception):
+    """Why a network cannot be copied; it is then attacked as it stands."""
+
+
+class WorkingCopy:
+    """A network's body for attacks in evaluation mode, channels last; normalisation and last layer stay the network's.
+
+    A batch norm that does not follow a convolution (the first of a pre-activation block) is kept, in the network's
+    dtype. The copy is made for the structure, device and dtype of the network at hand; what changes later is its
+    numbers, and :meth:`refresh` takes them over.
+
+    Args:
+        model: one of ``ltat.models``, in any mode; it is not changed.
+        dtype: of the copied body; the network's own if None.
+        compiled: run the body through ``torch.compile``.
+
+    Raises:
+        Untraceable: the network is none of ours, or its trunk cannot be traced.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False) -> None:
+        self.model = _copyable(model)
+        self.place = _place(model)
+        self.dtype = dtype or self.place.dtype
+        body, graph = _traced(self.model)
+        pairs = _foldable(graph, body)
+        norms = [module for module in body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        body.to(self.dtype).to(memory_format=torch.channels_last)
+        for norm in norms:
+            norm.to(self.place.dtype)
+        self.kept = len(norms) - len(pairs)
+        self.folded = _Folded(self.model, body, pairs)
+        trunk = _without_norms(graph, body, pairs)
+        self.copied = _tensors(trunk, self.model, {pair.conv for pair in pairs})
+        self.trunk = torch.compile(trunk) if compiled else trunk
+        self.refresh()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the network is still where it was, in the dtype that it had, and without hooks."""
+        return _place(self.model) == self.place and not _hooked(self.model)
+
+    @torch.no_grad()
+    def refresh(self) -> "WorkingCopy":
+        """Take over the network's present numbers, in place."""
+        self.folded.refresh()
+        for own, owner, name in self.copied:
+            own.copy_(getattr(owner, name))
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, ch, H, W], in the network's own dtype."""
+        with torch.autocast(x.device.type, enabled=False):
+            images = self.model.normalize(x).to(self.dtype, memory_format=torch.channels_last)
+            return self.model.classifier(self.trunk(images).to(self.place.dtype))
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        kept = f", {self.kept} kept" if self.kept else ""
+        return f"working copy in {dtype}, {len(self.folded.convs)} batch norms folded{kept}"
+
+
+class _Place(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+
+
+class _Pair(NamedTuple):
+    """Names of a convolution and of the batch norm that alone reads it."""
+
+    conv: str
+    norm: str
+
+
+def _copyable(model: nn.Module) -> Classifier:
+    if not isinstance(model, Classifier):
+        raise Untraceable(f"{type(model).__name__} is none of ltat.models")
+    if type(model).forward is not Classifier.forward or type(model).features is not Classifier.features:
+        raise Untraceable(f"{type(model).__name__} has a forward of its own")
+    if _hooked(model):
+        raise Untraceable(f"{type(model).__name__} has hooks, which a copy would lose")
+    return model
+
+
+def _hooked(model: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+
+
+def _place(model: nn.Module) -> _Place:
+    weight = next(model.parameters())
+    return _Place(weight.device, weight.dtype)
+
+
+class _Tracer(fx.Tracer):
+    """Records what a module does, down to the modules that have no parts."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return next(m.children(), None) is None
+
+
+def _traced(model: Classifier) -> tuple[Classifier, fx.Graph]:
+    tracer = _Tracer()
+    tracer.traced_func_name = "trunk"
+    try:
+        body = copy.deepcopy(model).eval().requires_grad_(False)
+        return body, tracer.trace(body)
+    except Exception as error:  # the trunk of a model of yours may do anything with what is not yet a tensor
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise Untraceable(f"the trunk of {type(model).__name__} cannot be traced: {reason}") from error
+
+
+def _foldable(graph: fx.Graph, body: nn.Module) -> list[_Pair]:
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    uses = Counter(str(node.target) for node in calls)
+    pairs = []
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        pair = _Pair(str(before.target), str(node.target))
+        if uses[pair.conv] == uses[pair.norm] == 1 and _affine_in_evaluation(*map(body.get_submodule, pair)):
+            pairs.append(pair)
+    return pairs
+
+
+def _affine_in_evaluation(conv: nn.Module, norm: nn.Module) -> bool:
+    # Only these very classes: a subclass may do more in its forward.
+    if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        return False
+    return bool(norm.affine) and norm.running_var is not None
+
+
+def _without_norms(graph: fx.Graph, body: nn.Module, pairs: list[_Pair]) -> fx.GraphModule:
+    norms = {pair.norm for pair in pairs}
+    for node in [node for node in graph.nodes if node.op == "call_module" and node.target in norms]:
+        node.replace_all_uses_with(node.args[0])
+        graph.erase_node(node)
+    return fx.GraphModule(body, graph)
+
+
+def _tensors(trunk: nn.Module, model: nn.Module, folded: set[str]) -> list[tuple[Tensor, nn.Module, str]]:
+    # Owner and name, not the tensor: a buffer may be assigned anew.
+    copied = []
+    for path, own in [*trunk.named_parameters(), *trunk.named_buffers()]:
+        owner, _, name = path.rpartition(".")
+        if owner not in folded:
+            copied.append((own, model.get_submodule(owner), name))
+    return copied
+
+
+class _Folded:
+    """The convolutions of ``body`` that carry a batch norm of ``model``; their biases are views of one buffer."""
+
+    def __init__(self, model: nn.Module, body: nn.Module, pairs: list[_Pair]) -> None:
+        own: list[Any] = [body.get_submodule(pair.conv) for pair in pairs]
+        self.convs: list[Any] = [model.get_submodule(pair.conv) for pair in pairs]
+        self.norms: list[Any] = [model.get_submodule(pair.norm) for pair in pairs]
+        self.sizes = [norm.num_features for norm in self.norms]
+        self.weights: list[Tensor] = [conv.weight for conv in own]
+        if pairs:
+            self.eps = torch.cat([torch.full_like(norm.running_var, norm.eps) for norm in self.norms])
+            self.bias = torch.empty_like(self.eps, dtype=self.weights[0].dtype)
+            for conv, bias in zip(own, self.bias.split(self.sizes), strict=True):
+                conv.bias = nn.Parameter(bias, requires_grad=False)
+
+    def refresh(self) -> None:
+        """All scales and shifts together, then each weight in one pass: few kernels, however deep the network."""
+        if not self.convs:
+            return
+        scale = (self._all("running_var") + self.eps).rsqrt_() * self._all("weight")
+        mean = self._all("running_mean")
+        for conv, part in zip(self.convs, mean.split(self.sizes), strict=True):
+            if conv.bias is not None:
+                part.sub_(conv.bias)
+        self.bias.copy_(self._all("bias") - mean * scale)
+        for conv, weight, factor in zip(self.convs, self.weights, scale.split(self.sizes), strict=True):
+            torch.mul(conv.weight, factor.view(-1, 1, 1, 1), out=weight)
+
+    def _all(self, name: str) -> Tensor:
+        return torch.cat([getattr(norm, name) for norm in self.norms])

@@ -1,0 +1,189 @@
+"""The copy that attacks run on computes what the network computes, at every step of a training."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ltat.errors import LtatError
+from ltat.models import Classifier, build_model
+from ltat.models.base import global_average
+from ltat.models.heads import put_head
+from ltat.precision import MixedPrecision
+from ltat.working_copy import Untraceable, WorkingCopy
+
+NORMALIZE = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+
+
+def lived_in(name: str, size: int = 16) -> tuple[Classifier, torch.Tensor]:
+    """A network whose batch norms are far from the identity, in float64, and images."""
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=5, in_channels=3, normalize=NORMALIZE).double()
+    x = torch.rand(4, 3, size, size, dtype=torch.float64)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+            nn.init.uniform_(norm.running_mean, -0.5, 0.5)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return model.eval(), x
+
+
+def change(model: nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point() and tensor.dim() > 0:
+                tensor.mul_(1.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "folded"), [("resnet18", 20), ("preactresnet18", 8), ("mobilenetv2", 57), ("small", 3)]
+)
+def test_logits_and_input_gradients_are_the_networks_after_every_refresh(name: str, folded: int):
+    model, x = lived_in(name)
+    work = WorkingCopy(model)
+    assert len(work.folded.convs) == folded
+    for _ in range(3):
+        leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+        mine, expected = work.refresh()(leaves[0]), model(leaves[1])
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11)
+        gradients = [
+            torch.autograd.grad(z.square().sum(), leaf)[0] for z, leaf in ((mine, leaves[0]), (expected, leaves[1]))
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-10)
+        change(model)
+        assert not torch.allclose(work(x), model(x), rtol=1e-3)
+
+
+def test_a_refresh_writes_into_the_same_memory():
+    model, _ = lived_in("small")
+    work = WorkingCopy(model, torch.bfloat16)
+    places = [tensor.data_ptr() for tensor in [*work.trunk.parameters(), *work.trunk.buffers()]]
+    change(model)
+    work.refresh()
+    assert places == [tensor.data_ptr() for tensor in [*work.trunk.parameters(), *work.trunk.buffers()]]
+    assert work.trunk.conv1.weight.dtype == torch.bfloat16
+
+
+def test_the_network_is_left_alone_and_its_training_mode_does_not_matter():
+    model, x = lived_in("small")
+    expected = model(x)
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    torch.testing.assert_close(WorkingCopy(model)(x), expected, rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_weights_are_folded_before_they_are_rounded():
+    model, _ = lived_in("small")
+    work = WorkingCopy(model, torch.bfloat16)
+    norm = model.bn1
+    factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    once = (model.conv1.weight * factor.view(-1, 1, 1, 1)).bfloat16()
+    assert torch.equal(work.trunk.conv1.weight, once)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_last_layer_stays_in_full_precision_and_the_networks_own(precision: str):
+    model, x = lived_in("small")
+    model, x = model.float(), x.float()
+    put_head(model, "cosine")
+    seen = []
+    network = MixedPrecision(model, precision)
+    work = network.for_attack()
+    handle = model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
+    logits = work(x)
+    handle.remove()
+    assert seen == [torch.float32] and logits.dtype == torch.float32
+    assert torch.allclose(logits, model(x), atol=0.05) and not torch.equal(logits, model(x))
+
+
+class Branching(Classifier):
+    """A convolution whose output is read twice, one that two norms share, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, None)
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2, self.bn3 = (
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.BatchNorm2d(4, affine=False),
+        )
+        self.conv3, self.bn4 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.gain = nn.Parameter(torch.tensor([1.5, 0.5, 2.0, 1.0]).view(1, 4, 1, 1))
+        self.drop = nn.Dropout(0.5)
+        self.linear = nn.Linear(4, 3)
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        read_twice = self.conv1(x)
+        out = F.relu(self.bn1(read_twice)) + read_twice
+        out = self.bn3(self.conv2(self.bn2(self.conv2(out)))) * self.gain
+        return global_average(self.drop(self.bn4(self.conv3(out))))
+
+
+class Hesitant(Branching):
+    """One whose trunk looks at its numbers."""
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        return super().trunk(x if x.mean() > 0.5 else 1 - x)
+
+
+def test_only_a_convolution_that_one_norm_alone_reads_is_folded():
+    torch.manual_seed(0)
+    model = Branching().double().eval()
+    x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    for norm in (model.bn1, model.bn2, model.bn3, model.bn4):
+        nn.init.uniform_(norm.running_mean, -1, 1)
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    work = WorkingCopy(model.train())  # dropout and batch statistics must not get into the copy
+    model.eval()
+    assert len(work.folded.convs) == 1 and "1 batch norms folded, 3 kept" in str(work)
+    change(model)
+    torch.testing.assert_close(work.refresh()(x), model(x), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "none of ltat.models"), (Hesitant(), "cannot be traced")],
+)
+def test_a_network_that_cannot_be_copied_is_attacked_as_it_stands_and_says_why(model: nn.Module, why: str):
+    with pytest.raises(Untraceable, match=why):
+        WorkingCopy(model)
+    network = MixedPrecision(model.eval(), "bf16")
+    assert network.for_attack() is network and why in network.attacked_as()
+
+
+def test_hooks_are_not_lost():
+    model, x = lived_in("small")
+    network = MixedPrecision(model)
+    assert isinstance(network.for_attack(), WorkingCopy)
+    model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
+    assert network.for_attack() is network and "hooks" in network.attacked_as()
+    assert torch.equal(network.for_attack()(x), model(x))
+
+
+def test_a_network_moved_to_another_dtype_gets_a_new_copy():
+    model, x = lived_in("small")
+    network = MixedPrecision(model)
+    first = network.for_attack()
+    assert network.for_attack() is first
+    model.float()
+    assert network.for_attack() is not first and network.for_attack()(x.float()).dtype == torch.float32
+
+
+def test_the_copy_is_no_part_of_what_is_saved_or_trained():
+    model, _ = lived_in("small")
+    network = MixedPrecision(model)
+    names = list(network.state_dict())
+    network.for_attack()
+    assert list(network.state_dict()) == names
+    assert sum(1 for _ in network.parameters()) == sum(1 for _ in model.parameters())
+
+
+def test_images_too_small_for_the_network_are_still_refused():
+    model, _ = lived_in("small")
+    with pytest.raises(LtatError, match="5x5"):
+        WorkingCopy(model)(torch.rand(1, 3, 3, 3, dtype=torch.float64))
