@@ -1,0 +1,119 @@
+"""An AT-BSL training step, attack and update, and its peak memory. Run: python -m bench.train_step.
+
+`plain` is the step of bench/plain_at_bsl.py, `compile` the same on torch.compile(network), `plain graph` its replay as
+one CUDA graph; `ltat …` is ltat's trainer by its settings. On a CPU all of them attack with two steps, where each costs
+seconds, and only `plain` and ltat's fastest take the whole step. Peak memory is what a step adds to the process
+(CPU, a fresh process each) or to the device (CUDA).
+"""
+
+import resource
+import subprocess
+import sys
+
+import click
+import torch
+
+from bench._harness import ROOT, Run, Spread, append, bench_options, best_compiled, compare, graphed, write_rows
+from bench._training import COUNTS, SETTINGS, Plain, Task, make_plain, make_trainer, random_split
+from bench.attack import NETWORK_MODES
+from bench.plain_at_bsl import train_step
+from ltat.data import Batch
+from ltat.methods import Progress
+
+FASTEST = "ltat bf16"
+
+
+def make_batch(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = task.recipe.batch_size
+    labels = torch.as_tensor(task.train.labels, device=task.device)
+    return torch.rand(batch, 3, 32, 32, device=task.device), labels[torch.randint(len(labels), (batch,))]
+
+
+def plain_run(plain: Plain, task: Task) -> Run:
+    x, y = make_batch(task)
+    return lambda: train_step(plain.network, plain.optimizer, x, y, plain.log_prior, plain.recipe)
+
+
+def ltat_run(task: Task, settings: tuple[str, ...]) -> Run:
+    trainer = make_trainer(task, settings)
+    trainer.network.train()
+    x, y = make_batch(task)
+    batch = Batch(x.contiguous(memory_format=torch.channels_last), y, torch.arange(len(y), device=y.device))
+    progress, steps = Progress(1, 100), iter(range(1_000_000))
+    return lambda: trainer.train_step(batch, progress, next(steps))
+
+
+def candidates(task: Task) -> dict[str, Run]:
+    """Everyone."""
+
+    def compiled(compile) -> Run:
+        return plain_run(make_plain(task, compile), task)
+
+    runs = {"plain": plain_run(make_plain(task), task)}
+    runs |= {name: ltat_run(task, settings) for name, settings in SETTINGS.items()}
+    runs["compile"] = best_compiled(compiled, task.device, NETWORK_MODES)
+    if task.device.type == "cuda":
+        runs["plain graph"] = graphed(plain_run(make_plain(task), task))
+    return runs
+
+
+def one(task: Task, candidate: str) -> Run:
+    return plain_run(make_plain(task), task) if candidate == "plain" else ltat_run(task, SETTINGS[candidate])
+
+
+def peak_mib(task: Task, candidate: str) -> float:
+    """MiB that two steps add to what stood before the first."""
+    run = one(task, candidate)
+    if task.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _ = [run() for _ in range(2)]
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _ = [run() for _ in range(2)]
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def bench_memory(case: str, task: Task, name: str, runs: int) -> None:
+    """Rows of the peaks, each in a process of its own."""
+    peaks = {}
+    for candidate in ("plain", *SETTINGS):
+        command = [sys.executable, "-m", "bench.train_step", "--peak-of", candidate, "--device", str(task.device)]
+        command += ["--threads", str(torch.get_num_threads()), "--model", name, "--batch", str(task.recipe.batch_size)]
+        told = [subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(runs)]
+        peaks[candidate] = Spread.of([float(run.stdout.split()[-1]) for run in told])
+    write_rows("train_step", f"{case} peak memory", task.device, "MiB", peaks)
+
+
+def make_task(name: str, batch: int, steps: int, device: torch.device) -> Task:
+    settings = (f"model.name={name}", f"train.batch_size={batch}", f"attack.steps={steps}")
+    return Task(random_split(COUNTS), (*settings, "data.name=cifar10"), device)
+
+
+@click.command()
+@bench_options(rounds=3)
+@click.option("--model", "name", default="resnet18", show_default=True)
+@click.option("--batch", type=int, help="Images; 64 on a CPU, 128 and the teacher's 32 on a GPU by default.")
+@click.option("--peak-of", metavar="CANDIDATE", help="Only print the peak memory of one candidate, in MiB.")
+def main(device: torch.device, rounds: int, name: str, batch: int | None, peak_of: str | None) -> None:
+    """An AT-BSL training step, attack and update, and its peak memory."""
+    on_cpu = device.type == "cpu"
+    batches = (batch,) if batch else (64,) if on_cpu else (128, 32)
+    if peak_of:
+        print(peak_mib(make_task(name, batches[0], 2, device), peak_of))
+        return
+    for images in batches:
+        for steps in (2, 10) if on_cpu else (10,):
+            task = make_task(name, images, steps, device)
+            case = f"{name} {images}x3x32x32 {steps} steps"
+            brief = on_cpu and steps == 10
+            runs = {c: one(task, c) for c in ("plain", FASTEST)} if brief else candidates(task)
+            warm_up = 0 if brief else 1 if on_cpu else 5
+            seconds = compare(runs, device, rounds if on_cpu else 5 * rounds, target=0.0, warm_up=warm_up)
+            append("train_step", case, device, seconds)
+        bench_memory(f"{name} {images}x3x32x32", make_task(name, images, 2, device), name, 1)
+
+
+if __name__ == "__main__":
+    main()
