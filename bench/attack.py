@@ -59,14 +59,14 @@ def foolbox_attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Te
 LIBRARIES: dict[str, Attack] = {"torchattacks": torchattacks_attack, "foolbox": foolbox_attack}
 
 
-def other_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> dict[str, Run]:
+def other_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, modes: tuple[str, ...]) -> dict[str, Run]:
     """torch.compile, a CUDA graph, and the libraries that are installed."""
 
     def compiled(compile) -> Run:
         network = compile(model)
         return lambda: pgd_attack(network, x, y, recipe)
 
-    runs: dict[str, Run] = {"compile": best_compiled(compiled, x.device, NETWORK_MODES)}
+    runs: dict[str, Run] = {"compile": best_compiled(compiled, x.device, modes)}
     if x.device.type == "cuda":
         runs["plain graph"] = graphed(lambda: pgd_attack(model, x, y, recipe))
     for name, attack in LIBRARIES.items():
@@ -79,9 +79,10 @@ def other_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> dict[s
 
 @click.command()
 @bench_options(rounds=3)
+@click.option("--mode", "modes", multiple=True, default=NETWORK_MODES, help="Of torch.compile, on a GPU; repeatable.")
 @click.option("--model", "name", default="resnet18", show_default=True)
 @click.option("--batch", type=int, help="Images; 64 on a CPU and 128 on a GPU by default.")
-def main(device: torch.device, rounds: int, name: str, batch: int | None) -> None:
+def main(device: torch.device, rounds: int, modes: tuple[str, ...], name: str, batch: int | None) -> None:
     """A whole PGD attack, beside torchattacks and foolbox."""
     on_cpu = device.type == "cpu"
     batch = batch or (64 if on_cpu else 128)
@@ -95,7 +96,7 @@ def main(device: torch.device, rounds: int, name: str, batch: int | None) -> Non
         candidates |= ltat_runs(copied, x, y, recipe)
         brief = on_cpu and steps == 10  # the two steps before have warmed up everything
         if not brief:
-            candidates |= other_runs(model, x, y, recipe)
+            candidates |= other_runs(model, x, y, recipe, modes)
         warm_up = 0 if brief else 1 if on_cpu else 5
         seconds = compare(candidates, device, rounds if on_cpu else 5 * rounds, target=0.0, warm_up=warm_up)
         append("attack", f"{name} {batch}x3x32x32 {steps} steps", device, seconds)

@@ -43,7 +43,7 @@ def ltat_run(task: Task, settings: tuple[str, ...]) -> Run:
     return lambda: trainer.train_step(batch, progress, next(steps))
 
 
-def candidates(task: Task) -> dict[str, Run]:
+def candidates(task: Task, modes: tuple[str, ...]) -> dict[str, Run]:
     """Everyone."""
 
     def compiled(compile) -> Run:
@@ -51,7 +51,7 @@ def candidates(task: Task) -> dict[str, Run]:
 
     runs = {"plain": plain_run(make_plain(task), task)}
     runs |= {name: ltat_run(task, settings) for name, settings in SETTINGS.items()}
-    runs["compile"] = best_compiled(compiled, task.device, NETWORK_MODES)
+    runs["compile"] = best_compiled(compiled, task.device, modes)
     if task.device.type == "cuda":
         runs["plain graph"] = graphed(plain_run(make_plain(task), task))
     return runs
@@ -93,10 +93,18 @@ def make_task(name: str, batch: int, steps: int, device: torch.device) -> Task:
 
 @click.command()
 @bench_options(rounds=3)
+@click.option("--mode", "modes", multiple=True, default=NETWORK_MODES, help="Of torch.compile, on a GPU; repeatable.")
 @click.option("--model", "name", default="resnet18", show_default=True)
 @click.option("--batch", type=int, help="Images; 64 on a CPU, 128 and the teacher's 32 on a GPU by default.")
 @click.option("--peak-of", metavar="CANDIDATE", help="Only print the peak memory of one candidate, in MiB.")
-def main(device: torch.device, rounds: int, name: str, batch: int | None, peak_of: str | None) -> None:
+def main(
+    device: torch.device,
+    rounds: int,
+    modes: tuple[str, ...],
+    name: str,
+    batch: int | None,
+    peak_of: str | None,
+) -> None:
     """An AT-BSL training step, attack and update, and its peak memory."""
     on_cpu = device.type == "cpu"
     batches = (batch,) if batch else (64,) if on_cpu else (128, 32)
@@ -108,7 +116,7 @@ def main(device: torch.device, rounds: int, name: str, batch: int | None, peak_o
             task = make_task(name, images, steps, device)
             case = f"{name} {images}x3x32x32 {steps} steps"
             brief = on_cpu and steps == 10
-            runs = {c: one(task, c) for c in ("plain", FASTEST)} if brief else candidates(task)
+            runs = {c: one(task, c) for c in ("plain", FASTEST)} if brief else candidates(task, modes)
             warm_up = 0 if brief else 1 if on_cpu else 5
             seconds = compare(runs, device, rounds if on_cpu else 5 * rounds, target=0.0, warm_up=warm_up)
             append("train_step", case, device, seconds)
