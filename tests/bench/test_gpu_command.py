@@ -7,14 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from bench import gpu
 from bench.gpu import Part, run_parts
 
 
-def program(name: str, code: str, limit: float = 20, proof: str = "") -> Part:
-    return Part(name, [sys.executable, "-c", code], limit, proof)
+def program(name: str, code: str, limit: float = 20) -> Part:
+    return Part(name, [sys.executable, "-c", code], limit)
 
 
 def states(parts: list[Part], out: Path, seconds: float = 60) -> dict[str, str]:
@@ -37,9 +38,17 @@ def test_a_part_past_its_limit_is_ended_with_the_processes_it_started(tmp_path: 
     assert not mark.exists()
 
 
-def test_a_test_run_that_only_skipped_is_no_pass(tmp_path: Path):
-    parts = [program("tests", "print('12 skipped in 0.1s')", proof=gpu.PASSED)]
-    assert states(parts, tmp_path / "out") == {"tests": "failed"}
+@pytest.mark.parametrize("said", ["12 skipped in 0.1s", "SKIPPED [3] x.py: needs a CUDA device; 1 passed, 3 skipped"])
+def test_a_test_run_that_skipped_the_device_is_no_pass(tmp_path: Path, said: str):
+    command = [sys.executable, "-c", f"print({said!r})"]
+    assert states([Part("tests", command, 20, gpu.PASSED, gpu.SKIPPED)], tmp_path / "out") == {"tests": "failed"}
+
+
+def test_without_a_device_the_tests_part_fails_on_its_skips(tmp_path: Path):
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a CUDA device")
+    part = gpu.tests("tests", 60, "tests/ops/test_graph_capture.py", "capture")
+    assert states([part], tmp_path / "out") == {"tests": "failed"}
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun_and_says_so(tmp_path: Path):
