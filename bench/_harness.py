@@ -53,6 +53,27 @@ class Spread(NamedTuple):
         return cls(statistics.median(values), deciles[1], deciles[7])
 
 
+class NetworkCase(NamedTuple):
+    """Images, attack steps, whether everyone takes part or only plain PyTorch and ltat's fastest, calls to warm up."""
+
+    images: int
+    steps: int
+    everyone: bool
+    warm_up: int
+
+
+def network_cases(device: torch.device, batch: int | None) -> list[NetworkCase]:
+    """What is measured of a network: the batches of student and teacher on a GPU.
+
+    On a CPU, where a step on 64 images costs seconds, everyone takes a short part on a quarter of the batch, and the
+    whole is measured of two alone, without warm-up calls.
+    """
+    if device.type == "cuda":
+        return [NetworkCase(images, 10, True, 5) for images in ((batch,) if batch else (128, 32))]
+    batch = batch or 64
+    return [NetworkCase(max(2, batch // 4), 2, True, 1), NetworkCase(batch, 10, False, 0)]
+
+
 def bench_options(threads: int | None = None, rounds: int = 30) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options of every bench; ``main`` is called as ``main(device, rounds)`` with threads and seed set.
 
@@ -140,6 +161,21 @@ def best_compiled(
     best = min(medians, key=lambda mode: medians[mode].median)
     print(f"torch.compile: the quickest mode is {best}", flush=True)
     return runs[best]
+
+
+def tried(name: str, build: Callable[[], Run]) -> dict[str, Run]:
+    """The candidate ``name``, or nothing and a line where it cannot be made or run here.
+
+    For what we compare with alone: a compiler or a capture that fails must not cost the other rows, while a failure of
+    ours is to end the bench.
+    """
+    try:
+        run = build()
+        run()
+    except Exception as error:
+        print(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+        return {}
+    return {name: run}
 
 
 def graphed(run: Run) -> Run:

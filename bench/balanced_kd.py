@@ -7,7 +7,7 @@ forward and backward.
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, best_compiled, compare, graphed
+from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
 from ltat.ops import balanced_kd, balanced_kd_twin
 
 SHAPES = [(128, 10), (128, 100), (256, 200), (256, 1000)]
@@ -28,11 +28,16 @@ def bench_case(shape: tuple[int, int], form: str, device: torch.device, rounds: 
 
     candidates = {
         "eager": step(lambda: balanced_kd_twin(**given).loss),
-        "compile": best_compiled(lambda compile: step(compile(lambda: balanced_kd_twin(**given).loss)), device),
         "native": step(lambda: balanced_kd(**given).loss),
     }
+
+    def compiled(compile) -> Run:
+        return step(compile(lambda: balanced_kd_twin(**given).loss))
+
+    candidates |= tried("compile", lambda: best_compiled(compiled, device))
     if device.type == "cuda":
-        candidates |= {f"{name} graph": graphed(candidates[name]) for name in ("eager", "native")}
+        candidates |= tried("eager graph", lambda: graphed(candidates["eager"]))
+        candidates["native graph"] = graphed(candidates["native"])
     case = f"{shape[0]}x{shape[1]} {form} float32 fwd+bwd"
     append("balanced_kd", case, device, compare(candidates, device, rounds))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, best_compiled, compare, graphed
+from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
 from bench.loader import baseline, make_split
 from ltat.ops import gather_augment, gather_augment_twin
 
@@ -73,10 +73,11 @@ def bench_case(shape: tuple[int, ...], device: torch.device, rounds: int) -> Non
         "copy": lambda d: floats.clone(),
     }
     candidates = {name: in_turn(draws, run) for name, run in runs.items()}
-    candidates["compile"] = best_compiled(compiled, device)
+    candidates |= tried("compile", lambda: best_compiled(compiled, device))
     if device.type == "cuda":
         first = draws[0]
-        candidates |= {f"{name} graph": graphed(lambda run=runs[name]: run(first)) for name in ("twin", "native")}
+        candidates |= tried("twin graph", lambda: graphed(lambda: runs["twin"](first)))
+        candidates["native graph"] = graphed(lambda: runs["native"](first))
     bytes_moved = floats.nbytes // 4 + floats.nbytes
     case = f"{'x'.join(map(str, shape))} of {IMAGES} pad {PAD} flip"
     traffic = {"copy": 2 * floats.nbytes, "native": bytes_moved, "native gather": bytes_moved}

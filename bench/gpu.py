@@ -92,7 +92,7 @@ def sanitizer(tool: str) -> Part:
 def all_parts(out: Path, data_dir: Path | None) -> list[Part]:
     """The parts in their order: what matters most first, what is slow and least likely to fail last."""
     training = ["-m", "bench.short_training", str(out / "training")]
-    network = ("--mode", "reduce-overhead", "--rounds", "2")
+    network = ("--mode", "reduce-overhead", "--rounds", "7")
     return [
         Part("build", python("setup.py", "build_ext", "--inplace"), 150),
         Part("ceilings", python("-m", "bench.ceilings", str(out / "ceilings.json")), 40),

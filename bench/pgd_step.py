@@ -8,7 +8,7 @@ does. On CUDA `… graph` is the replay of a captured step.
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, best_compiled, compare, graphed
+from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
 from ltat.ops import pgd_step, pgd_step_twin
 
 SHAPES = [(128, 3, 32, 32), (256, 3, 64, 64)]
@@ -42,20 +42,22 @@ def bench_case(shape: tuple[int, ...], dtype: torch.dtype, norm: str, device: to
 
     candidates: dict[str, Run] = {
         "twin": lambda: twin(x_adv, grad, x, norm),
-        "compile": best_compiled(compiled, device),
         "native": lambda: pgd_step(x_adv, grad, x, norm=norm, inplace=True, **SETTINGS),
         "copy": lambda: x_adv.copy_(x),
     }
+    candidates |= tried("compile", lambda: best_compiled(compiled, device))
     traffic = {"copy": 2 * x.nbytes, "native": 3 * x.nbytes + grad.nbytes, "compile": 3 * x.nbytes + grad.nbytes}
     if norm == "linf":
         candidates = {"eager": lambda: eager(x_adv, grad, x)} | candidates
     else:
-        traffic = {"copy": 2 * x.nbytes}  # the norm is a pass more
+        candidates |= tried("compile", lambda: best_compiled(compiled, device))
+    traffic = {"copy": 2 * x.nbytes}  # the norm is a pass more
     if dtype == torch.float32:
         candidates["stream"] = lambda: x_adv.addcmul_(grad, x, value=1e-9)
         traffic["stream"] = 4 * x.nbytes
     if device.type == "cuda":
-        candidates |= {f"{name} graph": graphed(candidates[name]) for name in ("twin", "native")}
+        candidates |= tried("twin graph", lambda: graphed(candidates["twin"]))
+        candidates["native graph"] = graphed(candidates["native"])
         traffic |= {"native graph": traffic["native"]} if "native" in traffic else {}
     case = f"{'x'.join(map(str, shape))} {norm} {str(dtype).removeprefix('torch.')} in place"
     append("pgd_step", case, device, compare(candidates, device, rounds), traffic)

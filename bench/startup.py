@@ -28,7 +28,7 @@ def fresh(program: str) -> Run:
 
 
 @click.command()
-@bench_options(rounds=7)
+@bench_options(rounds=5)
 def main(device: torch.device, rounds: int) -> None:
     """Start-up: imports and `--help`."""
     del device  # the processor's work alone

@@ -1,26 +1,38 @@
 """An AT-BSL training step, attack and update, and its peak memory. Run: python -m bench.train_step.
 
 `plain` is the step of bench/plain_at_bsl.py, `compile` the same on torch.compile(network), `plain graph` its replay as
-one CUDA graph; `ltat …` is ltat's trainer by its settings. On a CPU all of them attack with two steps, where each costs
-seconds, and only `plain` and ltat's fastest take the whole step. Peak memory is what a step adds to the process
-(CPU, a fresh process each) or to the device (CUDA).
+one CUDA graph; `ltat …` is ltat's trainer by its settings. On a CPU, where a step costs seconds, everyone takes a
+quarter of the batch and two attack steps, warmed up by one call, and only `plain` and ltat's fastest the whole. Peak
+memory is what a step adds to the process (CPU, a fresh process each, as Linux tells it) or to what is allocated on the
+device (CUDA).
 """
 
-import resource
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import torch
 
-from bench._harness import ROOT, Run, Spread, append, bench_options, best_compiled, compare, graphed, write_rows
+from bench._harness import (
+    ROOT,
+    Run,
+    Spread,
+    append,
+    bench_options,
+    best_compiled,
+    compare,
+    graphed,
+    network_cases,
+    tried,
+    write_rows,
+)
 from bench._training import COUNTS, SETTINGS, Plain, Task, make_plain, make_trainer, random_split
-from bench.attack import NETWORK_MODES
+from bench.attack import FASTEST, NETWORK_MODES
 from bench.plain_at_bsl import train_step
 from ltat.data import Batch
 from ltat.methods import Progress
-
-FASTEST = "ltat bf16"
 
 
 def make_batch(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,9 +63,9 @@ def candidates(task: Task, modes: tuple[str, ...]) -> dict[str, Run]:
 
     runs = {"plain": plain_run(make_plain(task), task)}
     runs |= {name: ltat_run(task, settings) for name, settings in SETTINGS.items()}
-    runs["compile"] = best_compiled(compiled, task.device, modes)
+    runs |= tried("compile", lambda: best_compiled(compiled, task.device, modes))
     if task.device.type == "cuda":
-        runs["plain graph"] = graphed(plain_run(make_plain(task), task))
+        runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(task), task)))
     return runs
 
 
@@ -62,17 +74,30 @@ def one(task: Task, candidate: str) -> Run:
 
 
 def peak_mib(task: Task, candidate: str) -> float:
-    """MiB that two steps add to what stood before the first."""
+    """MiB that two steps need at most above what stood before the first."""
     run = one(task, candidate)
-    if task.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _ = [run() for _ in range(2)]
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _ = [run() for _ in range(2)]
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    reset, before, peak = DEVICE_MEMORY if task.device.type == "cuda" else PROCESS_MEMORY
+    reset()
+    standing = before()
+    for _ in range(2):
+        run()
+    return (peak() - standing) / 2**20
+
+
+def process_memory(field: str) -> int:
+    """Bytes of this process, as Linux tells them: VmRSS now, VmHWM at most."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
+
+
+# Forget the peak; what stands now; the peak since.
+PROCESS_MEMORY = (
+    lambda: Path("/proc/self/clear_refs").write_text("5"),
+    lambda: process_memory("VmRSS"),
+    lambda: process_memory("VmHWM"),
+)
+DEVICE_MEMORY = (torch.cuda.reset_peak_memory_stats, torch.cuda.memory_allocated, torch.cuda.max_memory_allocated)
 
 
 def bench_memory(case: str, task: Task, name: str, runs: int) -> None:
@@ -106,21 +131,16 @@ def main(
     peak_of: str | None,
 ) -> None:
     """An AT-BSL training step, attack and update, and its peak memory."""
-    on_cpu = device.type == "cpu"
-    batches = (batch,) if batch else (64,) if on_cpu else (128, 32)
     if peak_of:
-        print(peak_mib(make_task(name, batches[0], 2, device), peak_of))
+        print(peak_mib(make_task(name, batch or 64, 1, device), peak_of))
         return
-    for images in batches:
-        for steps in (2, 10) if on_cpu else (10,):
-            task = make_task(name, images, steps, device)
-            case = f"{name} {images}x3x32x32 {steps} steps"
-            brief = on_cpu and steps == 10
-            runs = {c: one(task, c) for c in ("plain", FASTEST)} if brief else candidates(task, modes)
-            warm_up = 0 if brief else 1 if on_cpu else 5
-            seconds = compare(runs, device, rounds if on_cpu else 5 * rounds, target=0.0, warm_up=warm_up)
-            append("train_step", case, device, seconds)
-        bench_memory(f"{name} {images}x3x32x32", make_task(name, images, 2, device), name, 1)
+    for images, steps, everyone, warm_up in network_cases(device, batch):
+        task = make_task(name, images, steps, device)
+        runs = candidates(task, modes) if everyone else {c: one(task, c) for c in ("plain", FASTEST)}
+        seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
+        append("train_step", f"{name} {images}x3x32x32 {steps} steps", device, seconds)
+    images = max(case.images for case in network_cases(device, batch))
+    bench_memory(f"{name} {images}x3x32x32", make_task(name, images, 1, device), name, 1)
 
 
 if __name__ == "__main__":

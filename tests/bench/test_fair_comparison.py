@@ -110,3 +110,12 @@ def test_rows_go_where_they_are_told_with_machine_and_commit(tmp_path: Path, mon
 def test_random_images_are_as_many_as_asked_for():
     split = random_split((5, 3, 1))
     assert np.bincount(split.labels).tolist() == [5, 3, 1] and split.images.std() > 60
+
+
+def test_a_rival_that_fails_costs_its_own_row_alone(capsys: pytest.CaptureFixture[str]):
+    def fails() -> None:
+        raise RuntimeError("no compiler\nand much more")
+
+    assert _harness.tried("compile", lambda: fails) == {}
+    assert "compile is left out: RuntimeError: ['no compiler']" in capsys.readouterr().out
+    assert list(_harness.tried("eager", lambda: list)) == ["eager"]
