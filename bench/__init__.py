@@ -1,1 +1,13 @@
-"""Measurements of single operations; results with hardware and versions lie in bench/results."""
+"""Measurements beside what people use today; the rows lie in bench/results, the tables in docs/performance.md."""
+
+# `ltat bench` runs them in this order.
+BENCHES = {
+    "startup": "Start-up: `import ltat` beside `import torch`, and `ltat --help`.",
+    "pgd_step": "One PGD step.",
+    "balanced_kd": "Balanced softmax and distillation, forward and backward.",
+    "gather_augment": "A batch of a loader: picked, cropped, mirrored, scaled.",
+    "loader": "An epoch of batches from every loader.",
+    "attack": "A whole attack on ResNet-18, beside torchattacks and foolbox.",
+    "train_step": "An AT-BSL training step, attack and update, and its peak memory.",
+    "end_to_end": "An epoch of training, batches included.",
+}

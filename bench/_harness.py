@@ -2,24 +2,137 @@
 
 import csv
 import datetime
+import functools
+import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import click
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+RESULTS_VARIABLE = "LTAT_BENCH_RESULTS"  # another folder for the rows
+COMMIT_VARIABLE = "LTAT_BENCH_COMMIT"  # the commit, where the sources are no clone
+COLUMNS = (
+    "date",
+    "hardware",
+    "torch",
+    "threads",
+    "commit",
+    "case",
+    "candidate",
+    "unit",
+    "median",
+    "p20",
+    "p80",
+    "bytes",
+)
 WARM_UP = 10
-COMMON = ("date", "hardware", "torch", "threads", "commit", "case", "candidate")
+MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
+CPU_MODES = ("default",)  # the others differ in CUDA graphs and in tuned matrix products, which no bench is made of
+
+Run = Callable[[], object]
 
 
-def _seconds(run: Callable[[], object], repeats: int, device: torch.device) -> float:
+class Spread(NamedTuple):
+    """Median, 20th and 80th percentile of one candidate's measurements."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Spread":
+        deciles = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+        return cls(statistics.median(values), deciles[1], deciles[7])
+
+
+class NetworkCase(NamedTuple):
+    """Images, attack steps, whether everyone takes part or only plain PyTorch and ltat's fastest, calls to warm up."""
+
+    images: int
+    steps: int
+    everyone: bool
+    warm_up: int
+
+
+def network_cases(device: torch.device, batch: int | None) -> list[NetworkCase]:
+    """What is measured of a network: the batches of student and teacher on a GPU.
+
+    On a CPU, where a step on 64 images costs seconds, everyone takes a short part on a quarter of the batch, and the
+    whole is measured of two alone, without warm-up calls.
+    """
+    if device.type == "cuda":
+        return [NetworkCase(images, 10, True, 5) for images in ((batch,) if batch else (128, 32))]
+    batch = batch or 64
+    return [NetworkCase(max(2, batch // 4), 2, True, 1), NetworkCase(batch, 10, False, 0)]
+
+
+def bench_options(threads: int | None = None, rounds: int = 30) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of every bench; ``main`` is called as ``main(device, rounds)`` with threads and seed set.
+
+    Args:
+        threads: CPU threads where none are asked for; one per core if None.
+        rounds: rounds where none are asked for.
+    """
+    options = (
+        click.option("--device", default="cpu", show_default=True),
+        click.option("--threads", type=int, default=threads or os.cpu_count(), show_default=True, help="CPU threads."),
+        click.option("--rounds", type=click.IntRange(1), default=rounds, show_default=True),
+        click.option("--results", type=click.Path(file_okay=False), help="Folder for the rows."),
+    )
+
+    def decorate(main: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(main)
+        def begun(device: str, threads: int, rounds: int, results: str | None, **own: Any) -> None:
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            torch.backends.cudnn.benchmark = True
+            if results:
+                os.environ[RESULTS_VARIABLE] = results
+            main(torch.device(device), rounds, **own)
+
+        return functools.reduce(lambda command, option: option(command), reversed(options), begun)
+
+    return decorate
+
+
+def compare(
+    candidates: Mapping[str, Run],
+    device: torch.device,
+    rounds: int = 30,
+    target: float = 5e-3,
+    warm_up: int = WARM_UP,
+) -> dict[str, Spread]:
+    """The seconds per call of every candidate.
+
+    The candidates take turns in every round, so that a machine that slows down slows all of them; a turn lasts
+    about ``target`` seconds, and is one call where that is 0. Compilation and ``warm_up`` calls are not counted.
+    """
+    repeats = dict.fromkeys(candidates, 1)
+    for name, run in candidates.items():
+        for _ in range(warm_up):
+            run()
+        if target:
+            repeats[name] = max(1, int(target / _seconds(run, 3, device)))
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            times[name].append(_seconds(run, repeats[name], device))
+    return {name: Spread.of(t) for name, t in times.items()}
+
+
+def _seconds(run: Run, repeats: int, device: torch.device) -> float:
     """Seconds of one call, averaged over ``repeats`` calls in a row."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
         start.record()
         for _ in range(repeats):
             run()
@@ -32,33 +145,94 @@ def _seconds(run: Callable[[], object], repeats: int, device: torch.device) -> f
     return (time.perf_counter() - begin) / repeats
 
 
-def compare(
-    candidates: dict[str, Callable[[], object]],
-    device: torch.device,
-    rounds: int = 30,
-    target: float = 5e-3,
-    warm_up: int = WARM_UP,
-) -> dict[str, tuple[float, float, float]]:
-    """Median, 20th and 80th percentile of the seconds per call.
+def best_compiled(
+    build: Callable[[Callable[..., Any]], Run], device: torch.device, modes: tuple[str, ...] = MODES
+) -> Run:
+    """What ``build(compile)`` gives with the mode of ``torch.compile`` that is the quickest on ``device``.
 
-    The candidates take turns in every round, so that a machine that slows down slows all of them; a turn lasts
-    about ``target`` seconds. Compilation and warm-up are not counted.
+    Shapes are compiled in as numbers, and what an earlier case compiled is forgotten: neither may slow this one.
     """
-    repeats = {}
-    for name, run in candidates.items():
-        for _ in range(warm_up):
+    torch.compiler.reset()
+    tried = modes if device.type == "cuda" else CPU_MODES
+    runs = {mode: build(functools.partial(torch.compile, mode=mode, dynamic=False)) for mode in tried}
+    if len(runs) == 1:
+        return runs.popitem()[1]
+    medians = compare(runs, device, rounds=5)
+    best = min(medians, key=lambda mode: medians[mode].median)
+    print(f"torch.compile: the quickest mode is {best}", flush=True)
+    return runs[best]
+
+
+def tried(name: str, build: Callable[[], Run]) -> dict[str, Run]:
+    """The candidate ``name``, or nothing and a line where it cannot be made or run here.
+
+    For what we compare with alone: a compiler or a capture that fails must not cost the other rows, while a failure of
+    ours is to end the bench.
+    """
+    try:
+        run = build()
+        run()
+    except Exception as error:
+        print(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+        return {}
+    return {name: run}
+
+
+def graphed(run: Run) -> Run:
+    """The replay of a CUDA graph of ``run``, captured after a warm-up on a stream of its own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
             run()
-        repeats[name] = max(1, int(target / _seconds(run, 3 if target else 1, device)))
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, run in candidates.items():
-            times[name].append(_seconds(run, repeats[name], device))
-    return {name: (statistics.median(t), *_spread(t)) for name, t in times.items()}
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
-def _spread(times: list[float]) -> tuple[float, float]:
-    deciles = statistics.quantiles(times, n=10)
-    return deciles[1], deciles[7]
+def append(
+    name: str, case: str, device: torch.device, seconds: Mapping[str, Spread], traffic: Mapping[str, int] | None = None
+) -> None:
+    """Print the medians of timed candidates and append their rows, in microseconds, with the bytes a call moves."""
+    in_us = {candidate: Spread(*(1e6 * value for value in spread)) for candidate, spread in seconds.items()}
+    write_rows(name, case, device, "us", in_us, traffic)
+
+
+def write_rows(
+    name: str,
+    case: str,
+    device: torch.device,
+    unit: str,
+    measured: Mapping[str, Spread],
+    traffic: Mapping[str, int] | None = None,
+) -> None:
+    """Append one row per candidate to the bench's CSV; a new file begins with the names of the columns."""
+    path = results_folder() / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    moved = traffic or {}
+    common = [
+        datetime.date.today().isoformat(),
+        hardware(device),
+        torch.__version__,
+        torch.get_num_threads(),
+        _commit(),
+    ]
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(COLUMNS)
+        for candidate, spread in measured.items():
+            numbers = (f"{value:.1f}" for value in spread)
+            writer.writerow([*common, case, candidate, unit, *numbers, moved.get(candidate, "")])
+    print(f"{case:44s}", *(f"{c} {spread.median:.0f} {unit} " for c, spread in measured.items()), flush=True)
+
+
+def results_folder() -> Path:
+    """Where the rows go."""
+    return Path(os.environ.get(RESULTS_VARIABLE) or RESULTS)
 
 
 def hardware(device: torch.device) -> str:
@@ -72,35 +246,13 @@ def hardware(device: torch.device) -> str:
 
 
 def _commit() -> str:
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "csrc", "ltat"], check=False).returncode
-    return run.stdout.strip() + ("+" if dirty else "")
-
-
-def append(name: str, case: str, device: torch.device, results: dict[str, tuple[float, float, float]]) -> None:
-    """Print the medians and append one row per candidate to ``bench/results/<name>.csv``."""
-    rows = [
-        [*common_cells(device), case, candidate, *(f"{1e6 * s:.1f}" for s in seconds)]
-        for candidate, seconds in results.items()
-    ]
-    write_rows(name, ("median_us", "p20_us", "p80_us"), rows)
-    medians = "  ".join(f"{candidate} {1e6 * s[0]:.0f} us" for candidate, s in results.items())
-    print(f"{case:40s} {medians}", flush=True)
-
-
-def common_cells(device: torch.device) -> list[object]:
-    """Date, hardware, torch, threads and commit: what every row begins with."""
-    today = datetime.date.today().isoformat()
-    return [today, hardware(device), torch.__version__, torch.get_num_threads(), _commit()]
-
-
-def write_rows(name: str, columns: tuple[str, ...], rows: list[list[object]]) -> None:
-    """Append rows to ``bench/results/<name>.csv``; a new file begins with the names of the columns."""
-    path = RESULTS / f"{name}.csv"
-    path.parent.mkdir(exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow([*COMMON, *columns])
-        writer.writerows(rows)
+    """The commit measured, with a plus where csrc or ltat differ from it."""
+    if os.environ.get(COMMIT_VARIABLE):
+        return os.environ[COMMIT_VARIABLE]
+    try:
+        git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False)
+        head = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
+        dirty = git(["git", "diff", "--quiet", "HEAD", "--", "csrc", "ltat"]).returncode
+    except FileNotFoundError:
+        return "unknown"
+    return head + ("+" if dirty else "") if head else "unknown"

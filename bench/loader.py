@@ -1,6 +1,6 @@
 """An epoch of batches, flip and pad-crop, from every loader and from what people use. Run: python -m bench.loader.
 
-Rows in bench/results/loader.csv, in images/s. Every candidate gives float32 batches of 128 in [0, 1] of the same
+Rows in images/s. Every candidate gives float32 batches of 128 in [0, 1] of the same
 10,000 random images; FFCV's files are raw. `torch` reads in the main process, `torch-workers` in as many workers as
 there are threads. `ffcv-stock` is FFCV with its own RandomTranslate and RandomHorizontalFlip, `dataloader-v2`
 torch's DataLoader with torchvision v2 on uint8 tensors. Threads are torch's and FFCV's, and
@@ -19,14 +19,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bench._harness import common_cells, compare, write_rows
+from bench._harness import Spread, bench_options, compare, write_rows
 from ltat.data import Augment, Loader, ResidentLoader, ShufflePlan, Split, TorchLoader
 from ltat.data.beton import load_beton, write_beton
 from ltat.data.loaders.ffcv import FfcvLoader
 
 IMAGES, BATCH, PAD = 10_000, 128, 4
-ROUNDS = 9
-COLUMNS = ("images_per_s", "p20", "p80", "ratio")
 BASELINE = "dataloader-v2"
 
 
@@ -49,11 +47,11 @@ class Tensors(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(self.images[k]), int(self.labels[k])
 
 
-def make_split(size: int) -> Split:
+def make_split(size: int, images: int = IMAGES) -> Split:
     """Random images: raw files do not depend on what they show."""
     random = np.random.default_rng(0)
-    labels = np.sort(random.integers(0, 10, IMAGES))
-    return Split(random.integers(0, 256, (IMAGES, size, size, 3), dtype=np.uint8), labels, 10, np.arange(IMAGES))
+    labels = np.sort(random.integers(0, 10, images))
+    return Split(random.integers(0, 256, (images, size, size, 3), dtype=np.uint8), labels, 10, np.arange(images))
 
 
 def write_set(split: Split, folder: Path) -> None:
@@ -95,7 +93,9 @@ def stock_ffcv(file: Path, threads: int, device: torch.device) -> Callable[[], N
 
 
 def baseline(split: Split, workers: int, device: torch.device) -> Callable[[], None]:
-    batches = DataLoader(Tensors(split), batch_size=BATCH, shuffle=True, num_workers=workers)
+    batches = DataLoader(
+        Tensors(split), batch_size=BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
     return lambda: exhaust((images.to(device), labels.to(device)) for images, labels in batches)
 
 
@@ -119,18 +119,14 @@ def candidates(split: Split, folder: Path, threads: int, device: torch.device) -
     )
 
 
-def bench_case(size: int, threads: int, device: torch.device) -> None:
+def bench_case(size: int, threads: int, device: torch.device, rounds: int) -> None:
     split = make_split(size)
     with tempfile.TemporaryDirectory() as name:
         write_set(split, Path(name))
         torch.set_num_threads(threads)
-        seconds = compare(candidates(split, Path(name), threads, device), device, rounds=ROUNDS, target=0.0, warm_up=2)
-    rates = {candidate: [IMAGES / s for s in (median, p80, p20)] for candidate, (median, p20, p80) in seconds.items()}
-    rows = [[*(f"{rate:.0f}" for rate in own), f"{own[0] / rates[BASELINE][0]:.2f}"] for own in rates.values()]
-    case = f"{size} px"
-    write_rows("loader", COLUMNS, [[*common_cells(device), case, c, *row] for c, row in zip(rates, rows, strict=True)])
-    shown = "  ".join(f"{c} {own[0] / 1e3:.0f}k/s" for c, own in rates.items())
-    print(f"{case}, {threads} threads: {shown}", flush=True)
+        seconds = compare(candidates(split, Path(name), threads, device), device, rounds, target=0.0, warm_up=1)
+    rates = {candidate: Spread(IMAGES / s.median, IMAGES / s.p80, IMAGES / s.p20) for candidate, s in seconds.items()}
+    write_rows("loader", f"{size} px", device, "images/s", rates)
 
 
 FIRST_BATCH = """
@@ -154,18 +150,19 @@ def first_batch() -> None:
         split = make_split(32)
         write_set(split, Path(name))
         command = [sys.executable, "-c", FIRST_BATCH, name]
-        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5)]
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
     seconds = sorted(float(run.stdout) for run in runs)
-    print(f"first batch of ffcv after import: {seconds[2]:.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f})")
+    print(f"first batch of ffcv after import: {seconds[1]:.2f} s ({seconds[0]:.2f} to {seconds[-1]:.2f})")
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True)
-def main(device: str) -> None:
-    """Append the medians to bench/results/loader.csv."""
+@bench_options(threads=2, rounds=5)
+def main(device: torch.device, rounds: int) -> None:
+    """An epoch of batches from every loader, with one thread and with as many as asked for."""
+    asked = torch.get_num_threads()
     for size in (32, 64):
-        for threads in (1, 2):
-            bench_case(size, threads, torch.device(device))
+        for threads in sorted({1, asked}):
+            bench_case(size, threads, device, rounds)
     if find_spec("ffcv") is not None:
         first_batch()
 

@@ -1,9 +1,14 @@
-"""One PGD step: eager PyTorch, torch.compile and the native operator. Run: python -m bench.pgd_step."""
+"""One PGD step: eager PyTorch, torch.compile and the native operator. Run: python -m bench.pgd_step.
+
+`eager` is the step as training scripts write it, `twin` our specification, both in place on the same tensors. `copy`
+and `stream` measure the memory: one tensor copied, and the plain sum x' + a g x, which reads and writes what the step
+does. On CUDA `… graph` is the replay of a captured step.
+"""
 
 import click
 import torch
 
-from bench._harness import append, compare
+from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
 from ltat.ops import pgd_step, pgd_step_twin
 
 SHAPES = [(128, 3, 32, 32), (256, 3, 64, 64)]
@@ -24,36 +29,47 @@ def eager(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor) -> torch.Ten
     return x_adv.copy_(moved.clamp_(0, 1))
 
 
-def bench_case(shape: tuple[int, ...], dtype: torch.dtype, norm: str, device: torch.device) -> None:
+def twin(x_adv: torch.Tensor, grad: torch.Tensor, x: torch.Tensor, norm: str) -> torch.Tensor:
+    return x_adv.copy_(pgd_step_twin(x_adv, grad, x, norm=norm, **SETTINGS))
+
+
+def bench_case(shape: tuple[int, ...], dtype: torch.dtype, norm: str, device: torch.device, rounds: int) -> None:
     x_adv, grad, x = make_inputs(shape, dtype, device)
-    twin = torch.compile(lambda a, g, c: a.copy_(pgd_step_twin(a, g, c, norm=norm, **SETTINGS)))
-    candidates = {
-        "twin": lambda: x_adv.copy_(pgd_step_twin(x_adv, grad, x, norm=norm, **SETTINGS)),
-        "compile": lambda: twin(x_adv, grad, x),
+
+    def compiled(compile) -> Run:
+        step = compile(twin)
+        return lambda: step(x_adv, grad, x, norm)
+
+    candidates: dict[str, Run] = {
+        "twin": lambda: twin(x_adv, grad, x, norm),
         "native": lambda: pgd_step(x_adv, grad, x, norm=norm, inplace=True, **SETTINGS),
         "copy": lambda: x_adv.copy_(x),
     }
-    if norm == "linf":
+    candidates |= tried("compile", lambda: best_compiled(compiled, device))
+    traffic = {"copy": 2 * x.nbytes}
+    if norm == "linf":  # in l2 the norm is a pass more
         candidates = {"eager": lambda: eager(x_adv, grad, x)} | candidates
-    if norm == "linf" and dtype == torch.float32:
+        traffic |= dict.fromkeys(("native", "native graph", "compile"), 3 * x.nbytes + grad.nbytes)
+    if dtype == torch.float32:
         # The step's own traffic, three tensors read and one of them written, with next to no arithmetic: its floor.
-        candidates["stream"] = lambda: x_adv.addcmul_(grad, x, value=0.0)
+        candidates["stream"] = lambda: x_adv.addcmul_(grad, x, value=1e-9)
+        traffic["stream"] = 4 * x.nbytes
+    if device.type == "cuda":
+        candidates |= tried("twin graph", lambda: graphed(candidates["twin"]))
+        candidates["native graph"] = graphed(candidates["native"])
     case = f"{'x'.join(map(str, shape))} {norm} {str(dtype).removeprefix('torch.')} in place"
-    append("pgd_step", case, device, compare(candidates, device))
+    append("pgd_step", case, device, compare(candidates, device, rounds), traffic)
 
 
 @click.command()
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--threads", default=1, show_default=True, help="CPU threads.")
-def main(device: str, threads: int) -> None:
-    """Append the medians to bench/results/pgd_step.csv."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    shapes = [*SHAPES, LARGE] if device == "cuda" else SHAPES
+@bench_options(threads=1)
+def main(device: torch.device, rounds: int) -> None:
+    """One PGD step, in place."""
+    shapes = [*SHAPES, LARGE] if device.type == "cuda" else SHAPES
     for shape in shapes:
         for dtype in (torch.float32, torch.bfloat16):
-            bench_case(shape, dtype, "linf", torch.device(device))
-    bench_case(SHAPES[0], torch.float32, "l2", torch.device(device))
+            bench_case(shape, dtype, "linf", device, rounds)
+    bench_case(SHAPES[0], torch.float32, "l2", device, rounds)
 
 
 if __name__ == "__main__":

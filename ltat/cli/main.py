@@ -15,6 +15,7 @@ COMMANDS = {
     "methods": "List the training methods: paper, attack, loss and settings.",
     "data": "Look at a data set, or write it as files that load fast.",
     "doctor": "Show versions, devices and the native build, and what is missing.",
+    "bench": "Measure operations and training beside plain PyTorch (in a clone).",
     "demo": "Train and compare three models on real digits, in minutes on a CPU.",
 }
 

@@ -1,0 +1,104 @@
+"""The same training twice: by ltat's trainer and by the plain loop, on the same images and network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import plain_at_bsl
+from bench._harness import Run
+from bench.plain_at_bsl import Recipe
+from ltat.config import RunConfig, load_config
+from ltat.data import Dataset, Split
+from ltat.methods import find_method
+from ltat.models import build_model
+from ltat.training.preparing import build_stage
+from ltat.training.task import TaskData, resolve
+from ltat.training.trainer import Trainer
+
+# How ltat trains, by its public settings; the first is the exact reference.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "ltat fp32": ("train.precision=fp32",),
+    "ltat bf16": ("train.precision=bf16",),
+}
+COUNTS = (5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100)  # CIFAR-10-LT, imbalance ratio 50
+
+
+@dataclass(frozen=True)
+class Task:
+    """Long-tailed training images and the settings of ltat's run on them.
+
+    ``settings`` are ``section.key=value`` over AT-BSL's published ones, or over those of a ``base`` recipe.
+    """
+
+    train: Split
+    settings: tuple[str, ...]
+    device: torch.device
+    base: str | None = None
+
+    def config(self, *more: str) -> RunConfig:
+        """The settings of an AT-BSL run, with what the data set decides."""
+        given = ["method=at-bsl", "select.set=none", f"train.device={self.device}", *self.settings, *more]
+        return resolve(load_config(lambda name: find_method(name).Config, recipe=self.base, assignments=given))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The plain loop's constants: the same."""
+        config = self.config()
+        attack, optim = config.attack, config.optim
+        return Recipe(
+            eps=attack.eps,
+            step=attack.step,
+            steps=attack.steps,
+            lr=optim.lr,
+            momentum=optim.momentum,
+            weight_decay=optim.wd,
+            batch_size=config.train.batch_size,
+            pad=config.aug.pad or 0,
+            flip=bool(config.aug.flip),
+        )
+
+
+def random_split(counts: tuple[int, ...], size: int = 32) -> Split:
+    """Random images, sorted by class: how long a step takes does not depend on what they show."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
+    return Split(images, labels, len(counts), np.arange(len(labels)))
+
+
+def make_trainer(task: Task, settings: tuple[str, ...]) -> Trainer:
+    """ltat's trainer at the beginning of a run."""
+    config = task.config(*settings)
+    names = tuple(map(str, range(task.train.num_classes)))
+    data = TaskData(Dataset("bench", task.train, task.train, names), task.train, None)
+    return Trainer(build_stage("student", config, data, task.device))
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The plain loop at the beginning of a run."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    log_prior: Tensor
+    recipe: Recipe
+
+
+def make_plain(task: Task, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Plain:
+    """The same network for the plain loop, NCHW; ``wrap`` may compile it."""
+    channels = task.train.images.shape[-1]
+    model = build_model(task.config().model.name, num_classes=task.train.num_classes, in_channels=channels)
+    model = model.to(task.device)
+    log_prior = torch.as_tensor(task.train.counts, device=task.device).float().log()
+    return Plain(wrap(model), plain_at_bsl.make_optimizer(model, task.recipe), log_prior, task.recipe)
+
+
+def plain_epochs(task: Task, workers: int) -> Run:
+    """An epoch of the plain loop at every call."""
+    plain = make_plain(task)
+    loader = plain_at_bsl.make_loader(task.train.images, task.train.labels, task.recipe, workers)
+    return lambda: plain_at_bsl.train_epoch(
+        plain.network, plain.optimizer, loader, plain.log_prior, plain.recipe, task.device
+    )

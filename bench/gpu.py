@@ -1,0 +1,265 @@
+"""Everything that only a GPU machine can tell, by one command. Run in a clone: python -m bench.gpu OUT.
+
+Builds the kernels, runs the CUDA tests and the graph captures, measures the device's ceilings and every bench, trains
+for a few epochs, and lets compute-sanitizer watch the kernel tests: in under nine minutes. Every part is a process with
+a time limit of its own, so that one failure does not lose the rest; logs, rows, summary.json and summary.md go to OUT.
+The exit code is 0 if all parts passed and 1 if not.
+
+It needs nvcc and, in this Python, torch (>= 2.11, a CUDA build), torchvision, the other dependencies of pyproject.toml,
+and cmake, ninja, pybind11, setuptools, pytest and hypothesis; compute-sanitizer comes with CUDA, torchattacks and
+foolbox are optional. No network: what is missing is named before anything runs, with the line that fetches its wheels
+elsewhere.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+from bench.report import bench_part, read_all, table, targets_part
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ("cmake", "ninja", "setuptools", "pytest", "hypothesis")
+MINUTES = 8.8
+SHORTEST = 5.0  # seconds; with less time left a part is not begun
+MEASURED_TFLOPS = 788  # bf16, random matrices of 8192 x 8192, on an H200
+GFLOP_FORWARD = 1.111  # of one 32 x 32 image through ResNet-18
+# An image costs two units for each of ten attack steps (forward, and backward to the image), three for a forward with a
+# full backward, one for a forward: the student sees x + d and x - d, and its teacher too.
+UNITS = {"plain AT-BSL step": 23, "teacher": 23, "student": 28}
+PASSED, SKIPPED = r"\d+ passed", "needs a CUDA device"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A program and the seconds it may take.
+
+    Skipped tests fail nothing, so ``proof`` must be found in what it prints, and ``disproof`` must not.
+    """
+
+    name: str
+    command: Sequence[str]
+    limit: float
+    proof: str = ""
+    disproof: str = r"(?!)"  # found nowhere
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended: passed, failed, timed out, or not run."""
+
+    name: str
+    state: str
+    seconds: float
+    limit: float
+    last_line: str = ""
+
+
+def python(*arguments: str) -> list[str]:
+    """A program of this interpreter."""
+    return [sys.executable, *arguments]
+
+
+def bench(name: str, limit: float, *options: str) -> Part:
+    """A bench on the GPU, shortened."""
+    return Part(name, python("-m", f"bench.{name}", "--device", "cuda", *options), limit)
+
+
+def tests(name: str, limit: float, folder: str, chosen: str, *under: str) -> Part:
+    """The tests of ``folder`` whose names ``chosen`` fits, but for those of this machinery."""
+    ignored = ("--ignore=tests/bench", "--ignore=tests/packaging", "-p", "no:cacheprovider")
+    command = python("-m", "pytest", folder, "-q", *ignored, "-k", chosen)
+    return Part(name, [*under, *command], limit, PASSED, SKIPPED)
+
+
+def sanitizer(tool: str) -> Part:
+    """The kernel tests under a tool of compute-sanitizer; torch's caching allocator would hide what they look for."""
+    under = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+    return tests(tool, 60, "tests/ops", "cuda and not compile and not capture", *under)
+
+
+def all_parts(out: Path, data_dir: Path | None) -> list[Part]:
+    """The parts in their order: what matters most first, what is slow and least likely to fail last."""
+    training = ["-m", "bench.short_training", str(out / "training")]
+    network = ("--mode", "reduce-overhead", "--rounds", "7")
+    return [
+        Part("build", python("setup.py", "build_ext", "--inplace"), 150),
+        Part("ceilings", python("-m", "bench.ceilings", str(out / "ceilings.json")), 40),
+        tests("tests", 100, "tests", "(cuda or gpu) and not capture"),
+        tests("capture", 60, "tests", "capture"),
+        bench("pgd_step", 60, "--rounds", "10"),
+        bench("end_to_end", 60, "--rounds", "3"),
+        Part("training", python(*training, *(["--data-dir", str(data_dir)] if data_dir else [])), 60),
+        bench("attack", 90, *network),
+        bench("train_step", 120, *network),
+        bench("balanced_kd", 60, "--rounds", "10"),
+        bench("gather_augment", 40, "--rounds", "10"),
+        bench("loader", 40, "--rounds", "3"),
+        *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck")),
+    ]
+
+
+def missing_packages() -> list[str]:
+    """The packages of pyproject.toml, and those that build and test, which are not installed."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in needed]
+    return [name for name in (*names, *TOOLS) if not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def run_part(part: Part, log: Path, limit: float, env: Mapping[str, str]) -> Outcome:
+    """Run a part into its log; after ``limit`` seconds it is ended with every process it started."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with log.open("w") as output:
+        try:
+            process = subprocess.Popen(
+                part.command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as error:
+            return Outcome(part.name, "failed", 0.0, limit, str(error))
+        try:
+            code = process.wait(timeout=limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            _end_group(process)
+    seconds = time.monotonic() - started
+    text = log.read_text(errors="replace")
+    shown = re.search(part.proof, text) and not re.search(part.disproof, text)
+    state = "timed out" if code is None else "passed" if code == 0 and shown else "failed"
+    lines = text.strip().splitlines()
+    return Outcome(part.name, state, seconds, limit, lines[-1] if lines else "")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # also what a part that ended has left behind
+    process.wait()
+
+
+def run_parts(parts: Sequence[Part], out: Path, seconds: float, env: Mapping[str, str]) -> list[Outcome]:
+    """Run all parts within ``seconds``; after each the summary is written anew, so that none is lost."""
+    end = time.monotonic() + seconds
+    outcomes: list[Outcome] = []
+    for part in parts:
+        limit = min(part.limit, end - time.monotonic())
+        if limit < min(SHORTEST, part.limit):
+            outcomes.append(Outcome(part.name, "not run", 0.0, part.limit, "no time was left"))
+        else:
+            outcomes.append(run_part(part, out / "logs" / f"{part.name}.log", limit, env))
+        done = outcomes[-1]
+        print(f"{done.name:16}{done.state:10}{done.seconds:6.0f} s  {done.last_line[:90]}", flush=True)
+        write_summary(out, outcomes)
+    return outcomes
+
+
+def write_summary(out: Path, outcomes: Sequence[Outcome]) -> None:
+    """summary.json and summary.md of what there is so far."""
+    ceilings = _json(out / "ceilings.json")
+    rates = throughput(out, float(ceilings.get("bf16_tflops", MEASURED_TFLOPS)))
+    told = {"parts": [asdict(outcome) for outcome in outcomes], "ceilings": ceilings, "throughput": rates}
+    (out / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
+    measured = read_all(out / "results")
+    rows = [
+        [o.name, o.state, f"{o.seconds:.0f} s", f"{o.limit:.0f} s", o.last_line.replace("|", "/")] for o in outcomes
+    ]
+    page = ["# GPU run\n", table(("part", "state", "took", "limit", "last line"), rows)]
+    page += [f"Ceilings: {json.dumps(ceilings)}\n"] if ceilings else []
+    page += [throughput_table(rates)] if rates else []
+    page += [targets_part("Targets", measured, on_gpu=True)]
+    page += [bench_part(name, cases) for name, cases in measured.items()]
+    (out / "summary.md").write_text("\n".join(page))
+
+
+def throughput(out: Path, ceiling: float) -> list[dict[str, object]]:
+    """Images/s of the training epochs and of the measured steps, and the share of two ceilings that their FLOPs are.
+
+    The first epoch of a stage has captured and tuned, so it is left out where there are more.
+    """
+    rates: dict[str, tuple[float, int]] = {}
+    file = out / "training" / "metrics.jsonl"
+    epochs = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for stage in dict.fromkeys(row["stage"] for row in epochs):
+        speeds = [row["images_per_s"] for row in epochs if row["stage"] == stage]
+        rates[f"{stage}, epochs as trained"] = max(speeds[1:] or speeds), UNITS[stage]
+    for case in read_all(out / "results").get("train_step", []):
+        images = re.match(r"resnet18 (\d+)x\S+ 10 steps", case.first.case)
+        for row in case.rows.values() if images else ():
+            rates[f"{row.candidate}, {row.case}"] = int(images[1]) / row.median * 1e6, UNITS["plain AT-BSL step"]
+    return [
+        {
+            "what": what,
+            "images_per_s": round(speed),
+            "tflops": round(tflops := speed * units * GFLOP_FORWARD / 1e3, 1),
+            "mfu_percent": round(100 * tflops / ceiling, 1),
+            "mfu_percent_of_788": round(100 * tflops / MEASURED_TFLOPS, 1),
+        }
+        for what, (speed, units) in rates.items()
+    ]
+
+
+def throughput_table(rates: Sequence[Mapping[str, object]]) -> str:
+    """The same as a table; MFU against the product just measured, and against 788 TFLOP/s."""
+    return table(
+        [name.replace("_", " ") for name in rates[0]], [[str(cell) for cell in rate.values()] for rate in rates]
+    )
+
+
+def _json(file: Path) -> dict[str, object]:
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def environment(out: Path, commit: str | None) -> dict[str, str]:
+    """What every part runs under: the kernels must be there, and the rows go to OUT."""
+    given = {"LTAT_NATIVE": "1", "LTAT_CUDA": "ON", "CUDAARCHS": os.environ.get("CUDAARCHS", "native")}
+    given |= {"LTAT_BENCH_RESULTS": str(out / "results"), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "4"}
+    return {**os.environ, **given, **({"LTAT_BENCH_COMMIT": commit} if commit else {})}
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--data-dir", type=click.Path(path_type=Path, exists=True), help="CIFAR-10-LT as train.npz and test.npz.")
+@click.option("--minutes", default=MINUTES, show_default=True, help="All parts together.")
+@click.option("--only", multiple=True, metavar="PART", help="Only this part; repeatable.")
+@click.option("--commit", help="The commit that the rows are to name, where this is no clone.")
+def main(out: Path, data_dir: Path | None, minutes: float, only: tuple[str, ...], commit: str | None) -> None:
+    """Build, test, measure and train on this machine's GPU, into the folder OUT."""
+    out, data_dir = out.absolute(), data_dir and data_dir.absolute()
+    parts = all_parts(out, data_dir)
+    unknown = set(only) - {part.name for part in parts}
+    if unknown:
+        raise click.UsageError(f"no part is called {unknown.pop()}; choose from {', '.join(p.name for p in parts)}")
+    if out.exists() and any(out.iterdir()):
+        raise click.UsageError(f"{out} is not empty; name a new folder")
+    missing = missing_packages()
+    if missing:
+        names = " ".join(missing)
+        print(f"missing here: {names}; elsewhere: pip download -d wheels {names}", flush=True)
+        print(f"then here: pip install --no-index --find-links wheels {names}", flush=True)
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [part for part in parts if not only or part.name in only]
+    outcomes = run_parts(chosen, out, 60 * minutes, environment(out, commit))
+    sys.exit(0 if all(outcome.state == "passed" for outcome in outcomes) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What is compared does the same work, and a row says what was measured."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bench import _harness, attack, plain_at_bsl
+from bench._harness import Spread, append, compare
+from bench._training import Task, make_plain, make_trainer, random_split
+from bench.plain_at_bsl import Recipe
+from ltat.data import Batch
+from ltat.methods import Progress
+from ltat.models import build_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def task() -> Task:
+    settings = ("data.name=cifar10", "model.name=small", "train.batch_size=8", "attack.steps=3", "attack.start=zero")
+    return Task(random_split((20, 10, 5), size=8), settings, CPU)
+
+
+def test_the_plain_loop_and_the_exact_trainer_make_the_same_step(task: Task, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # as attack.start=zero
+    trainer, plain = make_trainer(task, ("train.precision=fp32",)), make_plain(task)
+    plain.network.load_state_dict(trainer.stage.model.state_dict())
+    trainer.network.train()
+    x, y = torch.rand(8, 3, 8, 8), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
+    terms = trainer.train_step(Batch(x, y, torch.arange(8)), Progress(1, 100), 0)
+    loss = plain_at_bsl.train_step(plain.network, plain.optimizer, x, y, plain.log_prior, plain.recipe)
+    torch.testing.assert_close(terms.loss.detach(), loss, rtol=1e-5, atol=1e-6)
+    theirs = plain.network.state_dict()
+    for name, value in trainer.stage.model.state_dict().items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_plain_loop_is_the_published_formula():
+    # A linear network in float64: the attack is x + the sign of W^T (p - onehot), the loss has the log counts added.
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3, bias=False)).double()
+    weight, x, y = network[1].weight.detach().clone(), torch.rand(4, 3, 2, 2).double(), torch.tensor([0, 1, 2, 2])
+    recipe, log_prior = Recipe(steps=1, step=1.0), torch.tensor([100.0, 10.0, 1.0]).double().log()
+    p = (x.flatten(1) @ weight.T).softmax(1)
+    sign = torch.sign((p - F.one_hot(y, 3)) @ weight).reshape(x.shape)
+    x_adv = (x + 8 / 255 * sign).clamp(0, 1)
+    logits = x_adv.flatten(1) @ weight.T + log_prior
+    optimizer = plain_at_bsl.make_optimizer(network, recipe)
+    loss = plain_at_bsl.train_step(network, optimizer, x, y, log_prior, recipe)
+    expected = (logits.logsumexp(1) - logits[torch.arange(4), y]).mean()
+    assert float(loss) == pytest.approx(float(expected), abs=2e-3)  # the start noise of 0.001 may turn a sign near 0
+    q = logits.softmax(1) - F.one_hot(y, 3)
+    moved = weight - 0.1 * (q.T @ x_adv.flatten(1) / 4 + 5e-4 * weight)
+    torch.testing.assert_close(network[1].weight.detach(), moved, rtol=0, atol=2e-3)
+
+
+def test_the_plain_loaders_batches_are_the_images_in_the_unit_interval():
+    split = random_split((4, 4), size=8)
+    loader = plain_at_bsl.make_loader(split.images, split.labels, Recipe(batch_size=8, pad=0, flip=False), 0)
+    ((images, labels),) = list(loader)
+    wanted = {bytes(image) for image in split.images}
+    found = {(255 * image).round().byte().permute(1, 2, 0).numpy().tobytes() for image in images}
+    assert found == wanted and sorted(labels.tolist()) == sorted(split.labels.tolist())
+
+
+def test_every_attack_of_the_bench_stays_in_the_ball_and_hurts():
+    torch.manual_seed(0)
+    model = build_model("small", num_classes=10).eval()
+    x, y = torch.rand(16, 3, 16, 16), torch.randint(10, (16,))
+    recipe = Recipe(steps=3)
+    runs = {"plain": lambda: plain_at_bsl.pgd_attack(model, x, y, recipe), **attack.ltat_runs(model, x, y, recipe)}
+    clean = F.cross_entropy(model(x), y)
+    for name, run in runs.items():
+        x_adv = run()
+        assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1, name
+        assert F.cross_entropy(model(x_adv), y) > clean, name
+
+
+def test_candidates_take_turns_and_warm_up_is_not_counted():
+    calls: list[str] = []
+    runs = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
+    found = compare(runs, CPU, rounds=3, target=0.0, warm_up=2)
+    assert calls == ["a", "a", "b", "b"] + ["a", "b"] * 3
+    assert found.keys() == {"a", "b"}
+
+
+def test_percentiles_lie_within_what_was_measured():
+    assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
+    spread = Spread.of([1.0, 2.0, 9.0])
+    assert spread.median == 2.0 and 1.0 <= spread.p20 <= 2.0 <= spread.p80 <= 9.0
+
+
+def test_rows_go_where_they_are_told_with_machine_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(_harness.RESULTS_VARIABLE, str(tmp_path / "rows"))
+    monkeypatch.setenv(_harness.COMMIT_VARIABLE, "abc1234")
+    for _ in range(2):
+        append("op", "a case", CPU, {"ours": Spread(2e-6, 1e-6, 3e-6)}, {"ours": 64})
+    with (tmp_path / "rows" / "op.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 and rows[0] == rows[1]
+    told = {name: rows[0][name] for name in ("commit", "case", "candidate", "unit", "median", "p20", "p80", "bytes")}
+    assert list(told.values()) == ["abc1234", "a case", "ours", "us", "2.0", "1.0", "3.0", "64"]
+    assert rows[0]["hardware"] and rows[0]["torch"] == torch.__version__
+
+
+def test_random_images_are_as_many_as_asked_for():
+    split = random_split((5, 3, 1))
+    assert np.bincount(split.labels).tolist() == [5, 3, 1] and split.images.std() > 60
+
+
+def test_a_rival_that_fails_costs_its_own_row_alone(capsys: pytest.CaptureFixture[str]):
+    def fails() -> None:
+        raise RuntimeError("no compiler\nand much more")
+
+    assert _harness.tried("compile", lambda: fails) == {}
+    assert "compile is left out: RuntimeError: ['no compiler']" in capsys.readouterr().out
+    assert list(_harness.tried("eager", lambda: list)) == ["eager"]
