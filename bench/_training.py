@@ -20,9 +20,11 @@ from ltat.training.trainer import Trainer
 
 # How ltat trains, by its public settings; the first is the exact reference.
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "ltat fp32": ("train.precision=fp32",),
-    "ltat bf16": ("train.precision=bf16",),
+    "ltat fp32": ("train.precision=fp32", "attack.fold=false"),
+    "ltat fp32 folded": ("train.precision=fp32", "attack.fold=true"),
+    "ltat bf16": ("train.precision=bf16", "attack.fold=true"),
 }
+GPU_SETTINGS = {"ltat bf16 compile": ("train.precision=bf16", "attack.fold=true", "train.compile=true")}
 COUNTS = (5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100)  # CIFAR-10-LT, imbalance ratio 50
 
 
@@ -66,6 +68,11 @@ def random_split(counts: tuple[int, ...], size: int = 32) -> Split:
     labels = np.repeat(np.arange(len(counts)), counts)
     images = np.random.default_rng(0).integers(0, 256, (len(labels), size, size, 3), dtype=np.uint8)
     return Split(images, labels, len(counts), np.arange(len(labels)))
+
+
+def settings_for(device: torch.device) -> dict[str, tuple[str, ...]]:
+    """The settings to measure; compiling takes minutes on a CPU."""
+    return SETTINGS | (GPU_SETTINGS if device.type == "cuda" else {})
 
 
 def make_trainer(task: Task, settings: tuple[str, ...]) -> Trainer:

@@ -8,7 +8,6 @@ CPU, where a step costs seconds, everyone attacks a quarter of the batch with tw
 """
 
 import copy
-import inspect
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -37,12 +36,9 @@ def ltat_attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, **settin
 
 
 def ltat_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> dict[str, Run]:
-    """ltat by the settings that its attack knows, in the memory layout in which its trainer calls it."""
+    """ltat by its settings, in the memory layout in which its trainer calls the attack."""
     model, x = (thing.to(memory_format=torch.channels_last) for thing in (model, x))
-    known = {
-        name: given for name, given in SETTINGS.items() if given.keys() <= inspect.signature(pgd).parameters.keys()
-    }
-    return {name: lambda given=given: ltat_attack(model, x, y, recipe, **given) for name, given in known.items()}
+    return {name: lambda given=given: ltat_attack(model, x, y, recipe, **given) for name, given in SETTINGS.items()}
 
 
 def torchattacks_attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:

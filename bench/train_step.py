@@ -28,7 +28,7 @@ from bench._harness import (
     tried,
     write_rows,
 )
-from bench._training import COUNTS, SETTINGS, Plain, Task, make_plain, make_trainer, random_split
+from bench._training import COUNTS, SETTINGS, Plain, Task, make_plain, make_trainer, random_split, settings_for
 from bench.attack import FASTEST, NETWORK_MODES
 from bench.plain_at_bsl import train_step
 from ltat.data import Batch
@@ -62,7 +62,7 @@ def candidates(task: Task, modes: tuple[str, ...]) -> dict[str, Run]:
         return plain_run(make_plain(task, compile), task)
 
     runs = {"plain": plain_run(make_plain(task), task)}
-    runs |= {name: ltat_run(task, settings) for name, settings in SETTINGS.items()}
+    runs |= {name: ltat_run(task, settings) for name, settings in settings_for(task.device).items()}
     runs |= tried("compile", lambda: best_compiled(compiled, task.device, modes))
     if task.device.type == "cuda":
         runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(task), task)))

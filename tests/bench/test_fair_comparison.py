@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from bench import _harness, attack, plain_at_bsl
 from bench._harness import Spread, append, compare
-from bench._training import Task, make_plain, make_trainer, random_split
+from bench._training import SETTINGS, Task, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
 from ltat.data import Batch
 from ltat.methods import Progress
@@ -27,7 +27,7 @@ def task() -> Task:
 
 def test_the_plain_loop_and_the_exact_trainer_make_the_same_step(task: Task, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # as attack.start=zero
-    trainer, plain = make_trainer(task, ("train.precision=fp32",)), make_plain(task)
+    trainer, plain = make_trainer(task, SETTINGS["ltat fp32"]), make_plain(task)
     plain.network.load_state_dict(trainer.stage.model.state_dict())
     trainer.network.train()
     x, y = torch.rand(8, 3, 8, 8), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
