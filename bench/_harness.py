@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 RESULTS_VARIABLE = "LTAT_BENCH_RESULTS"  # another folder for the rows
+MODES_VARIABLE = "LTAT_BENCH_MODES"  # modes of torch.compile to try on a GPU, with commas; empty: do not compile
 COMMIT_VARIABLE = "LTAT_BENCH_COMMIT"  # the commit, where the sources are no clone
 COLUMNS = (
     "date",
@@ -153,14 +154,24 @@ def best_compiled(
     Shapes are compiled in as numbers, and what an earlier case compiled is forgotten: neither may slow this one.
     """
     torch.compiler.reset()
-    tried = modes if device.type == "cuda" else CPU_MODES
-    runs = {mode: build(functools.partial(torch.compile, mode=mode, dynamic=False)) for mode in tried}
+    chosen = modes_to_try(device, modes)
+    if not chosen:
+        raise RuntimeError(f"{MODES_VARIABLE} names no mode")
+    runs = {mode: build(functools.partial(torch.compile, mode=mode, dynamic=False)) for mode in chosen}
     if len(runs) == 1:
         return runs.popitem()[1]
     medians = compare(runs, device, rounds=5)
     best = min(medians, key=lambda mode: medians[mode].median)
     print(f"torch.compile: the quickest mode is {best}", flush=True)
     return runs[best]
+
+
+def modes_to_try(device: torch.device, modes: tuple[str, ...] = MODES) -> tuple[str, ...]:
+    """``modes`` on a GPU, or those that the environment names."""
+    if device.type != "cuda":
+        return CPU_MODES
+    named = os.environ.get(MODES_VARIABLE)
+    return modes if named is None else tuple(filter(None, named.split(",")))
 
 
 def tried(name: str, build: Callable[[], Run]) -> dict[str, Run]:

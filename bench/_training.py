@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import plain_at_bsl
-from bench._harness import Run
+from bench._harness import Run, modes_to_try
 from bench.plain_at_bsl import Recipe
 from ltat.config import RunConfig, load_config
 from ltat.data import Dataset, Split
@@ -72,7 +72,8 @@ def random_split(counts: tuple[int, ...], size: int = 32) -> Split:
 
 def settings_for(device: torch.device) -> dict[str, tuple[str, ...]]:
     """The settings to measure; compiling takes minutes on a CPU."""
-    return SETTINGS | (GPU_SETTINGS if device.type == "cuda" else {})
+    compiling = device.type == "cuda" and modes_to_try(device)
+    return SETTINGS | (GPU_SETTINGS if compiling else {})
 
 
 def make_trainer(task: Task, settings: tuple[str, ...]) -> Trainer:

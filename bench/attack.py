@@ -58,14 +58,14 @@ def foolbox_attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Te
 LIBRARIES: dict[str, Attack] = {"torchattacks": torchattacks_attack, "foolbox": foolbox_attack}
 
 
-def other_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, modes: tuple[str, ...]) -> dict[str, Run]:
+def other_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> dict[str, Run]:
     """torch.compile, a CUDA graph, and the libraries that are installed."""
 
     def compiled(compile) -> Run:
         network = compile(model)
         return lambda: pgd_attack(network, x, y, recipe)
 
-    runs = tried("compile", lambda: best_compiled(compiled, x.device, modes))
+    runs = tried("compile", lambda: best_compiled(compiled, x.device, NETWORK_MODES))
     if x.device.type == "cuda":
         runs |= tried("plain graph", lambda: graphed(lambda: pgd_attack(model, x, y, recipe)))
     for name, attack in LIBRARIES.items():
@@ -78,10 +78,9 @@ def other_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, modes: tu
 
 @click.command()
 @bench_options(rounds=3)
-@click.option("--mode", "modes", multiple=True, default=NETWORK_MODES, help="Of torch.compile, on a GPU; repeatable.")
 @click.option("--model", "name", default="resnet18", show_default=True)
 @click.option("--batch", type=int, help="Images; 64 on a CPU, 128 and 32 on a GPU by default.")
-def main(device: torch.device, rounds: int, modes: tuple[str, ...], name: str, batch: int | None) -> None:
+def main(device: torch.device, rounds: int, name: str, batch: int | None) -> None:
     """A whole PGD attack, beside torchattacks and foolbox."""
     model = build_model(name, num_classes=10).to(device).eval()
     same = copy.deepcopy(model)  # ltat's trainer keeps it in another memory layout
@@ -90,7 +89,7 @@ def main(device: torch.device, rounds: int, modes: tuple[str, ...], name: str, b
         recipe = Recipe(steps=steps)
         runs: dict[str, Run] = {"plain": lambda given=(x, y, recipe): pgd_attack(model, *given)}
         ours = ltat_runs(same, x, y, recipe)
-        runs |= {**ours, **other_runs(model, x, y, recipe, modes)} if everyone else {FASTEST: ours[FASTEST]}
+        runs |= {**ours, **other_runs(model, x, y, recipe)} if everyone else {FASTEST: ours[FASTEST]}
         seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
         append("attack", f"{name} {images}x3x32x32 {steps} steps", device, seconds)
 

@@ -71,9 +71,10 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def bench(name: str, limit: float, *options: str) -> Part:
-    """A bench on the GPU, shortened."""
-    return Part(name, python("-m", f"bench.{name}", "--device", "cuda", *options), limit)
+def bench(name: str, limit: float, rounds: int, *options: str, part: str = "", modes: str = "reduce-overhead") -> Part:
+    """A bench on the GPU, shortened: of torch.compile's modes the one that also captures a graph, or none."""
+    command = python("-m", f"bench.{name}", "--device", "cuda", "--rounds", str(rounds), *options)
+    return Part(part or name, ["env", f"LTAT_BENCH_MODES={modes}", *command], limit)
 
 
 def tests(name: str, limit: float, folder: str, chosen: str, *under: str) -> Part:
@@ -92,21 +93,21 @@ def sanitizer(tool: str) -> Part:
 def all_parts(out: Path, data_dir: Path | None) -> list[Part]:
     """The parts in their order: what matters most first, what is slow and least likely to fail last."""
     training = ["-m", "bench.short_training", str(out / "training")]
-    network = ("--mode", "reduce-overhead", "--rounds", "7")
     return [
         Part("build", python("setup.py", "build_ext", "--inplace"), 150),
         Part("ceilings", python("-m", "bench.ceilings", str(out / "ceilings.json")), 40),
         tests("tests", 100, "tests", "(cuda or gpu) and not capture"),
         tests("capture", 60, "tests", "capture"),
-        bench("pgd_step", 60, "--rounds", "10"),
-        bench("end_to_end", 60, "--rounds", "3"),
+        bench("pgd_step", 60, 10),
+        bench("end_to_end", 90, 2),
         Part("training", python(*training, *(["--data-dir", str(data_dir)] if data_dir else [])), 60),
-        bench("attack", 90, *network),
-        bench("train_step", 120, *network),
-        bench("balanced_kd", 60, "--rounds", "10"),
-        bench("gather_augment", 40, "--rounds", "10"),
-        bench("loader", 40, "--rounds", "3"),
+        *(bench("train_step", 50, 7, "--batch", n, part=f"train_step_{n}", modes="") for n in ("32", "128")),
+        bench("balanced_kd", 60, 10),
+        bench("gather_augment", 40, 10),
+        bench("loader", 40, 3),
+        bench("attack", 90, 7),
         *(sanitizer(tool) for tool in ("memcheck", "racecheck", "initcheck")),
+        bench("train_step", 120, 7, "--batch", "128", part="train_step_compiled"),
     ]
 
 

@@ -55,7 +55,7 @@ def ltat_run(task: Task, settings: tuple[str, ...]) -> Run:
     return lambda: trainer.train_step(batch, progress, next(steps))
 
 
-def candidates(task: Task, modes: tuple[str, ...]) -> dict[str, Run]:
+def candidates(task: Task) -> dict[str, Run]:
     """Everyone."""
 
     def compiled(compile) -> Run:
@@ -63,7 +63,7 @@ def candidates(task: Task, modes: tuple[str, ...]) -> dict[str, Run]:
 
     runs = {"plain": plain_run(make_plain(task), task)}
     runs |= {name: ltat_run(task, settings) for name, settings in settings_for(task.device).items()}
-    runs |= tried("compile", lambda: best_compiled(compiled, task.device, modes))
+    runs |= tried("compile", lambda: best_compiled(compiled, task.device, NETWORK_MODES))
     if task.device.type == "cuda":
         runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(task), task)))
     return runs
@@ -101,13 +101,19 @@ DEVICE_MEMORY = (torch.cuda.reset_peak_memory_stats, torch.cuda.memory_allocated
 
 
 def bench_memory(case: str, task: Task, name: str, runs: int) -> None:
-    """Rows of the peaks, each in a process of its own."""
+    """Rows of the peaks; on a CPU, where memory once freed is not given back, each in a process of its own."""
+    if task.device.type == "cuda":
+        return write_peaks(case, task, {c: Spread.of([peak_mib(task, c)]) for c in ("plain", *SETTINGS)})
     peaks = {}
     for candidate in ("plain", *SETTINGS):
         command = [sys.executable, "-m", "bench.train_step", "--peak-of", candidate, "--device", str(task.device)]
         command += ["--threads", str(torch.get_num_threads()), "--model", name, "--batch", str(task.recipe.batch_size)]
         told = [subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(runs)]
         peaks[candidate] = Spread.of([float(run.stdout.split()[-1]) for run in told])
+    write_peaks(case, task, peaks)
+
+
+def write_peaks(case: str, task: Task, peaks: dict[str, Spread]) -> None:
     write_rows("train_step", f"{case} peak memory", task.device, "MiB", peaks)
 
 
@@ -118,14 +124,12 @@ def make_task(name: str, batch: int, steps: int, device: torch.device) -> Task:
 
 @click.command()
 @bench_options(rounds=3)
-@click.option("--mode", "modes", multiple=True, default=NETWORK_MODES, help="Of torch.compile, on a GPU; repeatable.")
 @click.option("--model", "name", default="resnet18", show_default=True)
 @click.option("--batch", type=int, help="Images; 64 on a CPU, 128 and the teacher's 32 on a GPU by default.")
 @click.option("--peak-of", metavar="CANDIDATE", help="Only print the peak memory of one candidate, in MiB.")
 def main(
     device: torch.device,
     rounds: int,
-    modes: tuple[str, ...],
     name: str,
     batch: int | None,
     peak_of: str | None,
@@ -136,7 +140,7 @@ def main(
         return
     for images, steps, everyone, warm_up in network_cases(device, batch):
         task = make_task(name, images, steps, device)
-        runs = candidates(task, modes) if everyone else {c: one(task, c) for c in ("plain", FASTEST)}
+        runs = candidates(task) if everyone else {c: one(task, c) for c in ("plain", FASTEST)}
         seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
         append("train_step", f"{name} {images}x3x32x32 {steps} steps", device, seconds)
     images = max(case.images for case in network_cases(device, batch))
