@@ -10,27 +10,30 @@ from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.divergences import kl_divergence
 
-Builder = Callable[[nn.Module, Batch, Tensor, "nn.Module | None"], Objective]
+Network = Callable[[Tensor], Tensor]
+"""Images [B, C, H, W] to logits [B, classes]."""
+
+Builder = Callable[[Network, Batch, Tensor, "nn.Module | None"], Objective]
 
 
-def _plain(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+def _plain(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, log_prior, teacher
     return cross_entropy
 
 
-def _balanced_softmax(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+def _balanced_softmax(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, teacher
     return lambda logits, labels, x_adv: cross_entropy(logits + log_prior, labels, x_adv)
 
 
-def _own_clean_prediction(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+def _own_clean_prediction(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del log_prior, teacher
     with torch.no_grad():
         target = model(batch.images)
     return lambda logits, labels, x_adv: kl_divergence(target, logits)
 
 
-def _teacher_on_clean(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+def _teacher_on_clean(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, log_prior
     assert teacher is not None
     with torch.no_grad():
@@ -38,7 +41,7 @@ def _teacher_on_clean(model: nn.Module, batch: Batch, log_prior: Tensor, teacher
     return lambda logits, labels, x_adv: kl_divergence(target, logits)
 
 
-def _teacher_on_adversarial(model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
+def _teacher_on_adversarial(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, log_prior
     assert teacher is not None
     return lambda logits, labels, x_adv: kl_divergence(teacher(x_adv).float(), logits)
@@ -71,9 +74,7 @@ def check_inner_loss(name: str, start: str, teacher: nn.Module | None) -> None:
         raise LtatError("attack.loss=kl-self has no gradient at x itself and attack.start=zero; use attack.start=gauss")
 
 
-def inner_objective(
-    name: str, model: nn.Module, batch: Batch, log_prior: Tensor, teacher: nn.Module | None
-) -> Objective:
+def inner_objective(name: str, model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     """The objective called ``name`` in ``attack.loss``, for one batch.
 
     Args:

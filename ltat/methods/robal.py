@@ -25,6 +25,7 @@ from ltat.config.sections import NonNegative, Positive
 from ltat.data import Batch
 from ltat.methods.base import LossTerms, Method, Progress
 from ltat.methods.divergences import kl_divergence
+from ltat.methods.objectives import inner_objective
 from ltat.models import Classifier, CosineClassifier, put_head
 
 
@@ -96,7 +97,10 @@ class Robal(Method):
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
         """``attack.loss`` of the cosines, unscaled."""
-        inner = super().objective(model, batch)
+        # The network is asked for its cosines too: kl-self compares x' with what it says of x.
+        inner = inner_objective(
+            self.config.attack.loss, lambda x: self.cosines(model(x)), batch, self.log_prior, self.teacher
+        )
         return lambda logits, labels, x_adv: inner(self.cosines(logits), labels, x_adv)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:

@@ -135,6 +135,17 @@ def test_the_attack_is_the_published_one_on_the_cosines(batch: Batch, monkeypatc
     )
 
 
+def test_an_attack_on_the_divergence_from_itself_compares_cosines_with_cosines(batch: Batch, x_adv):
+    method = make(*ADJUSTED, "attack.loss=kl-self")
+    model = prepared(method)
+    objective = method.objective(model, batch)
+    with torch.no_grad():
+        at_x, at_x_adv = (objective(model(x), batch.labels, x) for x in (batch.images, x_adv))
+        log_p, log_q = (method.cosines(model(x)).double().log_softmax(1) for x in (batch.images, x_adv))
+    assert at_x.abs().max() < 1e-6
+    torch.testing.assert_close(at_x_adv.double(), (log_p.exp() * (log_p - log_q)).sum(1), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("extra", "order"), [("true", "axxa"), ("false", "ax")])
 def test_each_forward_moves_the_batch_norm_statistics_in_the_codes_order(extra: str, order: str):
     images = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
