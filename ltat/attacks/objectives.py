@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-    """Difference of logits ratio, −(z_y − max_{k≠y} z_k) / (z_(1) − z_(3)); Croce & Hein 2020, eq. 6.
+    """Difference of logits ratio, −(z_y − max_{k≠y} z_k) / (z_(1) − z_(3)); Croce & Hein 2020.
 
     Invariant to scale and shift of the logits, hence blind to masking by large logits. Needs three classes.
     """

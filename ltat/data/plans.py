@@ -119,7 +119,7 @@ class BalancedPlan:
 
 @dataclass(frozen=True, eq=False)
 class ClassSamplingPlan:
-    """As many images as the split has, class c in proportion to n_c^q (Kang et al., ICLR 2020, equation 1).
+    """As many images as the split has, class c in proportion to n_c^q (Kang et al., ICLR 2020).
 
     The counts are exact, not drawn: the shares are rounded to whole images that sum to N. Within a class every
     image appears equally often, give or take once, and every epoch draws anew.
@@ -155,7 +155,7 @@ class ClassSamplingPlan:
 
 @dataclass(frozen=True, eq=False)
 class ProgressivePlan:
-    """From natural to class-balanced sampling over the epochs (Kang et al., ICLR 2020, equation 3).
+    """From natural to class-balanced sampling over the epochs (Kang et al., ICLR 2020).
 
     Epoch e of E takes (1 - t) of the natural and t of the balanced shares, t = (e - 1) / E.
 
@@ -203,7 +203,7 @@ def plan_from_file(path: Path, n: int) -> FixedPlan:
 
 
 def power_shares(counts: np.ndarray, power: float) -> np.ndarray:
-    """p_c ∝ n_c^q, float64 [C], summing to 1 (Kang et al., ICLR 2020, equation 1).
+    """p_c ∝ n_c^q, float64 [C], summing to 1 (Kang et al., ICLR 2020).
 
     Raises:
         LtatError: a class without images.

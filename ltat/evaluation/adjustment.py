@@ -1,4 +1,4 @@
-"""Post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9), inside the network that is evaluated and attacked:
+"""Post-hoc logit adjustment (Menon et al., ICLR 2021), inside the network that is evaluated and attacked:
 
     z_c - tau * log pi_c,    pi_c = n_c / N
 

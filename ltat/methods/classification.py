@@ -4,13 +4,13 @@ z [B, C] are the logits on x', y [B] the labels, n_c the training images of clas
 
     ce        mean CE( z, y )
     bsl       mean CE( z + tau * log n, y )              balanced softmax: Ren et al., NeurIPS 2020;
-                                                         logit adjustment: Menon et al., ICLR 2021, eq. 10
+                                                         logit adjustment: Menon et al., ICLR 2021
     ldam-drw  sum_i w_i CE( z_i - s * D_{y_i} at the true class, y_i ) / sum_i w_i      Cao et al., NeurIPS 2019
               z = s * cos(h, W_c),  D_c = m * n_c^(-1/4) / max_k n_k^(-1/4)
               w_i = 1 at first, the class-balanced weight of y_i after the share ``loss.drw`` of the epochs
     cb        sum_i w_{y_i} CE( z_i, y_i ) / sum_i w_{y_i}                              Cui et al., CVPR 2019
               w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
-    focal     mean (1 - p_y)^gamma CE( z, y )                                           Lin et al., ICCV 2017, eq. 4
+    focal     mean (1 - p_y)^gamma CE( z, y )                                           Lin et al., ICCV 2017
 
 The constants m, s and the normalisations are those of Cao et al.'s code.
 To add one, write a function of (z, y, :class:`Circumstances`) and enter it in :data:`LOSSES`.
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltat.config import BslSection, LossSection, RunConfig
+from ltat.config import BslSection, LossSection, RunConfig, named_epoch
 from ltat.errors import LtatError
 from ltat.methods.base import Method, Progress
 from ltat.models import Classifier, CosineClassifier, put_head
@@ -118,7 +118,7 @@ def _balanced_softmax(logits: Tensor, labels: Tensor, given: Circumstances) -> T
 def _ldam_drw(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
     settings, progress = given.settings, given.progress
     margins = ldam_margins(given.class_counts, settings.margin)
-    deferred = progress.epoch <= int(settings.drw * progress.epochs + 1e-9)  # a share is rounded down, as milestones
+    deferred = progress.epoch <= named_epoch(settings.drw, progress.epochs)
     weights = None if deferred else effective_number_weights(given.class_counts, settings.beta)
     return ldam(logits, labels, margins, settings.scale, weights)
 
