@@ -57,7 +57,7 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Which images, and which long-tailed subset of them (METHODS: long-tailed construction)."""
+    """Which images, and which long-tailed subset of them (docs/data.md)."""
 
     name: str = "cifar10"
     dir: str | None = None

@@ -189,5 +189,5 @@ class Method:
 
     @property
     def log_prior(self) -> Tensor:
-        """log n_c of the training set, [C]; methods with a temperature override it."""
+        """log n_c of the images that the epoch serves, [C]; methods with a temperature override it."""
         return self.class_counts.float().log()
