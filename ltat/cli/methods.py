@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ltat.config import RunConfig
     from ltat.methods import Method
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("methods")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def command(as_json: bool) -> None:
-    """List every training method, as the methods' own docstrings tell it."""
+    """List every training method, as the methods' own docstrings tell it, and the settings that all of them take."""
     from ltat.methods import METHODS
 
     facts = {name: describe(method) for name, method in METHODS.items()}
@@ -25,6 +27,9 @@ def command(as_json: bool) -> None:
         click.echo(f"{name}\n    {told['paper']}")
         for topic in ("attack", "loss", "settings"):
             click.echo(f"    {topic + ':':10}{told[topic] or 'none'}")
+    click.echo("every method (its own defaults may differ)")
+    for purpose, settings in shared_sections():
+        click.echo(f"    {purpose}\n        {settings}")
     click.echo("Any setting: ltat train --method NAME --set section.key=value; all of them: --show-config")
 
 
@@ -52,11 +57,26 @@ def own_settings(config: "type[RunConfig]") -> str:
     """The sections that only this method has, with their defaults."""
     from ltat.config import RunConfig
 
-    own = {name: config.model_fields[name] for name in config.model_fields.keys() - RunConfig.model_fields.keys()}
+    own = sorted(config.model_fields.keys() - RunConfig.model_fields.keys())
+    return ", ".join(section_settings(config, section) for section in own)
+
+
+def shared_sections() -> "Iterator[tuple[str, str]]":
+    """What each section that every method has is for, and its settings with the common defaults."""
+    from ltat.config import RunConfig, Section
+
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.default, Section):
+            purpose = (inspect.getdoc(type(field.default)) or "").partition("\n")[0]
+            yield purpose.replace("``", ""), section_settings(RunConfig, name)
+
+
+def section_settings(config: "type[RunConfig]", section: str) -> str:
+    """The settings of one section, as they would be written after ``--set``."""
+    defaults = config.model_fields[section].get_default(call_default_factory=True)
     return ", ".join(
-        f"{name}.{key}={shown(value)}"
-        for name, field in sorted(own.items())
-        for key, value in field.get_default(call_default_factory=True).model_dump(mode="json").items()
+        f"{section}.{key}={shown(value)}"
+        for key, value in defaults.model_dump(mode="json", by_alias=True).items()
         if not isinstance(value, dict)
     )
 

@@ -75,7 +75,7 @@ class DataSection(Section):
 
 
 class BalancedSection(Section):
-    """The balanced sub-dataset D_B: gamma * n_min images of every class (ICLR 2025, section 4)."""
+    """The balanced sub-dataset D_B: gamma * n_min images of every class (Cho, Lee, Kim, ICLR 2025)."""
 
     gamma: Positive | Literal["ir/2"] = "ir/2"
     resample: Literal["once", "per_epoch"] = "once"
@@ -201,10 +201,9 @@ class SelectSection(Section):
 
 
 class EvalSection(Section):
-    """The evaluation at the end of a run, on the test set.
+    """The evaluation that ends a run, on the test set; with ``tau`` above 0 its logits are z - tau * log(n / N).
 
-    With ``tau`` above 0 the network that is evaluated, and by which the best checkpoint is chosen, has logits
-    z - tau * log(n / N).
+    The best checkpoint is then chosen by them too.
     """
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
