@@ -3,7 +3,7 @@
     z_c - tau * log pi_c,    pi_c = n_c / N
 
 with z the network's logits and n_c the training images of class c. It takes the long-tailed prior out of a network
-that was trained on it; one whose loss has done so already (balanced softmax) would be corrected twice.
+that was trained on it; one whose loss (balanced softmax) or sampling has done so already would be corrected twice.
 """
 
 import math
@@ -19,8 +19,8 @@ from ltat.models import CosineClassifier
 from ltat.precision import MixedPrecision
 
 CORRECTED_TWICE = (
-    "the logits are adjusted by the training prior and the loss of training had made up for it already: "
-    "it is corrected twice"
+    "the logits are adjusted by the training prior and training had made up for it already, by its loss or its "
+    "sampling: it is corrected twice"
 )
 """The flag of an adjusted evaluation of such a checkpoint."""
 

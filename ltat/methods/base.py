@@ -184,7 +184,7 @@ class Method:
 
     @property
     def corrects_prior(self) -> bool:
-        """Whether training already makes up for the class frequencies, so that a post-hoc adjustment does so twice."""
+        """Whether the loss makes up for the class frequencies, so that a post-hoc adjustment does so twice."""
         return False
 
     @property

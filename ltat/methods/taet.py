@@ -63,6 +63,11 @@ class Taet(Method):
         if self.clean_epochs >= epochs:
             raise LtatError(f"taet.clean={clean:g} leaves none of the {epochs} epochs to adversarial images; lower it")
 
+    @property
+    def corrects_prior(self) -> bool:
+        """BCL does, a mean over classes and not over images."""
+        return self.config.taet.alpha > 0
+
     def is_clean(self, progress: Progress) -> bool:
         """Whether the epoch belongs to stage 1."""
         return progress.epoch <= self.clean_epochs

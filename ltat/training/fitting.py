@@ -106,7 +106,7 @@ def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, 
         "train_counts": data.dataset.train.counts.tolist(),
         "threat_model": {"norm": config.attack.norm, "eps": config.attack.eps},
         "eval_tau": config.eval.tau,
-        "corrects_prior": stage.method.corrects_prior,
+        "corrects_prior": corrects_prior(stage),
         "select": config.select.set,
         "best": best,
         "score": row.get("score"),
@@ -139,6 +139,11 @@ def adjustment(stage: Stage, data: TaskData) -> Adjustment | None:
     """What ``eval.tau`` takes off the logits of the deployed network, by the counts of the training set."""
     tau = stage.config.eval.tau
     return Adjustment(tau, data.dataset.train.counts.tolist()) if tau else None
+
+
+def corrects_prior(stage: Stage) -> bool:
+    """Whether training makes up for the class frequencies, by its loss or by what it samples."""
+    return stage.method.corrects_prior or stage.config.data.sampling != "natural"
 
 
 def evaluate_stage(

@@ -15,7 +15,7 @@ from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
-from ltat.training.fitting import adjustment, fit, save_checkpoint
+from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoint
 from ltat.training.preparing import Plan, prepare, teacher_path
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
@@ -135,5 +135,5 @@ def evaluate_checkpoint(
     )
     facts = read_card(folder.path / name).extra
     selected = [SELECTED_ON_TEST] if facts["best"] and facts["select"] == "test" else []
-    twice = [CORRECTED_TWICE] if evaluation.adjust and stage.method.corrects_prior else []
+    twice = [CORRECTED_TWICE] if evaluation.adjust and corrects_prior(stage) else []
     return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])

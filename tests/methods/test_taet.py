@@ -145,6 +145,10 @@ def test_stage_1_is_a_share_or_a_number_of_epochs(clean: float, epochs: int, exp
     assert make(f"taet.clean={clean}", f"train.epochs={epochs}").clean_epochs == expected
 
 
+def test_the_mean_over_classes_makes_up_for_their_sizes():
+    assert make().corrects_prior and not make("taet.alpha=0").corrects_prior
+
+
 @pytest.mark.parametrize("setting", ["taet.clean=1", "taet.clean=100", "taet.absent=maybe", "taet.alpha=-1"])
 def test_settings_that_cannot_be_followed_are_refused(setting: str):
     with pytest.raises(LtatError, match=setting.split("=", maxsplit=1)[0]):

@@ -68,6 +68,13 @@ def test_a_teacher_from_balanced_data_is_not_adjusted_and_a_balanced_loss_is_fla
     assert CORRECTED_TWICE in report(folder)["flags"] and CORRECTED_TWICE not in report(folder, "teacher")["flags"]
 
 
+@pytest.mark.parametrize(("sampling", "twice"), [("natural", False), ("class_balanced", True)])
+def test_balanced_sampling_is_flagged_as_a_balanced_loss_is(sampling: str, twice: bool, run_tiny):
+    folder = run_tiny("run", *SHORT, "train.epochs=1", "eval.tau=1", f"data.sampling={sampling}")
+    assert (CORRECTED_TWICE in report(folder)["flags"]) == twice
+    assert read_card(folder / "last").extra["corrects_prior"] == twice
+
+
 def test_robals_own_adjustment_and_another_are_refused_before_training():
     robal = ("method=robal", "lr.kind=step", "eval.tau=1")
     with pytest.raises(LtatError, match=r"robal\.tau_p"):
