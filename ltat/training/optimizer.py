@@ -8,8 +8,11 @@ from torch import nn
 from ltat.config import OptimSection
 
 
-def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.SGD:
-    """SGD over the model's parameters; one-dimensional ones escape weight decay with ``wd_skip_bn``."""
+def build_optimizer(model: nn.Module, settings: OptimSection, scaled: bool = False) -> torch.optim.SGD:
+    """SGD over the model's parameters; one-dimensional ones escape weight decay with ``wd_skip_bn``.
+
+    ``scaled`` is whether a gradient scaler drives it, which skips the steps that overflow.
+    """
     decayed = [p for p in model.parameters() if p.ndim > 1 or not settings.wd_skip_bn]
     spared = [p for p in model.parameters() if p.ndim <= 1 and settings.wd_skip_bn]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
@@ -19,7 +22,7 @@ def build_optimizer(model: nn.Module, settings: OptimSection) -> torch.optim.SGD
         momentum=settings.momentum,
         weight_decay=settings.wd,
         nesterov=settings.nesterov,
-        fused=True,
+        fused=not scaled,  # the fused one leaves momentum undefined when the first step is skipped
     )
 
 

@@ -91,8 +91,8 @@ class Trainer:
         self.stage = stage
         self.on_step = on_step
         self.network = MixedPrecision(stage.model, stage.config.train.precision, stage.config.train.compile)
-        self.optimizer = build_optimizer(stage.model, stage.config.optim)
         scaled = stage.config.train.precision == "fp16"
+        self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
         self.average = build_average(stage.model, stage.config)
         self.epoch = 0

@@ -178,6 +178,19 @@ def test_the_loss_scale_of_fp16_survives_an_interruption():
     assert again.scaler.state_dict()["scale"] == 8.0
 
 
+def test_a_first_step_that_fp16_overflows_leaves_no_trace():
+    trainer = Trainer(prepare(tiny_config("method=at-bsl", "train.precision=fp16")).student)
+    trainer.scaler.scale(torch.ones(1))  # it has no scale before
+    before = [p.detach().clone() for p in trainer.stage.model.parameters()]
+    for gradient in (torch.inf, trainer.scaler.get_scale() / 2):  # the second is 1 at the halved scale
+        for p in trainer.stage.model.parameters():
+            p.grad = torch.full_like(p, gradient)
+        trainer.scaler.step(trainer.optimizer)
+        trainer.scaler.update()
+    for p, w in zip(trainer.stage.model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), w - 0.1 * (1 + 5e-4 * w))
+
+
 def test_a_half_precision_run_resumes_with_its_loss_scale(tmp_path: Path):
     settings = ("method=at-bsl", "train.precision=fp16", "train.epochs=2")
     train(tiny_config(*settings), tmp_path / "whole")
