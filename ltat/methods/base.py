@@ -189,5 +189,5 @@ class Method:
 
     @property
     def log_prior(self) -> Tensor:
-        """log n_c of the images that the epoch serves, [C]; methods with a temperature override it."""
-        return self.class_counts.float().log()
+        """log n_c of the images that the epoch serves, [C]; a class without any counts as one of one image."""
+        return self.class_counts.clamp(min=1).float().log()

@@ -181,8 +181,8 @@ class ClassificationMethod(Method):
 
     @property
     def log_prior(self) -> Tensor:
-        """tau * log n_c of the epoch, [C]."""
-        return self.config.bsl.tau * self.class_counts.float().log()
+        """tau * log n_c, [C]."""
+        return self.config.bsl.tau * super().log_prior
 
     @property
     def corrects_prior(self) -> bool:

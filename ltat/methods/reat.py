@@ -75,11 +75,6 @@ class Reat(ClassificationMethod):
             raise LtatError(f"{len(class_counts)} classes leave the tail of reat empty; set reat.tail=0")
 
     @property
-    def log_prior(self) -> Tensor:
-        """tau * log n_c, [C]; a class without images counts as one of one image."""
-        return self.config.bsl.tau * self.class_counts.clamp(min=1).float().log()
-
-    @property
     def tail_classes(self) -> Tensor:
         """Which classes are the tail, bool [C], by ``reat.tail_set``."""
         return TAIL_SETS[self.config.reat.tail_set](self.class_counts)

@@ -205,6 +205,13 @@ def test_the_defaults_are_those_of_the_methods(name: str):
 EMPTY = torch.tensor([10, 0, 5, 4, 3])
 
 
+@pytest.mark.parametrize("name", ["pgd-at", "reat", "self-distill"])
+def test_a_class_without_images_has_the_prior_of_one_image(name: str):
+    given = {"teacher": Table(1)} if name == "self-distill" else {}
+    found = make("bsl", name=name, counts=EMPTY, **given).log_prior
+    torch.testing.assert_close(found, EMPTY.clamp(min=1).log())
+
+
 @pytest.mark.parametrize(
     ("cls", "given", "message"),
     [
