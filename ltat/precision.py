@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ltat.cuda_graphs import Graphs
 from ltat.errors import LtatError
 from ltat.models import Classifier
 from ltat.working_copy import Untraceable, WorkingCopy
@@ -42,15 +43,19 @@ class MixedPrecision(nn.Module):
     Of our own models the last layer runs in fp32 too: differences of logits, as the distillation takes them, are
     small, and half precision would round them. Other modules run whole, and their logits are cast.
     In ``"fp32"`` the logits keep the model's own dtype, so that a float64 model stays a float64 model.
-    With ``compiled`` the body runs through ``torch.compile``.
+    With ``compiled`` the body runs through ``torch.compile``. With ``graphs`` an attack on this object is replayed as
+    a CUDA graph where one can hold it (:mod:`ltat.attacks.graph`); they are kept there, and go with it.
     """
 
-    def __init__(self, model: nn.Module, precision: str = "fp32", compiled: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, precision: str = "fp32", compiled: bool = False, graphs: Graphs | None = None
+    ) -> None:
         super().__init__()
         dtype_of(precision)
         self.model = model
         self.precision = precision
         self.compiled = compiled
+        self.graphs = graphs
         # Made of a method and not of a module: that one would be registered, and its weights saved, a second time.
         self._features = torch.compile(model.features) if compiled and isinstance(model, Classifier) else None
         self._copy: WorkingCopy | Untraceable | None = None

@@ -52,13 +52,19 @@ class WorkingCopy:
         self.folded = _Folded(self.model, body, pairs)
         trunk = _without_norms(graph, body, pairs)
         self.copied = _tensors(trunk, self.model, {pair.conv for pair in pairs})
+        self.body = trunk
         self.trunk = torch.compile(trunk) if compiled else trunk
         self.refresh()
 
     @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """The modules that a call runs."""
+        return self.body, self.model.normalize, self.model.classifier
+
+    @property
     def fits(self) -> bool:
         """Whether the network is still where it was, in the dtype that it had, and without hooks."""
-        return _place(self.model) == self.place and not _hooked(self.model)
+        return _place(self.model) == self.place and not hooked(self.model)
 
     @torch.no_grad()
     def refresh(self) -> "WorkingCopy":
@@ -97,12 +103,13 @@ def _copyable(model: nn.Module) -> Classifier:
         raise Untraceable(f"{type(model).__name__} is none of ltat.models")
     if type(model).forward is not Classifier.forward or type(model).features is not Classifier.features:
         raise Untraceable(f"{type(model).__name__} has a forward of its own")
-    if _hooked(model):
+    if hooked(model):
         raise Untraceable(f"{type(model).__name__} has hooks, which a copy would lose")
     return model
 
 
-def _hooked(model: nn.Module) -> bool:
+def hooked(model: nn.Module) -> bool:
+    """Whether any part of the model calls a hook."""
     return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
 
 

@@ -1,7 +1,7 @@
 """Attacks: the threat model, PGD in every published variant, and the authors' AutoAttack."""
 
 from ltat.attacks.modes import MODES, frozen_batch_norm_statistics
-from ltat.attacks.objectives import OBJECTIVES, Objective, cross_entropy
+from ltat.attacks.objectives import OBJECTIVES, Held, Objective, cross_entropy
 from ltat.attacks.pgd import pgd
 from ltat.attacks.starts import STARTS
 from ltat.attacks.threat import ThreatModel
@@ -10,6 +10,7 @@ __all__ = [
     "MODES",
     "OBJECTIVES",
     "STARTS",
+    "Held",
     "Objective",
     "ThreatModel",
     "cross_entropy",

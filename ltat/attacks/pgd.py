@@ -3,12 +3,12 @@
 x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K−1
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from ltat.attacks.ascent import Ascent
 from ltat.attacks.checks import check_batch, check_channels, check_threat
+from ltat.attacks.graph import captured_climb, why_not_captured
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
@@ -46,7 +46,8 @@ def pgd(
     weight gradient is computed. It works under ``torch.no_grad()`` and ``torch.inference_mode()``.
 
     Args:
-        model: images [B, ch, H, W] → logits [B, C].
+        model: images [B, ch, H, W] → logits [B, C]. A :class:`ltat.precision.MixedPrecision` of this ``precision``
+            keeps its working copy, and its CUDA graphs if it has some, from attack to attack.
         x: clean images [B, ch, H, W], fp32 in the threat model's box.
         y: labels [B], int64 in [0, C).
         threat: norm, ε (one number or one per image) and box.
@@ -84,17 +85,17 @@ def pgd(
     with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
         x, y = _recordable(x), _recordable(y)
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
-        network = _network(model, precision, mode == "eval" and (precision != "fp32" if fold is None else fold))
+        network = _wrapped(model, precision)
+        folded = mode == "eval" and (precision != "fp32" if fold is None else fold)
         scale = FP16_LOSS_SCALE if precision == "fp16" else 1.0
-        ascent = _Ascent(network, y, objective, largest_label, scale)
+        ascent = Ascent(network.for_attack() if folded else network, y, objective, largest_label, scale)
+        if why_not_captured(network, objective, mode=mode, steps=steps, restarts=restarts, keep=keep) is None:
+            x_adv = threat.random_start(x, start, generator)
+            return captured_climb(network, ascent, x_adv, x, threat, steps, step_size)
         best = _Best(x)
         for _ in range(restarts):
             x_adv = threat.random_start(x, start, generator)
-            for t in range(steps):
-                loss, grad = ascent.loss_and_gradient(x_adv)
-                if keep == "best" and t > 0:
-                    best.update(x_adv, loss)
-                x_adv = threat.step(x_adv, grad, x, step_size, inplace=True)
+            x_adv = ascent.climb(x_adv, x, threat, steps, step_size, best.update if keep == "best" else None)
             if steps == 0:
                 x_adv = threat.project(x_adv, x)
             if keep == "last" and restarts == 1:
@@ -104,10 +105,9 @@ def pgd(
     return best.x_adv
 
 
-def _network(model: nn.Module, precision: str, folded: bool) -> Callable[[Tensor], Tensor]:
+def _wrapped(model: nn.Module, precision: str) -> MixedPrecision:
     known = isinstance(model, MixedPrecision) and model.precision == precision
-    network = model if isinstance(model, MixedPrecision) and known else MixedPrecision(model, precision)
-    return network.for_attack() if folded else network
+    return model if isinstance(model, MixedPrecision) and known else MixedPrecision(model, precision)
 
 
 class _Best:
@@ -124,40 +124,6 @@ class _Best:
         better = (loss > self.loss) | self.loss.isnan()
         self.loss = torch.where(better, loss, self.loss)
         self.x_adv = torch.where(better.reshape(-1, *([1] * (x_adv.dim() - 1))), x_adv, self.x_adv)
-
-
-class _Ascent:
-    """The objective of one batch and its gradient with respect to the images."""
-
-    def __init__(
-        self, model: Callable[[Tensor], Tensor], y: Tensor, objective: Objective, largest_label: int, scale: float
-    ) -> None:
-        self.model = model
-        self.y = y
-        self.objective = objective
-        self.largest_label = largest_label
-        self.scale = scale
-
-    def loss(self, x_adv: Tensor) -> Tensor:
-        """Loss per image, [B]."""
-        logits = self.model(x_adv)
-        if logits.shape[1] <= self.largest_label:
-            raise LtatError(
-                f"label {self.largest_label} does not fit a model of {logits.shape[1]} classes: "
-                "use the model and the labels of one dataset"
-            )
-        return self.objective(logits, self.y, x_adv)
-
-    def loss_and_gradient(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss [B] and the gradient of its sum, both detached.
-
-        The sum, not the mean: each image then has the gradient it would have alone, and half precision does
-        not underflow with the batch size.
-        """
-        leaf = x_adv.detach().requires_grad_(True)
-        loss = self.loss(leaf)
-        (gradient,) = torch.autograd.grad(loss.sum() * self.scale, leaf)
-        return loss.detach(), gradient
 
 
 def _recordable(tensor: Tensor) -> Tensor:

@@ -174,7 +174,10 @@ class AverageSection(Section):
 
 
 class TrainSection(Section):
-    """Length, batches, and the machine's side of training."""
+    """Length, batches, and the machine's side of training.
+
+    ``graph`` replays the attack as one CUDA graph; it has not run on a GPU yet (docs/engine.md).
+    """
 
     epochs: Count = 100
     batch_size: Count = 128
@@ -183,6 +186,7 @@ class TrainSection(Section):
     device: str = "auto"
     deterministic: bool = False
     compile: bool = False
+    graph: bool = False
 
 
 class SelectSection(Section):

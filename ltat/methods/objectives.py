@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ltat.attacks import Objective, cross_entropy
+from ltat.attacks import Held, Objective, cross_entropy
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.divergences import kl_divergence
@@ -23,14 +23,14 @@ def _plain(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module |
 
 def _balanced_softmax(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, teacher
-    return lambda logits, labels, x_adv: cross_entropy(logits + log_prior, labels, x_adv)
+    return Held(_with_prior, (log_prior,))
 
 
 def _own_clean_prediction(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del log_prior, teacher
     with torch.no_grad():
         target = model(batch.images)
-    return lambda logits, labels, x_adv: kl_divergence(target, logits)
+    return Held(_from_target, (target,))
 
 
 def _teacher_on_clean(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
@@ -38,13 +38,25 @@ def _teacher_on_clean(model: Network, batch: Batch, log_prior: Tensor, teacher: 
     assert teacher is not None
     with torch.no_grad():
         target = teacher(batch.images).float()
-    return lambda logits, labels, x_adv: kl_divergence(target, logits)
+    return Held(_from_target, (target,))
 
 
 def _teacher_on_adversarial(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, log_prior
     assert teacher is not None
-    return lambda logits, labels, x_adv: kl_divergence(teacher(x_adv).float(), logits)
+    return Held(_from_teacher, modules=(teacher,))
+
+
+def _with_prior(logits: Tensor, labels: Tensor, x_adv: Tensor, log_prior: Tensor) -> Tensor:
+    return cross_entropy(logits + log_prior, labels, x_adv)
+
+
+def _from_target(logits: Tensor, labels: Tensor, x_adv: Tensor, target: Tensor) -> Tensor:
+    return kl_divergence(target, logits)
+
+
+def _from_teacher(logits: Tensor, labels: Tensor, x_adv: Tensor, teacher: nn.Module) -> Tensor:
+    return kl_divergence(teacher(x_adv).float(), logits)
 
 
 INNER_LOSSES: dict[str, Builder] = {

@@ -1,7 +1,11 @@
 """A stage from its first epoch, or from where it was left, to its last: train, validate, keep, record."""
 
+import torch
+
 from ltat import __version__
-from ltat.data import Split
+from ltat.attacks.graph import why_not_captured
+from ltat.attacks.modes import attack_mode
+from ltat.data import Batch, Split
 from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.models import save_model
@@ -40,7 +44,7 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
     best = restore(trainer, data, folder, files)
     epochs, warned = stage.config.train.epochs, False
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
-    reporter.say(f"{stage.name}: attack on {attacked_as(trainer)}")
+    reporter.say(f"{stage.name}: attack on {attacked_as(trainer, data)}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
     reporter.begin(stage.name, steps * stage.loader.batch_size)
     while trainer.epoch < epochs:
@@ -57,11 +61,25 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
             warned = True
 
 
-def attacked_as(trainer: Trainer) -> str:
-    """Which form of the network the training attack runs on, in words."""
+def attacked_as(trainer: Trainer, data: TaskData) -> str:
+    """Which form of the network the training attack runs on, and how, in words."""
     attack = trainer.stage.config.attack
     folded = attack.fold and attack.mode == "eval"
-    return trainer.network.attacked_as() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
+    form = trainer.network.attacked_as() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
+    return f"{form}{launched_as(trainer, data) if trainer.stage.config.train.graph else ''}"
+
+
+def launched_as(trainer: Trainer, data: TaskData) -> str:
+    """Whether the attack's steps are one CUDA graph, or why not, in words."""
+    stage, attack = trainer.stage, trainer.stage.config.attack
+    if attack.mode != "eval":  # building an objective in such a mode may move running statistics
+        return f", step by step: mode={attack.mode}"
+    image = torch.zeros(1, stage.model.in_channels, *data.train.images.shape[1:3], device=stage.device)
+    first = torch.zeros(1, dtype=torch.long, device=stage.device)
+    with attack_mode(trainer.network, attack.mode):
+        objective = stage.method.objective(trainer.network, Batch(image, first, first))
+    why = why_not_captured(trainer.network, objective, steps=attack.steps)
+    return f", step by step: {why}" if why else ", one CUDA graph"
 
 
 def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles) -> Row:

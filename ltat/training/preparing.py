@@ -24,7 +24,7 @@ from ltat.training.fitting import adjustment
 from ltat.training.optimizer import build_optimizer
 from ltat.training.schedule import learning_rate
 from ltat.training.task import TaskData, build_loader, load_data, resolve
-from ltat.training.trainer import Stage
+from ltat.training.trainer import Stage, in_precision
 from ltat.training.warm_start import normalization, start_from
 
 
@@ -57,6 +57,7 @@ def prepare(
     reading = partial(on_progress, "reading the images") if on_progress else None
     config = resolve(config)
     device = pick_device(config.train.device)
+    check_graph(config, device)
     data = load_data(config)
     method = find_method(config.method)
     config = method.resolve(config, data.train.num_classes)
@@ -71,6 +72,18 @@ def prepare(
         given = teacher_stage.model
     student = checked_stage("student", config, data, device, given, on_progress=reading)
     return Plan(config, data, student, teacher_stage)
+
+
+def check_graph(config: RunConfig, device: torch.device) -> None:
+    """Look at whether the attack can be captured as a CUDA graph, where that is asked for.
+
+    Raises:
+        LtatError: not on this device, or not together with ``torch.compile``.
+    """
+    if config.train.graph and device.type != "cuda":
+        raise LtatError(f"train.graph=true captures CUDA graphs and the run is on {device}; use train.graph=false")
+    if config.train.graph and config.train.compile:
+        raise LtatError("train.graph=true and train.compile=true do not go together yet; choose one of them")
 
 
 def check_evaluation(config: RunConfig, data: TaskData) -> None:
@@ -221,7 +234,7 @@ def rehearse(stage: Stage, data: TaskData) -> None:
     """
     trial = copy.deepcopy((stage.model, stage.method))
     settings, method = stage.config.train, trial[1]
-    network = MixedPrecision(trial[0], settings.precision, settings.compile).train()
+    network = in_precision(trial[0], settings).train()
     last = stage.loader.plan.size(1) % stage.loader.batch_size
     n = 1 if stage.loader.batch_size == 1 or (last == 1 and not settings.drop_last) else 2
     pixels = first_images(data, n, stage.device)

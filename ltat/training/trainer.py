@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltat.config import RunConfig
+from ltat.config import RunConfig, TrainSection
+from ltat.cuda_graphs import Graphs
 from ltat.data import Batch, Loader
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method, Progress
@@ -79,6 +80,11 @@ class EpochSums:
         return means
 
 
+def in_precision(model: Classifier, settings: TrainSection) -> MixedPrecision:
+    """The network as a training step runs it."""
+    return MixedPrecision(model, settings.precision, settings.compile, Graphs() if settings.graph else None)
+
+
 class Trainer:
     """Runs the epochs of a stage.
 
@@ -90,7 +96,7 @@ class Trainer:
     def __init__(self, stage: Stage, on_step: Callable[[int], None] = lambda images: None) -> None:
         self.stage = stage
         self.on_step = on_step
-        self.network = MixedPrecision(stage.model, stage.config.train.precision, stage.config.train.compile)
+        self.network = in_precision(stage.model, stage.config.train)
         scaled = stage.config.train.precision == "fp16"
         self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)

@@ -1,0 +1,106 @@
+"""CUDA graphs of functions of tensors: recorded once for each layout of the inputs, replayed on fresh numbers.
+
+A graph replays the same kernels on the same addresses. So its inputs live in buffers of their own, into which every
+call copies, and its output is copied before the next replay writes over it. Whatever else the function reads is frozen
+at the capture and belongs in the key: numbers by value, tensors that others change in place by their address.
+"""
+
+import gc
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltat.errors import LtatError
+
+Capture = Callable[[Callable[[], Tensor], torch.device], tuple[Callable[[], None], Tensor]]
+"""(function, device) → what runs it once more, and the tensor that holds its result after every run."""
+WARM_UP = 3
+
+
+def capture_on_cuda(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """Record ``function`` as a CUDA graph, after a few ordinary runs on the stream that records it.
+
+    The runs load kernels, create the handles of the libraries and let cuDNN choose; none of that may happen inside.
+
+    Raises:
+        LtatError: ``device`` is no GPU, or the function does what a graph cannot hold, such as reading a value back.
+    """
+    if device.type != "cuda":
+        raise LtatError(f"CUDA graphs were asked for and the images are on {device}; move network and images to a GPU")
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                function()
+        torch.cuda.current_stream().wait_stream(stream)
+        gc.collect()  # a graph that the collector found during the capture would be destroyed there, which CUDA forbids
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Only of this thread: a loader's thread may go on to pin memory.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                output = function()
+        except RuntimeError as error:
+            why = str(error).partition("\n")[0]
+            raise LtatError(f"the attack cannot be captured as a CUDA graph ({why}); use train.graph=false") from error
+    return graph.replay, output
+
+
+class Graphs:
+    """The graphs that were captured, the most recently used ``size`` of them. A copy of this object begins empty.
+
+    Args:
+        capture: how a function is recorded; another one serves tests without a GPU.
+        size: graphs to keep; each holds the memory of a whole run of its function.
+    """
+
+    def __init__(self, capture: Capture = capture_on_cuda, size: int = 3) -> None:
+        self.capture = capture
+        self.size = size
+        self._kept: OrderedDict[Hashable, _Captured] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.capture, self.size)
+
+    def run(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Hashable) -> Tensor:
+        """``function(*inputs)``, a tensor of its own, by the graph of ``key`` and of the inputs' layouts.
+
+        Args:
+            function: has no effect but its result, and draws no random numbers.
+            inputs: tensors of one device, without gradient.
+            key: what else decides the result. What it refers to is kept alive as long as the graph.
+        """
+        whole = (key, tuple(map(_layout, inputs)))
+        if whole not in self._kept:
+            self._kept[whole] = _Captured(self.capture, function, inputs)
+        self._kept.move_to_end(whole)
+        while len(self._kept) > self.size:  # now, since a capture has waited for all that the device had to do
+            self._kept.popitem(last=False)
+        return self._kept[whole](inputs)
+
+
+class _Captured:
+    def __init__(self, capture: Capture, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+        self.inputs = buffers = [torch.empty_like(tensor) for tensor in inputs]
+        self._fill(inputs)
+        self.replay, self.output = capture(lambda: function(*buffers), inputs[0].device)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+        self._fill(inputs)
+        self.replay()
+        return self.output.clone()
+
+    @torch.no_grad()
+    def _fill(self, inputs: Sequence[Tensor]) -> None:
+        for buffer, tensor in zip(self.inputs, inputs, strict=True):
+            buffer.copy_(tensor)
+
+
+def _layout(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

@@ -1,0 +1,362 @@
+"""The K steps as one graph give what they give one by one, whatever changes between two attacks."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ltat.attacks import Held, ThreatModel, cross_entropy, pgd
+from ltat.attacks.graph import why_not_captured
+from ltat.cuda_graphs import Graphs, capture_on_cuda
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods.divergences import kl_divergence
+from ltat.methods.objectives import INNER_LOSSES, inner_objective
+from ltat.models import build_model
+from ltat.precision import MixedPrecision
+from tests.marks import needs_cuda
+
+COUNTS = torch.tensor([50.0, 20.0, 5.0])
+FORMS = [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
+
+
+class Tape(TorchDispatchMode):
+    """The operations of a run, to be run again on the same memory: what a CUDA graph is, for a CPU.
+
+    Whatever Python decided while it was recorded is frozen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for func, args, kwargs, result in self.calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # else a view, or written in place
+                    old.copy_(new)
+
+
+class Recorder:
+    """A capture without a GPU."""
+
+    def __init__(self) -> None:
+        self.tapes: list[Tape] = []
+
+    @property
+    def captured(self) -> int:
+        return len(self.tapes)
+
+    def __call__(self, function, device):
+        with Tape() as tape:
+            output = function()
+        self.tapes.append(tape)
+        return tape.replay, output
+
+
+def networks(device: str = "cpu", precision: str = "fp32", capture=None, name: str = "small"):
+    """A network in its wrapper with graphs, the recorder behind them, and a teacher."""
+    torch.manual_seed(0)
+    model, teacher = (build_model(name, num_classes=3, in_channels=3).to(device) for _ in range(2))
+    with torch.no_grad():
+        for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+            norm.running_mean.uniform_(-0.3, 0.3)
+            norm.running_var.uniform_(0.5, 2)
+    recorder = capture or Recorder()
+    wrapped = MixedPrecision(model.train(), precision, graphs=Graphs(recorder))
+    return wrapped, recorder, teacher.eval().requires_grad_(False)
+
+
+def batch_of(n: int, seed: int = 0, size: int = 8, device: str = "cpu") -> Batch:
+    drawn = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 3, size, size, generator=drawn).to(memory_format=torch.channels_last)
+    y = torch.randint(3, (n,), generator=drawn)
+    return Batch(x.to(device), y.to(device), torch.arange(n, device=device))
+
+
+def attack(network: nn.Module, batch: Batch, objective=cross_entropy, **how) -> Tensor:
+    settings = {"threat": ThreatModel(eps=0.1), "steps": 3, "step_size": 0.04, "validate": False}
+    generator = torch.Generator().manual_seed(7)
+    settings["precision"] = network.precision
+    return pgd(network, batch.images, batch.labels, objective=objective, generator=generator, **settings | how)
+
+
+def eager(network: MixedPrecision, batch: Batch, objective=cross_entropy, **how) -> Tensor:
+    """The same on the same network, one step after the other."""
+    return attack(MixedPrecision(network.model, network.precision), batch, objective, **how)
+
+
+def objective_of(name: str, network: nn.Module, batch: Batch, teacher: nn.Module):
+    return inner_objective(name, network, batch, COUNTS.log().to(batch.images.device), teacher)
+
+
+def changed(model: nn.Module) -> None:
+    """As an optimiser and a training-mode forward change it: in place."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        for norm in (part for part in model.modules() if isinstance(part, nn.BatchNorm2d)):
+            norm.running_mean.add_(0.1)
+
+
+@pytest.mark.parametrize(("precision", "fold"), FORMS)
+@pytest.mark.parametrize("name", INNER_LOSSES)
+def test_every_inner_loss_is_captured_once_and_gives_the_eager_bits(name: str, precision: str, fold: bool):
+    network, recorder, teacher = networks(precision=precision)
+    for seed in range(3):
+        batch = batch_of(6, seed)
+        objective = objective_of(name, network, batch, teacher)
+        expected = eager(network, batch, objective, fold=fold)
+        assert torch.equal(attack(network, batch, objective, fold=fold), expected)
+        assert not torch.equal(expected, batch.images)
+        changed(network.model)
+    assert recorder.captured == 1
+
+
+# Of these a graph on a GPU cannot hold any: they wait for the device, or draw from a generator of the host.
+HOST = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "lift_fresh", "rand", "normal", "uniform", "bernoulli")
+
+
+@pytest.mark.parametrize(("precision", "fold"), FORMS)
+@pytest.mark.parametrize("name", INNER_LOSSES)
+def test_a_captured_attack_reads_nothing_back_and_draws_nothing(name: str, precision: str, fold: bool):
+    network, recorder, teacher = networks(precision=precision)
+    batch = batch_of(6)
+    attack(network, batch, objective_of(name, network, batch, teacher), fold=fold)
+    called = {func.overloadpacket.__name__ for func, *_ in recorder.tapes[0].calls}
+    assert not [op for op in called if op.startswith(HOST)] and "convolution_backward" in called
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_radii_and_steps_per_image_are_those_of_the_attack_at_hand(norm: str):
+    network, recorder, _ = networks()
+    for scale in (torch.linspace(0.5, 1.5, 6), torch.linspace(1.5, 0.5, 6)):
+        how = {"threat": ThreatModel(norm=norm, eps=0.1 * scale), "step_size": 0.04 * scale}
+        batch = batch_of(6)
+        assert torch.equal(attack(network, batch, **how), eager(network, batch, **how))
+    assert recorder.captured == 1
+
+
+def test_no_result_is_overwritten_by_the_next_attack():
+    network, _, _ = networks()
+    first = attack(network, batch_of(6))
+    kept = first.clone()
+    second = attack(network, batch_of(6, seed=1))
+    assert torch.equal(first, kept) and not torch.equal(first, second)
+    assert first.stride() == batch_of(6).images.stride() and not first.requires_grad
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"steps": 2},
+        {"step_size": 0.02},
+        {"threat": ThreatModel(eps=0.05)},
+        {"threat": ThreatModel(norm="l2", eps=0.1)},
+        {"threat": ThreatModel(eps=0.1, box=(0.2, 0.8))},
+        {"fold": True},
+    ],
+)
+def test_a_number_frozen_at_the_capture_is_captured_anew(other: dict):
+    network, recorder, _ = networks()
+    batch = batch_of(6)
+    for how in ({}, other, {}, other):
+        assert torch.equal(attack(network, batch, **how), eager(network, batch, **how))
+    assert recorder.captured == 2
+
+
+def test_another_shape_or_layout_is_captured_anew_and_few_are_kept():
+    network, recorder, _ = networks()
+    plain = batch_of(6)._replace(images=batch_of(6).images.contiguous())
+    for batch in (batch_of(6), batch_of(2), batch_of(6, seed=1), batch_of(2, seed=1), plain):
+        assert torch.equal(attack(network, batch), eager(network, batch))
+    assert recorder.captured == 3
+    attack(network, batch_of(4))  # the one used least recently goes: six images, channels last
+    attack(network, batch_of(2))
+    assert recorder.captured == 4 and len(network.graphs) == 3
+    attack(network, batch_of(6))
+    assert recorder.captured == 5
+
+
+def test_another_objective_or_second_network_is_captured_anew():
+    network, recorder, teacher = networks()
+    batch, other = batch_of(6), copy.deepcopy(teacher)
+    changed(other)
+    for objective in (
+        cross_entropy,
+        objective_of("kl-self", network, batch, teacher),
+        objective_of("kl-adv", network, batch, teacher),
+        objective_of("kl-adv", network, batch, other),
+    ):
+        assert torch.equal(attack(network, batch, objective), eager(network, batch, objective))
+    assert recorder.captured == 4
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_weights_that_have_moved_are_captured_anew(fold: bool):
+    network, recorder, _ = networks()
+    batch = batch_of(6)
+    attack(network, batch, fold=fold)
+    moved = network.model.classifier
+    with torch.no_grad():
+        moved.weight = nn.Parameter(moved.weight.clone().neg_())
+    assert torch.equal(attack(network, batch, fold=fold), eager(network, batch, fold=fold))
+    assert recorder.captured == 2
+
+
+def test_a_new_working_copy_is_captured_anew():
+    network, recorder, _ = networks()
+    batch = batch_of(6)
+    attack(network, batch, fold=True)
+    network._copy = None
+    attack(network, batch, fold=True)
+    assert recorder.captured == 2
+
+
+def test_a_label_without_a_class_is_refused_also_by_a_replay():
+    network, _, _ = networks()
+    batch = batch_of(6)
+    attack(network, batch, validate=True)
+    batch.labels[0] = 3
+    with pytest.raises(LtatError, match="label 3"):
+        attack(network, batch, validate=True)
+
+
+def in_a_closure(logits_weight: Tensor):
+    return lambda logits, y, x_adv: cross_entropy(logits * logits_weight, y, x_adv)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ({"mode": "train_frozen_stats"}, "mode=train_frozen_stats"),
+        ({"steps": 0}, "last iterate"),
+        ({"keep": "best"}, "last iterate"),
+        ({"restarts": 2}, "last iterate"),
+        ({"objective": in_a_closure(torch.ones(3))}, "closure"),
+        ({"objective": Held(in_a_closure(torch.ones(3)))}, "closure"),
+    ],
+)
+def test_what_no_graph_can_hold_runs_step_by_step(how: dict, why: str):
+    network, recorder, _ = networks()
+    asked = {name: value for name, value in how.items() if name != "objective"}
+    assert why in why_not_captured(network, how.get("objective", cross_entropy), **asked)
+    batch = batch_of(6)
+    assert torch.equal(attack(network, batch, **how), eager(network, batch, **how))
+    assert recorder.captured == 0
+
+
+def test_a_second_network_in_training_mode_is_never_replayed():
+    network, _, teacher = networks()
+    assert why_not_captured(network, Held(kl_divergence, modules=(teacher,))) is None
+    assert "training mode" in why_not_captured(network, Held(kl_divergence, modules=(teacher.train(),)))
+    teacher.eval().register_forward_hook(lambda module, inputs, output: output)
+    assert "hooks" in why_not_captured(network, Held(kl_divergence, modules=(teacher,)))
+
+
+def test_a_network_that_may_do_anything_runs_step_by_step():
+    graphs = Graphs(Recorder())
+    plain = MixedPrecision(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), graphs=graphs)
+    assert "none of ltat.models" in why_not_captured(plain, cross_entropy)
+    hooked, _, _ = networks()
+    hooked.model.conv1.register_forward_hook(lambda module, inputs, output: output * 0)
+    assert "hooks" in why_not_captured(hooked, cross_entropy)
+    assert torch.equal(attack(plain, batch_of(4)), eager(plain, batch_of(4))) and len(graphs) == 0
+
+
+def test_a_captured_attack_leaves_the_network_as_it_was():
+    network, _, _ = networks()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    attack(network, batch_of(6), fold=True)
+    assert network.training and all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_copies_of_a_wrapper_begin_without_captured_graphs():
+    network, _, _ = networks(capture=record)
+    attack(network, batch_of(6))
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert len(twin.graphs) == 0 and twin.graphs.size == 3 and twin.graphs.capture is record
+        assert torch.equal(attack(twin, batch_of(6)), attack(network, batch_of(6)))
+        twin.model.classifier.weight.data.neg_()
+        assert torch.equal(attack(network, batch_of(6)), eager(network, batch_of(6)))
+
+
+def record(function, device):
+    return Recorder()(function, device)
+
+
+def test_a_failed_capture_keeps_nothing():
+    def failing(function, device):
+        raise LtatError("no")
+
+    graphs = Graphs(failing)
+    with pytest.raises(LtatError):
+        graphs.run(torch.neg, (torch.ones(2),), "key")
+    assert len(graphs) == 0
+
+
+def test_images_on_a_cpu_are_refused_by_the_real_capture():
+    with pytest.raises(LtatError, match="the images are on cpu"):
+        capture_on_cuda(lambda: torch.ones(1), torch.device("cpu"))
+
+
+@pytest.fixture
+def exact_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+@needs_cuda
+@pytest.mark.parametrize(("precision", "fold"), [*FORMS, ("fp16", True)])
+@pytest.mark.parametrize("name", INNER_LOSSES)
+@pytest.mark.usefixtures("exact_kernels")
+def test_a_captured_attack_on_a_gpu_gives_the_eager_bits(name: str, precision: str, fold: bool):
+    network, _, teacher = networks("cuda", precision, capture_on_cuda)
+    for seed, images in enumerate((16, 16, 5, 16, 5)):  # two shapes, and other weights, images and noise every time
+        batch = batch_of(images, seed, 16, "cuda")
+        objective = objective_of(name, network, batch, teacher)
+        expected = eager(network, batch, objective, fold=fold)
+        assert torch.equal(attack(network, batch, objective, fold=fold), expected)
+        changed(network.model)
+    assert len(network.graphs) == 2
+
+
+@needs_cuda
+@pytest.mark.parametrize("model", ["resnet18", "preactresnet18", "mobilenetv2", "wrn34-10"])
+@pytest.mark.usefixtures("exact_kernels")
+def test_every_captured_family_on_a_gpu_gives_the_eager_bits(model: str):
+    network, _, _ = networks("cuda", "bf16", capture_on_cuda, model)
+    for seed in range(2):
+        batch = batch_of(8, seed, 32, "cuda")
+        assert torch.equal(attack(network, batch, fold=True), eager(network, batch, fold=True))
+        changed(network.model)
+
+
+@needs_cuda
+@pytest.mark.usefixtures("exact_kernels")
+def test_captured_radii_on_a_gpu_are_those_of_the_attack_at_hand():
+    network, _, _ = networks("cuda", "bf16", capture_on_cuda)
+    for scale in (torch.linspace(0.5, 1.5, 6).cuda(), torch.linspace(1.5, 0.5, 6).cuda()):
+        how = {"threat": ThreatModel(eps=0.1 * scale), "step_size": 0.04 * scale, "fold": True}
+        batch = batch_of(6, device="cuda")
+        assert torch.equal(attack(network, batch, **how), eager(network, batch, **how))
+    assert len(network.graphs) == 1
+
+
+@needs_cuda
+def test_a_function_that_reads_a_value_back_is_refused_by_the_capture():
+    with pytest.raises(LtatError, match=r"train\.graph=false"):
+        Graphs().run(lambda x: x + x.sum().item(), (torch.ones(2, device="cuda"),), "key")
+    assert torch.ones(2, device="cuda").sum().item() == 2
