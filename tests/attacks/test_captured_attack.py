@@ -6,8 +6,6 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ltat.attacks import Held, ThreatModel, cross_entropy, pgd
 from ltat.attacks.graph import why_not_captured
@@ -18,51 +16,11 @@ from ltat.methods.divergences import kl_divergence
 from ltat.methods.objectives import INNER_LOSSES, inner_objective
 from ltat.models import build_model
 from ltat.precision import MixedPrecision
+from tests.attacks.recording import Recorder
 from tests.marks import needs_cuda
 
 COUNTS = torch.tensor([50.0, 20.0, 5.0])
 FORMS = [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
-
-
-class Tape(TorchDispatchMode):
-    """The operations of a run, to be run again on the same memory: what a CUDA graph is, for a CPU.
-
-    Whatever Python decided while it was recorded is frozen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, result))
-        return result
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        for func, args, kwargs, result in self.calls:
-            again = func(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():  # else a view, or written in place
-                    old.copy_(new)
-
-
-class Recorder:
-    """A capture without a GPU."""
-
-    def __init__(self) -> None:
-        self.tapes: list[Tape] = []
-
-    @property
-    def captured(self) -> int:
-        return len(self.tapes)
-
-    def __call__(self, function, device):
-        with Tape() as tape:
-            output = function()
-        self.tapes.append(tape)
-        return tape.replay, output
 
 
 def networks(device: str = "cpu", precision: str = "fp32", capture=None, name: str = "small"):

@@ -284,6 +284,7 @@ def test_the_teacher_sees_the_balanced_set_only():
         (['eval.attacks=["unheard"]'], ["unheard"]),
         (["teacher.path=nowhere.safetensors"], ["nowhere.safetensors"]),
         (["train.device=quantum"], ["quantum"]),
+        (["train.graph=true"], ["train.graph=true", "cpu", "train.graph=false"]),
         (["student.init=teacher", "teacher.model=resnet18"], ["student.init"]),
         (["data.imbalance_ratio=100000"], ["100000"]),
         (["eval.attacks=[]"], ["eval.attacks"]),

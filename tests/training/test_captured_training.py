@@ -1,0 +1,85 @@
+"""A run whose attack is a captured graph is the run whose attack is not, and says which it is."""
+
+import pytest
+import torch
+
+from ltat.cuda_graphs import Graphs
+from ltat.errors import LtatError
+from ltat.models import load_model
+from ltat.training import Trainer, prepare, train
+from ltat.training.fitting import attacked_as
+from ltat.training.preparing import check_graph
+from tests.attacks.recording import Recorder
+from tests.marks import needs_cuda
+from tests.training.tiny import tiny_config
+
+SMALL_LAST_BATCH = ("train.drop_last=false", "train.epochs=2", "select.set=none")
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """What captures in place of CUDA; a CPU is not refused."""
+    recorder = Recorder()
+    monkeypatch.setattr("ltat.training.trainer.Graphs", lambda: Graphs(recorder))
+    monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
+    return recorder
+
+
+def trained(*assignments: str) -> tuple[Trainer, str]:
+    plan = prepare(tiny_config(*SMALL_LAST_BATCH, *assignments))
+    trainer = Trainer(plan.student)
+    said = attacked_as(trainer, plan.data)
+    for _ in range(2):
+        trainer.run_epoch()
+    return trainer, said
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["method=at-bsl", "method=trades", "method=self-distill", "method=at-bsl radius.alpha=0.3 radius.ramp=0.5"],
+)
+def test_a_captured_run_ends_with_the_weights_of_the_eager_run(settings: str, recorder: Recorder):
+    captured, said = trained(*settings.split(), "train.graph=true")
+    eager, _ = trained(*settings.split())
+    assert said.endswith(", one CUDA graph") and len(captured.network.graphs) in (2, 3)
+    theirs = eager.stage.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in captured.stage.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"), [("method=reat", "closure"), ("method=at-bsl attack.mode=train", "mode=train")]
+)
+def test_a_run_that_cannot_be_captured_says_why_and_trains(settings: str, why: str, recorder: Recorder):
+    trainer, said = trained(*settings.split(), "train.graph=true")
+    assert why in said.partition(", step by step: ")[2]
+    assert recorder.captured == 0 and trainer.epoch == 2
+
+
+def test_without_the_setting_nothing_is_captured(recorder: Recorder):
+    trainer, said = trained("method=at-bsl")
+    assert recorder.captured == 0 and trainer.network.graphs is None and "graph" not in said
+
+
+def test_what_is_said_before_a_captured_run_changes_nothing(recorder: Recorder):
+    plan = prepare(tiny_config("method=trades", "train.graph=true", "attack.mode=train", "select.set=none"))
+    trainer = Trainer(plan.student)
+    before = {name: value.clone() for name, value in trainer.stage.model.state_dict().items()}
+    attacked_as(trainer, plan.data)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.stage.model.state_dict().items())
+
+
+def test_a_captured_run_and_a_compiled_one_are_told_apart():
+    config = tiny_config("train.graph=true", "train.compile=true")
+    with pytest.raises(LtatError, match=r"train\.compile"):
+        check_graph(config, torch.device("cuda"))
+    check_graph(tiny_config("train.graph=true"), torch.device("cuda", 0))
+
+
+@needs_cuda
+@pytest.mark.parametrize(("method", "precision"), [("at-bsl", "fp16"), ("trades", "fp32"), ("self-distill", "bf16")])
+def test_a_captured_run_on_a_gpu_ends_with_the_weights_of_the_eager_run(method: str, precision: str, tmp_path):
+    for name, graph in (("captured", "true"), ("eager", "false")):
+        own = ("train.device=cuda", "train.deterministic=true", f"train.precision={precision}", f"train.graph={graph}")
+        train(tiny_config(f"method={method}", *own, *SMALL_LAST_BATCH), tmp_path / name)
+    captured, eager = (load_model(tmp_path / name / "last").state_dict() for name in ("captured", "eager"))
+    assert all(torch.equal(captured[name], eager[name]) for name in captured)
