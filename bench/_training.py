@@ -25,6 +25,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "ltat bf16": ("train.precision=bf16", "attack.fold=true"),
 }
 GPU_SETTINGS = {"ltat bf16 compile": ("train.precision=bf16", "attack.fold=true", "train.compile=true")}
+GRAPH = "ltat bf16 graph"  # on a GPU only
+GRAPH_SETTINGS = ("train.precision=bf16", "attack.fold=true", "train.graph=true")
 COUNTS = (5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100)  # CIFAR-10-LT, imbalance ratio 50
 
 

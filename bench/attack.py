@@ -1,10 +1,10 @@
 """A whole PGD attack on ResNet-18, beside what people use. Run: python -m bench.attack.
 
 `plain` is the attack of bench/plain_at_bsl.py on the network as it is, `compile` the same on torch.compile(network),
-`plain graph` its replay as one CUDA graph. `ltat fp32` is the exact reference, the others are ltat's settings. On a
-CPU, where a step costs seconds, everyone attacks a quarter of the batch with two steps, warmed up by one call, and only
-`plain` and ltat's fastest the whole of it with ten. torchattacks and foolbox take part where they are installed
-(`pip install -e .[bench]`).
+`plain graph` its replay as one CUDA graph. `ltat fp32` is the exact reference, the others are ltat's settings, with
+`ltat bf16 graph` as one CUDA graph. On a CPU, where a step costs seconds, everyone attacks a quarter of the batch with
+two steps, warmed up by one call, and only `plain` and ltat's fastest the whole of it with ten. torchattacks and foolbox
+take part where they are installed (`pip install -e .[bench]`).
 """
 
 import copy
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, network_cases, tried
 from bench.plain_at_bsl import Recipe, pgd_attack
 from ltat.attacks import ThreatModel, pgd
+from ltat.cuda_graphs import Graphs
 from ltat.models import build_model
+from ltat.precision import MixedPrecision
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Recipe], Tensor]
 SETTINGS = {
@@ -39,6 +41,13 @@ def ltat_runs(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> dict[st
     """ltat by its settings, in the memory layout in which its trainer calls the attack."""
     model, x = (thing.to(memory_format=torch.channels_last) for thing in (model, x))
     return {name: lambda given=given: ltat_attack(model, x, y, recipe, **given) for name, given in SETTINGS.items()}
+
+
+def graph_run(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Run:
+    """ltat's fastest, replayed as one CUDA graph."""
+    model, x = (thing.to(memory_format=torch.channels_last) for thing in (model, x))
+    network = MixedPrecision(model, "bf16", graphs=Graphs())
+    return lambda: ltat_attack(network, x, y, recipe, precision="bf16")
 
 
 def torchattacks_attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
@@ -89,6 +98,8 @@ def main(device: torch.device, rounds: int, name: str, batch: int | None) -> Non
         recipe = Recipe(steps=steps)
         runs: dict[str, Run] = {"plain": lambda given=(x, y, recipe): pgd_attack(model, *given)}
         ours = ltat_runs(same, x, y, recipe)
+        if device.type == "cuda":
+            ours |= tried("ltat bf16 graph", lambda given=(same, x, y, recipe): graph_run(*given))
         runs |= {**ours, **other_runs(model, x, y, recipe)} if everyone else {FASTEST: ours[FASTEST]}
         seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
         append("attack", f"{name} {images}x3x32x32 {steps} steps", device, seconds)

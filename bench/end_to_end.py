@@ -9,8 +9,17 @@ settings, with its own loader, `ltat demo` by the recipe as the demo runs it. A 
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, compare
-from bench._training import COUNTS, SETTINGS, Task, make_trainer, plain_epochs, random_split
+from bench._harness import Run, append, bench_options, compare, tried
+from bench._training import (
+    COUNTS,
+    GRAPH,
+    GRAPH_SETTINGS,
+    SETTINGS,
+    Task,
+    make_trainer,
+    plain_epochs,
+    random_split,
+)
 from ltat.data import load_dataset
 
 EPOCHS = 1000  # more than will be asked for: a stage of a bench never reaches its end
@@ -41,6 +50,8 @@ def main(device: torch.device, rounds: int) -> None:
     runs = {"plain": plain_epochs(task, 0 if on_cpu else 4)}
     settings = ({"ltat demo": ()} if on_cpu else {}) | SETTINGS
     runs |= {name: ltat_epochs(task, own) for name, own in settings.items()}
+    if device.type == "cuda":
+        runs |= tried(GRAPH, lambda: ltat_epochs(task, GRAPH_SETTINGS))
     case = "digits, small, an epoch" if on_cpu else "CIFAR-10-LT, resnet18, an epoch"
     append("end_to_end", case, device, compare(runs, device, rounds, target=0.0, warm_up=2 if on_cpu else 1))
 

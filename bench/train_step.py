@@ -1,10 +1,10 @@
 """An AT-BSL training step, attack and update, and its peak memory. Run: python -m bench.train_step.
 
 `plain` is the step of bench/plain_at_bsl.py, `compile` the same on torch.compile(network), `plain graph` its replay as
-one CUDA graph; `ltat …` is ltat's trainer by its settings. On a CPU, where a step costs seconds, everyone takes a
-quarter of the batch and two attack steps, warmed up by one call, and only `plain` and ltat's fastest the whole. Peak
-memory is what a step adds to the process (CPU, a fresh process each, as Linux tells it) or to what is allocated on the
-device (CUDA).
+one CUDA graph; `ltat …` is ltat's trainer by its settings, `ltat bf16 graph` with its attack as one CUDA graph. On a
+CPU, where a step costs seconds, everyone takes a quarter of the batch and two attack steps, warmed up by one call, and
+only `plain` and ltat's fastest the whole. Peak memory is what a step adds to the process (CPU, a fresh process each, as
+Linux tells it) or to what is allocated on the device (CUDA).
 """
 
 import re
@@ -28,7 +28,18 @@ from bench._harness import (
     tried,
     write_rows,
 )
-from bench._training import COUNTS, SETTINGS, Plain, Task, make_plain, make_trainer, random_split, settings_for
+from bench._training import (
+    COUNTS,
+    GRAPH,
+    GRAPH_SETTINGS,
+    SETTINGS,
+    Plain,
+    Task,
+    make_plain,
+    make_trainer,
+    random_split,
+    settings_for,
+)
 from bench.attack import FASTEST, NETWORK_MODES
 from bench.plain_at_bsl import train_step
 from ltat.data import Batch
@@ -65,6 +76,7 @@ def candidates(task: Task) -> dict[str, Run]:
     runs |= {name: ltat_run(task, settings) for name, settings in settings_for(task.device).items()}
     runs |= tried("compile", lambda: best_compiled(compiled, task.device, NETWORK_MODES))
     if task.device.type == "cuda":
+        runs |= tried(GRAPH, lambda: ltat_run(task, GRAPH_SETTINGS))
         runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(task), task)))
     return runs
 

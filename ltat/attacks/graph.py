@@ -102,7 +102,7 @@ def _identity(ascent: Ascent) -> Hashable:
     network, objective = ascent.model, ascent.objective
     function, others = (objective.function, objective.modules) if isinstance(objective, Held) else (objective, ())
     # Not the wrapper itself, which owns the graphs: in a cycle of references they would outlive it.
-    own: tuple[object, ...] = (network, *network.parts) if isinstance(network, WorkingCopy) else ()
+    own: tuple[object, ...] = network.parts if isinstance(network, WorkingCopy) else ()
     if isinstance(network, MixedPrecision):
         own = (network.model, network.precision)
     modules = [part for part in (*own, *others) if isinstance(part, nn.Module)]

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from ltat.attacks import Held, ThreatModel, cross_entropy, pgd
 from ltat.attacks.graph import why_not_captured
+from ltat.attacks.objectives import dlr
 from ltat.cuda_graphs import Graphs, capture_on_cuda
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -139,11 +142,12 @@ def test_another_shape_or_layout_is_captured_anew_and_few_are_kept():
     plain = batch_of(6)._replace(images=batch_of(6).images.contiguous())
     for batch in (batch_of(6), batch_of(2), batch_of(6, seed=1), batch_of(2, seed=1), plain):
         assert torch.equal(attack(network, batch), eager(network, batch))
-    assert recorder.captured == 3
-    attack(network, batch_of(4))  # the one used least recently goes: six images, channels last
-    attack(network, batch_of(2))
-    assert recorder.captured == 4 and len(network.graphs) == 3
     attack(network, batch_of(6))
+    assert recorder.captured == 3
+    attack(network, batch_of(4))  # in place of that of two images, used least recently
+    attack(network, batch_of(6))
+    assert recorder.captured == 4 and len(network.graphs) == 3
+    attack(network, batch_of(2))
     assert recorder.captured == 5
 
 
@@ -153,12 +157,19 @@ def test_another_objective_or_second_network_is_captured_anew():
     changed(other)
     for objective in (
         cross_entropy,
+        dlr,
+        Held(through, modules=(nn.Identity().eval(),)),
+        Held(through, modules=(nn.Tanh().eval(),)),
         objective_of("kl-self", network, batch, teacher),
         objective_of("kl-adv", network, batch, teacher),
         objective_of("kl-adv", network, batch, other),
     ):
         assert torch.equal(attack(network, batch, objective), eager(network, batch, objective))
-    assert recorder.captured == 4
+    assert recorder.captured == 7
+
+
+def through(logits: Tensor, y: Tensor, x_adv: Tensor, module: nn.Module) -> Tensor:
+    return cross_entropy(module(logits), y, x_adv)
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -268,6 +279,53 @@ def test_a_failed_capture_keeps_nothing():
 def test_images_on_a_cpu_are_refused_by_the_real_capture():
     with pytest.raises(LtatError, match="the images are on cpu"):
         capture_on_cuda(lambda: torch.ones(1), torch.device("cpu"))
+
+
+class PretendedCuda:
+    """In place of torch.cuda: writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.fails = False
+
+    def Stream(self, device):
+        return SimpleNamespace(name="side", wait_stream=lambda other: self.said.append(f"side waits for {other.name}"))
+
+    def current_stream(self):
+        return SimpleNamespace(name="main", wait_stream=lambda other: self.said.append(f"main waits for {other.name}"))
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.said.append("replay"))
+
+    @contextmanager
+    def within(self, what):
+        self.said.append(f"into {what}")
+        yield
+        self.said.append(f"out of {what}")
+
+    def device(self, device):
+        return self.within(device)
+
+    def stream(self, stream):
+        return self.within(stream.name)
+
+    def graph(self, graph, stream, capture_error_mode):
+        if self.fails:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        return self.within(f"capture on {stream.name}, {capture_error_mode}")
+
+
+def test_a_capture_is_warmed_up_on_its_own_stream_and_heeds_only_its_own_thread(monkeypatch: pytest.MonkeyPatch):
+    cuda = PretendedCuda()
+    monkeypatch.setattr("ltat.cuda_graphs.torch", SimpleNamespace(cuda=cuda))
+    replay, output = capture_on_cuda(lambda: cuda.said.append("run") or "output", torch.device("cuda", 1))
+    replay()
+    warm_up = ["side waits for main", "into side", "run", "run", "run", "out of side", "main waits for side"]
+    capture = ["into capture on side, thread_local", "run", "out of capture on side, thread_local"]
+    assert cuda.said == ["into cuda:1", *warm_up, *capture, "out of cuda:1", "replay"] and output == "output"
+    cuda.fails = True
+    with pytest.raises(LtatError, match=r"\(operation not permitted\); use train\.graph=false"):
+        capture_on_cuda(lambda: "output", torch.device("cuda", 1))
 
 
 @pytest.fixture

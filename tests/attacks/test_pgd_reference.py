@@ -187,6 +187,16 @@ def test_more_restarts_never_weaken_the_attack(keep, net, x, y):
     assert (loss_of(net, five, y) > loss_of(net, one, y) + 1e-6).any()
 
 
+def test_the_start_is_no_iterate_that_could_be_the_best(net, x, y):
+    losses = iter(range(100, 0, -1))  # whatever is seen first is the best; only a step puts the start into the box
+
+    def falling(logits, labels, x_adv):
+        return 0 * logits.sum(1) + next(losses)
+
+    best = pgd(net, torch.zeros_like(x), y, steps=3, start="uniform", objective=falling, keep="best")
+    assert (best >= 0).all()
+
+
 def test_the_best_iterate_is_no_worse_than_the_last(net, x, y):
     settings = {"threat": ThreatModel(eps=0.5), "steps": 7, "step_size": 0.4}
     last = pgd(net, x, y, **settings, generator=generator())
