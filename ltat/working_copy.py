@@ -63,8 +63,8 @@ class WorkingCopy:
 
     @property
     def fits(self) -> bool:
-        """Whether the network is still where it was, in the dtype that it had, and without hooks."""
-        return _place(self.model) == self.place and not hooked(self.model)
+        """Whether the network is still where it was, in the dtype that it had, without hooks or patched methods."""
+        return _place(self.model) == self.place and not altered(self.model)
 
     @torch.no_grad()
     def refresh(self) -> "WorkingCopy":
@@ -103,14 +103,20 @@ def _copyable(model: nn.Module) -> Classifier:
         raise Untraceable(f"{type(model).__name__} is none of ltat.models")
     if type(model).forward is not Classifier.forward or type(model).features is not Classifier.features:
         raise Untraceable(f"{type(model).__name__} has a forward of its own")
-    if hooked(model):
-        raise Untraceable(f"{type(model).__name__} has hooks, which a copy would lose")
+    if altered(model):
+        raise Untraceable(f"{type(model).__name__} has hooks or a patched method, which a copy would lose")
     return model
 
 
-def hooked(model: nn.Module) -> bool:
-    """Whether any part of the model calls a hook."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
+def altered(model: nn.Module) -> bool:
+    """Whether any part of the model calls a hook or has a method of its own in place of its class's."""
+    patched = not {"forward", "features", "trunk"}.isdisjoint(vars(model))
+    return patched or any("forward" in vars(m) or _hooked(m) for m in model.modules())
+
+
+def _hooked(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _place(model: nn.Module) -> _Place:
@@ -154,7 +160,7 @@ def _affine_in_evaluation(conv: nn.Module, norm: nn.Module) -> bool:
     # Only these very classes: a subclass may do more in its forward.
     if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
         return False
-    return bool(norm.affine) and norm.running_var is not None
+    return norm.weight is not None and norm.bias is not None and norm.running_var is not None
 
 
 def _without_norms(graph: fx.Graph, body: nn.Module, pairs: list[_Pair]) -> fx.GraphModule:

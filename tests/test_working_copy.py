@@ -187,3 +187,25 @@ def test_images_too_small_for_the_network_are_still_refused():
     model, _ = lived_in("small")
     with pytest.raises(LtatError, match="5x5"):
         WorkingCopy(model)(torch.rand(1, 3, 3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("alter", ["forward", "trunk", "backward hook", "conv"])
+def test_patched_methods_and_backward_hooks_are_not_lost(alter):
+    model, _ = lived_in("small")
+    network = MixedPrecision(model)
+    assert isinstance(network.for_attack(), WorkingCopy)
+    if alter == "backward hook":
+        model.conv2.register_full_backward_pre_hook(lambda module, grad: grad)
+    elif alter == "conv":
+        model.conv2.forward = lambda x: x
+    else:
+        setattr(model, alter, lambda x: x)
+    assert network.for_attack() is network
+
+
+def test_a_batch_norm_without_bias_is_kept_as_it_is():
+    model, x = lived_in("small")
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.bias = None
+    assert WorkingCopy(model).kept == 1
+    assert torch.allclose(WorkingCopy(model)(x), model.eval()(x))

@@ -36,11 +36,13 @@ class Ascent:
 
         The sum, not the mean: each image then has the gradient it would have alone, and half precision does
         not underflow with the batch size.
+
+        Raises:
+            LtatError: the loss does not depend on the images.
         """
         leaf = x_adv.detach().requires_grad_(True)
         loss = self.loss(leaf)
-        (gradient,) = torch.autograd.grad(loss.sum() * self.scale, leaf)
-        return loss.detach(), gradient
+        return loss.detach(), _gradient(loss.sum() * self.scale, leaf)
 
     def climb(
         self,
@@ -58,6 +60,16 @@ class Ascent:
                 visit(x_adv, loss)
             x_adv = threat.step(x_adv, gradient, x, step_size, inplace=True)
         return x_adv
+
+
+def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+    gradient = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        raise LtatError(
+            "the attack's loss does not depend on the images, so that it has no gradient: "
+            "take no_grad, detach or integers out of the model and the objective"
+        )
+    return gradient
 
 
 def check_label(largest: int, classes: int) -> None:

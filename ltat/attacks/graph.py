@@ -17,7 +17,7 @@ from ltat.attacks.objectives import Held, Objective
 from ltat.attacks.threat import ThreatModel
 from ltat.models import Classifier
 from ltat.precision import MixedPrecision
-from ltat.working_copy import WorkingCopy, hooked
+from ltat.working_copy import WorkingCopy, altered
 
 
 def why_not_captured(
@@ -44,8 +44,8 @@ def _why_not_replayed(network: MixedPrecision) -> str | None:
         return "torch.compile and a capture do not go together yet"
     if not isinstance(network.model, Classifier):
         return f"{type(network.model).__name__} is none of ltat.models"
-    if hooked(network.model):
-        return "the network has hooks, which a replay would not call"
+    if altered(network.model):
+        return "the network has hooks or patched methods, which a replay would not call"
     return None
 
 
@@ -56,8 +56,8 @@ def _why_not_held(objective: Objective) -> str | None:
         return "the objective is a closure; build it as ltat.attacks.Held"
     if any(part.training for module in modules for part in module.modules()):
         return "the objective's second network is in training mode"
-    if any(map(hooked, modules)):
-        return "the objective's second network has hooks, which a replay would not call"
+    if any(map(altered, modules)):
+        return "the objective's second network has hooks or patched methods, which a replay would not call"
     return None
 
 

@@ -3,6 +3,8 @@
 x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K−1
 """
 
+from numbers import Integral, Real
+
 import torch
 from torch import Tensor, nn
 
@@ -139,10 +141,11 @@ def _check_choices(start: str, mode: str, keep: str, precision: str) -> None:
 
 
 def _check_numbers(steps: int, step_size: float | Tensor, restarts: int) -> None:
-    if steps < 0:
-        raise LtatError(f"steps is {steps}: give 0 or more")
-    if restarts < 1:
-        raise LtatError(f"restarts is {restarts}: give 1 or more")
+    for what, number, least in (("steps", steps, 0), ("restarts", restarts, 1)):
+        if not isinstance(number, Integral) or number < least:
+            raise LtatError(f"{what} is {number!r}: give a whole number, {least} or more")
+    if not isinstance(step_size, Real | Tensor):
+        raise LtatError(f"step_size is {step_size!r}: give a number, or float32 [B]")
     sizes = torch.as_tensor(step_size)
     if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
         raise LtatError(f"step_size is {sizes.min().item()}: give a finite one, 0 or more")

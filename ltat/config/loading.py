@@ -21,7 +21,7 @@ _PLAIN = {
     "model_type": "a section, whose settings are given one by one",
     "tuple_type": "a list, such as [0.5, 0.75] or clean,pgd20",
     **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a finite number"),
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "string_type": "text (in quotes where it looks like a number)",
 }

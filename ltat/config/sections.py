@@ -156,7 +156,7 @@ class ScheduleSection(Section):
     kind: str = "step"
     milestones: tuple[Positive, ...] = (0.75, 0.9)
     milestone_base: Literal[0, 1] = 1
-    factor: Positive = 0.1
+    factor: Annotated[Quotient, Field(gt=0, le=1)] = 0.1
     warmup: Natural = 0
 
 

@@ -101,7 +101,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             try:
                 model.load_state_dict(self.teacher.state_dict())
             except RuntimeError:
-                raise LtatError("student.init=teacher needs a teacher of the student's architecture; drop it") from None
+                raise LtatError("student.init=teacher needs a teacher with the student's layers; drop it") from None
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
         """L_BSL + alpha * rho(e) * L_KD for ``x_adv`` [B, C, H, W]."""

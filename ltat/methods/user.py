@@ -6,7 +6,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
-from ltat.config import RunConfig
+from ltat.config import RunConfig, Section
 from ltat.errors import LtatError
 from ltat.methods.base import Method
 
@@ -35,7 +35,8 @@ def load_user_method(name: str) -> type[Method]:
     """The class that ``path/to/file.py:MyMethod`` names. The file is executed, as Python's ``import`` would.
 
     Raises:
-        LtatError: there is no such file or class, the file fails, or the class is no ``Method`` with a ``Config``.
+        LtatError: there is no such file or class, the file fails, or the class is no ``Method`` with a ``Config`` that
+            keeps the sections of :class:`ltat.config.RunConfig`.
     """
     path, _, class_name = absolute_method(name).rpartition(":")
     found = getattr(_module(Path(path)), class_name, None)
@@ -46,7 +47,22 @@ def load_user_method(name: str) -> type[Method]:
         raise LtatError(
             f"{class_name} in {path} has no settings; give it `Config = ltat.config.RunConfig` or a subclass"
         )
+    for section in _changed_sections(settings):
+        raise LtatError(
+            f"{class_name} in {path} has a section {section!r} without the settings that every method has there; "
+            "subclass that section, or give yours another name"
+        )
     return found
+
+
+def _changed_sections(settings: type[RunConfig]) -> list[str]:
+    """The shared sections that ``settings`` replaces by foreign ones."""
+    changed = []
+    for name, shared in RunConfig.model_fields.items():
+        kind, own = shared.annotation, settings.model_fields[name].annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            changed += [] if isinstance(own, type) and issubclass(own, kind) else [name]
+    return changed
 
 
 def _module(path: Path) -> ModuleType:
@@ -62,7 +78,7 @@ def _module(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise LtatError(f"{path} cannot be imported ({type(error).__name__}: {error}); correct it") from error
     return module

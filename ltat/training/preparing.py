@@ -1,6 +1,8 @@
 """Everything that can fail in a run, built and tried once before anything is written."""
 
 import copy
+import io
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
-from ltat.methods import Method, Progress, find_method
+from ltat.methods import LossTerms, Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
@@ -203,8 +205,9 @@ def build_stage(
     """Loader, method and model of one stage; new weights depend on the training seed and the stage only."""
     loader = build_loader(data.train, config, device, on_progress)
     counts = torch.as_tensor(loader.class_counts(1), device=device)
-    method = find_method(config.method)(config, counts, teacher)
-    with initial_weights(config.seed.train, name):
+    building = told(f"method {config.method} cannot be built", "correct it, or its settings")
+    with building, initial_weights(config.seed.train, name):
+        method = find_method(config.method)(config, counts, teacher)
         model = build_model(
             config.model.name,
             num_classes=data.train.num_classes,
@@ -212,6 +215,8 @@ def build_stage(
             normalize=normalization(config, data.train),
         )
         model = method.prepare_model(model)
+        if not isinstance(model, Classifier):
+            raise LtatError(f"prepare_model() of {config.method} returns a {type(model).__name__}; return the network")
     start_from(model, config)
     return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
 
@@ -240,20 +245,13 @@ def rehearse(stage: Stage, data: TaskData) -> None:
     pixels = first_images(data, n, stage.device)
     labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
     batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
-    try:
+    with told(f"a training step on images {tuple(pixels.shape)} fails", "change the model, the method or the batches"):
         method.initialise(trial[0])
         for epoch in dict.fromkeys((1, settings.epochs)):
             method.class_counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
             rehearse_step(method, network, batch, Progress(epoch, settings.epochs))
         build_optimizer(trial[0], stage.config.optim).step()
-    except (RuntimeError, ValueError) as error:
-        if isinstance(error, LtatError):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        shape = tuple(pixels.shape)
-        raise LtatError(
-            f"a training step on images {shape} fails ({reason}); change the model or the batches"
-        ) from error
+        check_outcome(method, trial[0])
 
 
 def rehearse_step(method: Method, network: MixedPrecision, batch: Batch, progress: Progress) -> None:
@@ -263,9 +261,66 @@ def rehearse_step(method: Method, network: MixedPrecision, batch: Batch, progres
     x_adv = method.attack(network, batch, progress, noise)
     with method.perturbed_weights(network, batch, x_adv, progress):
         terms = method.loss(network, batch, x_adv, progress)
+        check_terms(terms, batch, method)
         terms.loss.backward()
     method.end_step(network, batch, terms)
     method.end_epoch(progress)
+
+
+def check_terms(terms: object, batch: Batch, method: Method) -> None:
+    """Look at what a method's loss returned.
+
+    Raises:
+        LtatError: not what :class:`ltat.methods.LossTerms` describes, or no finite loss.
+    """
+    if not isinstance(terms, LossTerms):
+        raise LtatError(f"loss() of {type(method).__name__} returns a {type(terms).__name__}; return LossTerms")
+    wanted = (len(batch.labels), len(method.class_counts))
+    for name, value, shape in (("loss", terms.loss, ()), ("logits", terms.logits, wanted)):
+        _require_shape(name, value, shape)
+    for name, value in dict(terms.logs).items():
+        _require_shape(f"logs[{name!r}]", value, ())
+    served = bool(method.class_counts[batch.labels].all())  # the prior of a class that is never drawn is 0
+    if served and not terms.loss.isfinite():
+        raise LtatError(f"the loss of the first step is {terms.loss.item()}; lower the constants of the loss")
+
+
+def _require_shape(name: str, value: object, shape: tuple[int, ...]) -> None:
+    found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    if found != shape:
+        raise LtatError(f"{name} of the method's LossTerms is {found}; return a tensor of shape {shape}")
+
+
+def check_outcome(method: Method, model: Classifier) -> None:
+    """Try what follows an epoch: the network to evaluate, and the method's state in the file to resume from.
+
+    Raises:
+        LtatError: no network, or a state that holds more than tensors, numbers, strings and containers of them.
+    """
+    deployed, name = method.deployed(model), type(method).__name__
+    if not isinstance(deployed, nn.Module):
+        raise LtatError(f"deployed() of {name} returns a {type(deployed).__name__}; return the network")
+    file = io.BytesIO()
+    try:
+        torch.save(method.state_dict(), file)
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    except Exception:  # torch raises many types for what it cannot write or will not read
+        raise LtatError(f"state_dict() of {name} cannot be kept; return tensors, numbers and strings only") from None
+
+
+@contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Turn an error inside into one sentence; one of programming also says where it arose."""
+    try:
+        yield
+    except (LtatError, MemoryError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, RuntimeError | ValueError):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {reason}, in {place.filename}:{place.lineno}"
+        raise LtatError(f"{what} ({reason}); {remedy}") from error
 
 
 @contextmanager

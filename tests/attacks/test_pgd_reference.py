@@ -326,3 +326,28 @@ def test_images_of_other_channels_than_the_model_are_told():
     model = build_model("small", num_classes=5, in_channels=3)
     with pytest.raises(LtatError, match="3 channels and these have 1"):
         pgd(model, torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": "3"}, "steps is '3'"),
+        ({"restarts": 1.5}, "restarts is 1.5"),
+        ({"step_size": "x"}, "step_size is 'x'"),
+        ({"step_size": [0.1, 0.1]}, "step_size is"),
+    ],
+)
+def test_numbers_of_a_wrong_kind_are_told(wrong, named):
+    x, y = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    with pytest.raises(LtatError, match=named):
+        pgd(torch.nn.Flatten(), x, y, **wrong)
+
+
+def test_a_model_that_cuts_off_its_gradient_is_told():
+    class Detached(torch.nn.Flatten):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(LtatError, match="does not depend on the images"):
+        pgd(Detached(), torch.rand(2, 3, 4, 4), torch.tensor([0, 1]))

@@ -148,3 +148,8 @@ def test_a_methods_default_outlives_a_change_of_another_setting_of_its_section()
         lr = load(settings={"method": "at-bsl"}, **given).lr
         assert (lr.milestones, lr.factor) == ((0.75, 0.9, 1.0), 0.5)
     assert load(assignments=["method=at-bsl", "lr.milestones=[0.5]"]).lr.milestones == (0.5,)
+
+
+def test_a_number_too_long_to_read_is_told_in_plain_words():
+    with pytest.raises(LtatError, match="must be a whole number"):
+        load_config(lambda name: RunConfig, settings={"method": "any", "lr.warmup": 1e308})

@@ -105,3 +105,51 @@ def test_the_list_of_methods_comes_from_their_docstrings():
     assert all(setting in done.output.partition("every method (")[2] for setting in common)
     assert told["at-bsl"]["settings"].startswith("bsl.tau=1.0, loss.cls=bsl, ")
     assert told["pgd-at"]["attack"] == "PGD-10 on ce, eps 8/255, step 2/255, start gauss, eval mode"
+
+
+RIGHT = """
+import torch.nn.functional as F
+from ltat.config import RunConfig
+from ltat.methods import LossTerms, Method
+class Right(Method):
+    Config = RunConfig
+    def loss(self, model, batch, x_adv, progress):
+        logits = model(x_adv)
+        return LossTerms(F.cross_entropy(logits, batch.labels), logits.detach(), {})
+"""
+WRONG = {
+    "def loss(self, *a): return None": "NoneType; return LossTerms",
+    "def loss(self, *a): t = super().loss(*a); return t._replace(loss=t.loss * float('nan'))": "first step is nan",
+    "def loss(self, *a): t = super().loss(*a); return t._replace(logits=t.logits[:1])": "logits of the method's",
+    "def loss(self, *a): t = super().loss(*a); return t._replace(logs={'x': 'y'})": "logs.'x'.",
+    "def loss(self, *a): return {}['missing']": "KeyError.*wrong.py:11",
+    "def __init__(self, *a): raise TypeError('boom')": "cannot be built.*boom",
+    "def prepare_model(self, model): return None": "returns a NoneType; return the network",
+    "def deployed(self, model): return None": "returns a NoneType; return the network",
+    "def state_dict(self): return {'f': lambda: 1}": "cannot be kept",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_method_that_breaks_its_contract_is_told_before_anything_is_written(wrong, tmp_path):
+    (tmp_path / "wrong.py").write_text(RIGHT + f"class Wrong(Right):\n    {wrong}\n")
+    done = ltat("train", "--method", f"{tmp_path}/wrong.py:Wrong", *TINY, "--out", tmp_path / "run")
+    assert done.exit_code == 2, done.output
+    assert re.search(WRONG[wrong], " ".join(done.output.split()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_section_of_another_meaning_is_refused(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from ltat.config import RunConfig, Section\nfrom ltat.methods import Method\n"
+        "class Own(Section):\n    strength: float = 1.0\n"
+        "class Settings(RunConfig):\n    awp: Own = Own()\nclass Mine(Method):\n    Config = Settings\n"
+    )
+    with pytest.raises(LtatError, match="section 'awp'"):
+        find_method(f"{tmp_path}/own.py:Mine")
+
+
+def test_a_file_that_exits_is_told(tmp_path):
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    with pytest.raises(LtatError, match="SystemExit"):
+        find_method(f"{tmp_path}/leaves.py:Mine")
