@@ -1,6 +1,7 @@
 """Interleaved timing of competing implementations, one CSV row per measurement."""
 
 import csv
+import ctypes
 import datetime
 import functools
 import os
@@ -75,12 +76,15 @@ def network_cases(device: torch.device, batch: int | None) -> list[NetworkCase]:
     return [NetworkCase(max(2, batch // 4), 2, True, 1), NetworkCase(batch, 10, False, 0)]
 
 
-def bench_options(threads: int | None = None, rounds: int = 30) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def bench_options(
+    threads: int | None = None, rounds: int = 30, keep_memory: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options of every bench; ``main`` is called as ``main(device, rounds)`` with threads and seed set.
 
     Args:
         threads: CPU threads where none are asked for; one per core if None.
         rounds: rounds where none are asked for.
+        keep_memory: see :func:`keep_freed_memory`.
     """
     options = (
         click.option("--device", default="cpu", show_default=True),
@@ -92,6 +96,8 @@ def bench_options(threads: int | None = None, rounds: int = 30) -> Callable[[Cal
     def decorate(main: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(main)
         def begun(device: str, threads: int, rounds: int, results: str | None, **own: Any) -> None:
+            if keep_memory:
+                keep_freed_memory()
             torch.set_num_threads(threads)
             torch.manual_seed(0)
             torch.backends.cudnn.benchmark = True
@@ -102,6 +108,18 @@ def bench_options(threads: int | None = None, rounds: int = 30) -> Callable[[Cal
         return functools.reduce(lambda command, option: option(command), reversed(options), begun)
 
     return decorate
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a candidate frees, so that its temporaries do not go to the system and come back.
+
+    That costs the eager candidates several times their arithmetic on some machines, and is no matter of the operation.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        no_mmap, trim_threshold, top_pad = -4, -1, -2  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of malloc.h
+        for parameter, value in ((no_mmap, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
+            mallopt(parameter, value)
 
 
 def compare(

@@ -43,7 +43,7 @@ def bench_case(shape: tuple[int, int], form: str, device: torch.device, rounds: 
 
 
 @click.command()
-@bench_options(threads=1)
+@bench_options(threads=1, keep_memory=True)
 def main(device: torch.device, rounds: int) -> None:
     """Balanced softmax and distillation, forward and backward."""
     for shape in [*SHAPES, LARGE] if device.type == "cuda" else SHAPES:

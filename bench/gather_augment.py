@@ -102,7 +102,7 @@ def bench_epoch(size: int, device: torch.device, rounds: int) -> None:
 
 
 @click.command()
-@bench_options(threads=2)
+@bench_options(threads=2, keep_memory=True)
 def main(device: torch.device, rounds: int) -> None:
     """A batch of a loader: picked, cropped, mirrored, scaled."""
     for shape in [*SHAPES, *LARGE] if device.type == "cuda" else SHAPES:

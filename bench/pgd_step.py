@@ -62,7 +62,7 @@ def bench_case(shape: tuple[int, ...], dtype: torch.dtype, norm: str, device: to
 
 
 @click.command()
-@bench_options(threads=1)
+@bench_options(threads=1, keep_memory=True)
 def main(device: torch.device, rounds: int) -> None:
     """One PGD step, in place."""
     shapes = [*SHAPES, LARGE] if device.type == "cuda" else SHAPES
