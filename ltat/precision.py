@@ -88,9 +88,10 @@ class MixedPrecision(nn.Module):
         The copy is made once and kept, so that an attack at every step of a training brings one set of buffers up to
         date. See :mod:`ltat.working_copy`; :meth:`attacked_as` tells which it is.
         """
-        if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
-            self._copy = self._new_copy()
-        return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
+        with torch.inference_mode(False):  # a copy made inside could not be brought up to date outside
+            if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
+                self._copy = self._new_copy()
+            return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
 
     def attacked_as(self) -> str:
         """What :meth:`for_attack` returns, in words."""

@@ -41,6 +41,7 @@ class WorkingCopy:
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False) -> None:
         self.model = _copyable(model)
         self.place = _place(model)
+        self.modules = list(model.modules())
         self.dtype = dtype or self.place.dtype
         body, graph = _traced(self.model)
         pairs = _foldable(graph, body)
@@ -63,8 +64,9 @@ class WorkingCopy:
 
     @property
     def fits(self) -> bool:
-        """Whether the network is still where it was, in the dtype that it had, without hooks or patched methods."""
-        return _place(self.model) == self.place and not altered(self.model)
+        """Whether the network still has its parts, place and dtype, and neither hooks nor patched methods."""
+        same = _place(self.model) == self.place and list(self.model.modules()) == self.modules
+        return same and not altered(self.model)
 
     @torch.no_grad()
     def refresh(self) -> "WorkingCopy":
@@ -145,15 +147,27 @@ def _traced(model: Classifier) -> tuple[Classifier, fx.Graph]:
 def _foldable(graph: fx.Graph, body: nn.Module) -> list[_Pair]:
     calls = [node for node in graph.nodes if node.op == "call_module"]
     uses = Counter(str(node.target) for node in calls)
+    shared = _shared(graph, body)
     pairs = []
     for node in calls:
         before = node.args[0] if node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         pair = _Pair(str(before.target), str(node.target))
-        if uses[pair.conv] == uses[pair.norm] == 1 and _affine_in_evaluation(*map(body.get_submodule, pair)):
+        conv, norm = map(body.get_submodule, pair)
+        if uses[pair.conv] != 1 or uses[pair.norm] != 1 or not shared.isdisjoint(conv.parameters()):
+            continue
+        if _affine_in_evaluation(conv, norm):
             pairs.append(pair)
     return pairs
+
+
+def _shared(graph: fx.Graph, body: nn.Module) -> set[Tensor]:
+    """Parameters of several modules, or read by the trunk itself: what is folded into them would reach others too."""
+    named = dict(body.named_parameters(remove_duplicate=False))
+    names = [*named, *(str(node.target) for node in graph.nodes if node.op == "get_attr")]
+    owners = Counter(named[name] for name in names if name in named)
+    return {parameter for parameter, count in owners.items() if count > 1}
 
 
 def _affine_in_evaluation(conv: nn.Module, norm: nn.Module) -> bool:

@@ -209,3 +209,47 @@ def test_a_batch_norm_without_bias_is_kept_as_it_is():
     norm.bias = None
     assert WorkingCopy(model).kept == 1
     assert torch.allclose(WorkingCopy(model)(x), model.eval()(x))
+
+
+class Sharing(Branching):
+    """Two convolutions of one weight, and one whose weight the trunk also reads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv2.weight = self.conv3.weight
+
+    def trunk(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x))) * self.conv1.weight.mean()
+        return global_average(self.bn4(self.conv3(F.relu(self.bn2(self.conv2(out))))))
+
+
+def test_a_weight_that_others_read_too_is_not_folded():
+    torch.manual_seed(0)
+    model, x = Sharing().double().eval(), torch.rand(4, 3, 8, 8, dtype=torch.float64)
+    for norm in (model.bn1, model.bn2, model.bn4):
+        nn.init.uniform_(norm.running_var, 0.5, 2)
+    work = WorkingCopy(model)
+    change(model)
+    assert not work.folded.convs
+    torch.testing.assert_close(work.refresh()(x), model(x), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("part", ["conv2", "bn2", "normalize", "linear"])
+def test_a_part_that_was_replaced_is_not_attacked_in_its_old_form(part: str):
+    model, x = lived_in("small")
+    network = MixedPrecision(model)
+    network.for_attack()
+    other = copy.deepcopy(getattr(model, part))
+    change(other)
+    setattr(model, part, other)
+    torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
+
+
+def test_a_copy_made_in_inference_mode_is_brought_up_to_date_outside():
+    model, x = lived_in("small")
+    network = MixedPrecision(model)
+    with torch.inference_mode():
+        network.attacked_as()
+    change(model)
+    torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
