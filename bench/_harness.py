@@ -36,6 +36,7 @@ COLUMNS = (
     "bytes",
 )
 WARM_UP = 10
+TRIALS = 3
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
 CPU_MODES = ("default",)  # the others differ in CUDA graphs and in tuned matrix products, which no bench is made of
 
@@ -195,12 +196,13 @@ def modes_to_try(device: torch.device, modes: tuple[str, ...] = MODES) -> tuple[
 def tried(name: str, build: Callable[[], Run]) -> dict[str, Run]:
     """The candidate ``name``, or nothing and a line where it cannot be made or run here.
 
-    For what we compare with alone: a compiler or a capture that fails must not cost the other rows, while a failure of
-    ours is to end the bench.
+    It is called three times: one compiled with CUDA graphs warms up, records and replays. For what we compare with
+    alone: a compiler or a capture that fails must not cost the other rows, while a failure of ours is to end the bench.
     """
     try:
         run = build()
-        run()
+        for _ in range(TRIALS):
+            run()
     except Exception as error:
         print(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
         return {}

@@ -119,3 +119,8 @@ def test_a_rival_that_fails_costs_its_own_row_alone(capsys: pytest.CaptureFixtur
     assert _harness.tried("compile", lambda: fails) == {}
     assert "compile is left out: RuntimeError: ['no compiler']" in capsys.readouterr().out
     assert list(_harness.tried("eager", lambda: list)) == ["eager"]
+
+
+def test_a_rival_that_fails_only_when_called_again_costs_its_own_row_alone():
+    calls = iter([None, None])  # as a CUDA graph that warms up, is recorded, and cannot be replayed
+    assert _harness.tried("compile", lambda: lambda: next(calls)) == {}
