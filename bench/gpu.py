@@ -6,8 +6,8 @@ a time limit of its own, so that one failure does not lose the rest; logs, rows,
 The exit code is 0 if all parts passed and 1 if not.
 
 It needs nvcc and, in this Python, torch (>= 2.11, a CUDA build), torchvision, the other dependencies of pyproject.toml,
-and cmake, ninja, pybind11, setuptools, pytest and hypothesis; compute-sanitizer comes with CUDA, torchattacks and
-foolbox are optional. No network: what is missing is named before anything runs, with the line that fetches its wheels
+and cmake, ninja, setuptools, pytest and hypothesis; compute-sanitizer comes with CUDA, torchattacks and foolbox are
+optional. No network: what is missing is named before anything runs, with the line that fetches its wheels
 elsewhere.
 """
 
