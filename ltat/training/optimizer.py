@@ -22,7 +22,9 @@ def build_optimizer(model: nn.Module, settings: OptimSection, scaled: bool = Fal
         momentum=settings.momentum,
         weight_decay=settings.wd,
         nesterov=settings.nesterov,
-        fused=not scaled,  # the fused one leaves momentum undefined when the first step is skipped
+        # The fused one leaves momentum undefined when the first step is skipped. None and not False, by which torch
+        # would step tensor by tensor on a GPU too.
+        fused=None if scaled else True,
     )
 
 

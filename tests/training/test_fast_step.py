@@ -74,6 +74,12 @@ def test_a_state_saved_by_another_form_of_the_optimiser_is_taken_up():
     step(models[1], resumed)
 
 
+def test_under_a_loss_scale_a_gpu_still_steps_all_tensors_at_once():
+    optimizer = build_optimizer(build_model("small", num_classes=3, in_channels=1), OptimSection(), scaled=True)
+    for group in optimizer.param_groups:  # None is torch's choice, False its loop over tensors
+        assert group["foreach"] is None and group["fused"] is None
+
+
 @pytest.mark.parametrize("name", ["self-distill", "rslad+igdm"])
 def test_a_teacher_in_evaluation_mode_is_asked_once_and_one_in_training_mode_for_each_batch(name: str):
     torch.manual_seed(0)
