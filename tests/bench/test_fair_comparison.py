@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import _harness, attack, plain_at_bsl
+from bench import _harness, attack, balanced_kd, pgd_step, plain_at_bsl
 from bench._harness import Spread, append, compare
 from bench._training import SETTINGS, Task, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
+from ltat import ops
 from ltat.data import Batch
 from ltat.methods import Progress
 from ltat.models import build_model
@@ -124,3 +125,33 @@ def test_a_rival_that_fails_costs_its_own_row_alone(capsys: pytest.CaptureFixtur
 def test_a_rival_that_fails_only_when_called_again_costs_its_own_row_alone():
     calls = iter([None, None])  # as a CUDA graph that warms up, is recorded, and cannot be replayed
     assert _harness.tried("compile", lambda: lambda: next(calls)) == {}
+
+
+@pytest.mark.parametrize("form", ["igdm", "kl_adv"])
+def test_the_eager_loss_of_the_bench_is_the_operators(form: str):
+    torch.manual_seed(0)
+    logits = {name: torch.randn(6, 4) for name in balanced_kd.LOGITS}
+    given = {**logits, "form": form, "target": torch.randint(4, (6,)), "log_prior": torch.linspace(3, 0, 4)}
+    torch.testing.assert_close(balanced_kd.eager(**given), ops.balanced_kd(**given).loss)
+
+
+def test_the_eager_step_of_the_bench_is_the_operators():
+    x_adv, grad, x = pgd_step.make_inputs((2, 3, 4, 4), torch.float32, CPU)
+    wanted = ops.pgd_step(x_adv, grad, x, **pgd_step.SETTINGS)
+    torch.testing.assert_close(pgd_step.eager(x_adv, grad, x), wanted)
+
+
+@pytest.mark.parametrize(("bench", "case", "body"), [(pgd_step, "linf", "eager"), (balanced_kd, "kl_adv", "twin")])
+def test_what_is_compiled_is_the_quicker_form(bench, case: str, body: str, monkeypatch: pytest.MonkeyPatch):
+    measured, ran = {}, []
+    form = "balanced_kd_twin" if bench is balanced_kd else body
+    real = getattr(bench, form)
+    monkeypatch.setattr(bench, form, lambda *args, **kwargs: (ran.append(form), real(*args, **kwargs))[1])
+    monkeypatch.setattr(bench, "best_compiled", lambda build, device: build(lambda function: function))
+    monkeypatch.setattr(bench, "compare", lambda candidates, *rest: measured.update(candidates))
+    monkeypatch.setattr(bench, "append", lambda *rest: None)
+    args = ((2, 3, 4, 4), torch.float32, case) if bench is pgd_step else ((2, 5), case)
+    bench.bench_case(*args, CPU, 1)
+    ran.clear()
+    measured["compile"]()
+    assert ran == [form]
