@@ -10,7 +10,7 @@ from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.models import save_model
 from ltat.training.averaging import average_record
-from ltat.training.profiling import StepTrace
+from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import Row, RunFolder, StageFiles
 from ltat.training.task import TaskData
@@ -32,6 +32,8 @@ def fit(
         return run_epochs(Trainer(stage, reporter.advance), data, folder, files, reporter)
     with StepTrace(folder.path / f"trace-{stage.name}.json", stage.device) as trace:
         run_epochs(Trainer(stage, trace.counting(reporter.advance)), data, folder, files, reporter)
+    if not trace.written:
+        reporter.say(f"{stage.name}: fewer than {SKIPPED + RECORDED} steps were left, so there is no trace")
 
 
 def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles, reporter: Reporter) -> None:

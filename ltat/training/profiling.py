@@ -16,7 +16,7 @@ RECORDED = 3
 class StepTrace:
     """Records :data:`RECORDED` steps after the first :data:`SKIPPED` into ``path``; a context manager.
 
-    A run that ends earlier leaves no file.
+    ``written`` tells whether it has: a run that ends earlier leaves no file.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -28,6 +28,7 @@ class StepTrace:
             on_trace_ready=self._write,
         )
         self._steps = 0
+        self.written = False
 
     def __enter__(self) -> "StepTrace":
         self._profile.start()
@@ -50,3 +51,4 @@ class StepTrace:
         if self._steps >= SKIPPED + RECORDED:
             with replacing(self.path) as temporary:
                 recorded.export_chrome_trace(str(temporary))
+            self.written = True

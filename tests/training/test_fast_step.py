@@ -126,6 +126,13 @@ def test_a_profiled_run_leaves_a_trace_of_every_stage(tmp_path):
         assert sum(name.startswith("ProfilerStep") for name in names) in (3, 6)
 
 
+def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys):
+    short = tiny_config(*ONE_STAGE, "train.epochs=1", "train.batch_size=200", 'eval.attacks=["clean"]')
+    train(short, tmp_path / "run", profile=True)
+    assert not list((tmp_path / "run").glob("trace*"))
+    assert "fewer than 6 steps were left, so there is no trace" in " ".join(capsys.readouterr().err.split())
+
+
 def test_nothing_is_traced_unasked(tmp_path):
     train(tiny_config(*ONE_STAGE, "train.epochs=1", 'eval.attacks=["clean"]'), tmp_path / "run")
     assert not list((tmp_path / "run").glob("trace*"))
