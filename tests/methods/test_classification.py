@@ -11,6 +11,7 @@ from ltat.methods import Progress, find_method
 from ltat.methods.classification import LOSSES, ClassificationMethod, effective_number_weights, ldam_margins
 from ltat.models import build_model, load_model, save_model
 from tests.methods.making import make_method
+from tests.methods.test_losses import gradient64
 
 CLASSES, IMAGES = 5, 9
 COUNTS = torch.tensor([4000, 300, 60, 12, 3])
@@ -80,17 +81,6 @@ FORMULAS = {
 }
 
 
-def slope(formula, z: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Central differences of a function of z."""
-    gradient = np.zeros_like(z)
-    for index in np.ndindex(*z.shape):
-        ahead, behind = z.copy(), z.copy()
-        ahead[index] += step
-        behind[index] -= step
-        gradient[index] = (formula(ahead) - formula(behind)) / (2 * step)
-    return gradient
-
-
 @pytest.mark.parametrize("choice", FORMULAS)
 def test_value_and_gradient_are_those_of_the_formula(choice: str):
     assignments, formula = FORMULAS[choice]
@@ -100,7 +90,7 @@ def test_value_and_gradient_are_those_of_the_formula(choice: str):
     z = model.rows.detach().double().numpy()
     assert terms.loss.item() == pytest.approx(formula(z), rel=1e-5)
     assert terms.logs["cls"].item() == terms.loss.item()
-    np.testing.assert_allclose(model.rows.grad.numpy(), slope(formula, z), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(model.rows.grad.numpy(), gradient64(formula, z), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("cls", LOSSES)

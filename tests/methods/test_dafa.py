@@ -11,7 +11,7 @@ from ltat.methods import Progress
 from ltat.methods import base as base_module
 from ltat.methods.base import LossTerms
 from ltat.methods.dafa import Dafa, DafaConfig, above, class_weights
-from tests.methods.making import Steep, make_method, random_batch
+from tests.methods.making import Steep, make_method
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, gradient64, log_softmax, logits64
 
@@ -21,16 +21,6 @@ FIVE = torch.tensor([30, 20, 10, 5, 4])
 
 def make(*assignments: str, counts: torch.Tensor = COUNTS) -> Dafa:
     return make_method("dafa", *assignments, counts=counts)
-
-
-@pytest.fixture
-def batch() -> Batch:
-    return random_batch(6, 1, 8, 8, classes=4)
-
-
-@pytest.fixture
-def small() -> Batch:
-    return random_batch(7, 3, 2, 2, classes=5)
 
 
 def random_similarity(classes: int, seed: int = 0) -> torch.Tensor:

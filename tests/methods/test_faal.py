@@ -21,11 +21,6 @@ def make(*assignments: str):
 
 
 @pytest.fixture
-def batch() -> Batch:
-    return random_batch(6, 1, 8, 8, classes=4)
-
-
-@pytest.fixture
 def small() -> Batch:
     batch = random_batch(7, 3, 2, 2, classes=5)
     return batch._replace(labels=torch.tensor([0, 0, 0, 1, 3, 3, 1]))  # classes 2 and 4 are absent

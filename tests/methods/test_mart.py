@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from ltat.attacks import cross_entropy
-from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
 from ltat.methods import base as base_module
-from tests.methods.making import Steep, make_method, random_batch
+from tests.methods.making import Steep, make_method
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, gradient64, log_softmax, logits64
 
@@ -19,16 +18,6 @@ PUBLISHED = {"beta": 5.0, "margin_guard": 1e-4, "log_guard": 1e-12, "weight_guar
 
 def make(*assignments: str):
     return make_method("mart", *assignments, counts=COUNTS)
-
-
-@pytest.fixture
-def batch() -> Batch:
-    return random_batch(6, 1, 8, 8, classes=4)
-
-
-@pytest.fixture
-def small() -> Batch:
-    return random_batch(7, 3, 2, 2, classes=5)
 
 
 def mart64(z: np.ndarray, z_adv: np.ndarray, labels: np.ndarray, beta, margin_guard, log_guard, weight_guard) -> float:

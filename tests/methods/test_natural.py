@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
 from ltat.training.task import resolve
@@ -18,11 +17,6 @@ COUNTS = torch.tensor([30, 20, 10, 5])
 
 def make(*assignments: str):
     return make_method("natural", *assignments, counts=COUNTS)
-
-
-@pytest.fixture
-def small() -> Batch:
-    return random_batch(7, 3, 2, 2, classes=5)
 
 
 def test_the_loss_and_its_gradient_are_clean_cross_entropy(small):

@@ -6,11 +6,10 @@ import torch
 from torch import nn
 
 from ltat.attacks import STARTS
-from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
 from ltat.methods import base as base_module
-from tests.methods.making import Steep, make_method, random_batch
+from tests.methods.making import Steep, make_method
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, kl_batchmean, logits64
 
@@ -19,16 +18,6 @@ COUNTS = torch.tensor([30, 20, 10, 5])
 
 def make(*assignments: str):
     return make_method("trades", *assignments, counts=COUNTS)
-
-
-@pytest.fixture
-def batch() -> Batch:
-    return random_batch(6, 1, 8, 8, classes=4)
-
-
-@pytest.fixture
-def small() -> Batch:
-    return random_batch(7, 3, 2, 2, classes=5)
 
 
 @pytest.mark.parametrize("beta", [6.0, 1.5])
