@@ -6,6 +6,7 @@ namespace {
 
 // Partial sums live in a fixed number of lanes, so that every instruction set adds in the same order.
 constexpr int kLanes = 8;
+constexpr int kBlock = 128;
 
 template <class Term>
 double lane_sum(int64_t size, Term term) {
@@ -27,10 +28,20 @@ void linf_segment(const PgdStepArgs& args, int64_t sample, int64_t begin, int64_
   const float *x_adv = args.x_adv, *x = args.x;
   const Grad* grad = static_cast<const Grad*>(args.grad);
   float* out = args.out;
+  const auto stepped = [=](int64_t i) {
+    return linf_step(x_adv[i], to_float(grad[i]), x[i], eps, step, lo, hi);
+  };
+  // A block is read before it is written: a processor takes a load for dependent on a store just before it
+  // whose address is the same modulo a page, and tensors often lie so.
+  int64_t i = begin;
+  for (; i + kBlock <= end; i += kBlock) {
+    float block[kBlock];
 #pragma omp simd
-  for (int64_t i = begin; i < end; ++i) {
-    out[i] = linf_step(x_adv[i], to_float(grad[i]), x[i], eps, step, lo, hi);
+    for (int64_t k = 0; k < kBlock; ++k) block[k] = stepped(i + k);
+    std::memcpy(out + i, block, sizeof(block));
   }
+#pragma omp simd
+  for (int64_t k = i; k < end; ++k) out[k] = stepped(k);
 }
 
 template <class Grad>

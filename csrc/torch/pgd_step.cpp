@@ -76,7 +76,7 @@ void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Optiona
          Tensor& out) {
   check(x_adv, grad, x, eps_each, step_each);
   if (x_adv.numel() == 0) return;
-  const bool direct = is_sample_major(out);
+  const bool direct = out.is_contiguous() || is_sample_major(out);
   Tensor target = direct ? out : torch::stable::new_empty(out, x_adv.sizes());
   const Tensor x_adv_ordered = ordered_like(x_adv, target), x_ordered = ordered_like(x, target);
   const Tensor grad_ordered = ordered_like(grad, target);
@@ -108,8 +108,17 @@ Tensor pgd_step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, Option
   return out;
 }
 
+// An expanded tensor, whose elements share memory: nothing can be written into it.
+bool is_expanded(const Tensor& tensor) {
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1 && tensor.stride(d) == 0) return true;
+  }
+  return false;
+}
+
 void pgd_step_(Tensor x_adv, const Tensor& grad, const Tensor& x, OptionalTensor eps_each,
                OptionalTensor step_each, double eps, double step, bool l2, double lo, double hi) {
+  STD_TORCH_CHECK(!is_expanded(x_adv), "x_adv is expanded");
   run(x_adv, grad, x, eps_each, step_each, eps, step, l2, lo, hi, x_adv);
 }
 

@@ -109,23 +109,27 @@ def balanced_kd(
         "teacher_clean": teacher_clean,
     }
     chosen = _choose(form, given)
-    require_tensors(student_adv=student_adv, target=target, log_prior=log_prior, **chosen)
-    _check(student_adv, target, log_prior, chosen)
     _check_settings(temperature, reduction)
-    native_here = student_adv.device.type in _NATIVE_DEVICES
-    compute: Callable[..., BalancedKD] = _native_loss if native_here else _twin_loss
-    return compute(
-        student_adv,
-        target,
-        log_prior,
-        form=form,
+    rest: dict[str, Any] = {
         **chosen,
-        cls_weight=cls_weight,
-        kd_weight=kd_weight,
-        temperature=temperature,
-        reduction=reduction,
-        on_biased=on_biased,
-    )
+        "form": form,
+        "cls_weight": cls_weight,
+        "kd_weight": kd_weight,
+        "temperature": temperature,
+        "reduction": reduction,
+        "on_biased": on_biased,
+    }
+    try:
+        if student_adv.device.type in _NATIVE_DEVICES and not log_prior.requires_grad:
+            return _native_loss(student_adv, target, log_prior, **rest)
+    except (AttributeError, TypeError, RuntimeError):
+        # The operator looks at all tensors and targets first; here is said, in a sentence, what it found.
+        _check(student_adv, target, log_prior, chosen)
+        _check_targets(target, student_adv.shape[1])
+        raise
+    _check(student_adv, target, log_prior, chosen)
+    _check_targets(target, student_adv.shape[1])
+    return balanced_kd_twin(student_adv, target, log_prior, **rest)
 
 
 def balanced_kd_twin(
@@ -170,11 +174,6 @@ def _kl_twin(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * torch.where(p == 0, 0.0, p * (log_p - log_q)).sum() / len(student)
 
 
-def _twin_loss(student_adv: Tensor, target: Tensor, log_prior: Tensor, **arguments: Any) -> BalancedKD:
-    _check_targets(target, student_adv.shape[1])
-    return balanced_kd_twin(student_adv, target, log_prior, **arguments)
-
-
 def _native_loss(
     student_adv: Tensor,
     target: Tensor,
@@ -193,24 +192,19 @@ def _native_loss(
     wants_grad = student_adv.requires_grad or (plan.differences and chosen["student_minus"].requires_grad)
     # What is compiled must stay one operator, with the gradient registered for it.
     operator = torch.ops.ltat.balanced_kd if torch.compiler.is_compiling() else _Loss.apply
-    try:
-        loss, cls, kd, *_ = operator(
-            student_adv,
-            target,
-            log_prior,
-            None if plan.teacher is None else chosen[plan.teacher],
-            *differences,
-            float(cls_weight),
-            float(kd_weight),
-            float(temperature),
-            reduction == "elementmean",
-            on_biased,
-            torch.is_grad_enabled() and wants_grad,
-        )
-    except RuntimeError:
-        # The operator has looked at every target already; here is only said which one it was.
-        _check_targets(target, student_adv.shape[1])
-        raise
+    loss, cls, kd, *_ = operator(
+        student_adv,
+        target,
+        log_prior,
+        None if plan.teacher is None else chosen[plan.teacher],
+        *differences,
+        float(cls_weight),
+        float(kd_weight),
+        float(temperature),
+        reduction == "elementmean",
+        on_biased,
+        torch.is_grad_enabled() and wants_grad,
+    )
     return BalancedKD(loss, cls, kd)
 
 
@@ -230,6 +224,7 @@ def _choose(form: str, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def _check(student: Tensor, target: Tensor, log_prior: Tensor, others: dict[str, Tensor]) -> None:
+    require_tensors(student_adv=student, target=target, log_prior=log_prior, **others)
     if student.ndim != 2 or 0 in student.shape:
         raise LtatError(f"student_adv has shape {tuple(student.shape)}; give logits [B, C] with B, C >= 1")
     batch, classes = student.shape
@@ -343,8 +338,13 @@ if _NATIVE_DEVICES:
     torch.library.register_autograd("ltat::balanced_kd", _backward, setup_context=_setup_context)
 
     @torch.library.register_fake("ltat::balanced_kd")
-    def _balanced_kd_fake(student: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        differences, want_grad = arguments[3] is not None, arguments[-1]
+    def _balanced_kd_fake(
+        student: Tensor, target: Tensor, log_prior: Tensor, teacher: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, ...]:
+        names = ("the teacher", *_DIFFERENCE_INPUTS)
+        others = {name: t for name, t in zip(names, (teacher, *rest[:3]), strict=True) if t is not None}
+        _check(student, target, log_prior, others)
+        differences, want_grad = rest[0] is not None, rest[-1]
 
         def floats(*shape: int) -> Tensor:
             return student.new_empty(shape, dtype=torch.float32)
