@@ -31,13 +31,28 @@ inline float exp_nonpositive(float x) {
 
 inline float larger(float a, float b) { return b > a ? b : a; }
 
-// Combines the lanes that hold parts of one row, by halves, and gives the result to all of them.
+// All values by halves. Every half is an array of its own, which the compiler keeps in a register.
+template <int kValues, class Combine>
+inline float folded(const float* values, Combine combine) {
+  if constexpr (kValues == 1) {
+    return values[0];
+  } else {
+    float half[kValues / 2];
+#pragma omp simd
+    for (int k = 0; k < kValues / 2; ++k) half[k] = combine(values[k], values[k + kValues / 2]);
+    return folded<kValues / 2>(half, combine);
+  }
+}
+
+// Combines the lanes, which hold parts of one row, and gives the result to all of them; with a row to each
+// lane there is nothing to combine.
 template <int kRows, class Combine>
 inline void across_parts(Lanes& lanes, Combine combine) {
-  for (int width = kLanes / 2; width >= kRows; width /= 2) {
-    for (int lane = 0; lane < width; ++lane) lanes.at[lane] = combine(lanes.at[lane], lanes.at[lane + width]);
+  static_assert(kRows == 1 || kRows == kLanes);
+  if constexpr (kRows == 1) {
+    const float all = folded<kLanes>(lanes.at, combine);
+    for (float& lane : lanes.at) lane = all;
   }
-  for (int lane = kRows; lane < kLanes; ++lane) lanes.at[lane] = lanes.at[0];
 }
 
 template <int kRows>
