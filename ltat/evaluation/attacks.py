@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
 from ltat.attacks.modes import attack_mode
@@ -34,7 +34,7 @@ class Subject:
     """What is attacked, and how.
 
     Attributes:
-        model: the classifier, on ``device``.
+        network: the classifier in its precision, on ``device``; it keeps what the attacks on it prepare.
         images: uint8 [N, H, W, ch]; pixel value v stands for v / 255.
         labels: int64 [N].
         correct: bool [N], images the model classifies correctly before any attack.
@@ -42,12 +42,11 @@ class Subject:
         batch_size: images at once.
         seed: of every random start.
         device: where the model is.
-        precision: of the network body.
         state_dir: folder in which a long attack keeps its state, or None.
         on_progress: called as (stage, done, total).
     """
 
-    model: nn.Module
+    network: MixedPrecision
     images: Images
     labels: np.ndarray
     correct: np.ndarray
@@ -55,7 +54,6 @@ class Subject:
     batch_size: int
     seed: int
     device: torch.device
-    precision: str
     state_dir: Path | None
     on_progress: OnProgress
 
@@ -87,14 +85,14 @@ def as_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-def predict(model: nn.Module, x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+def predict(network: MixedPrecision, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Which images are classified correctly, and which have finite logits: two bool [B].
 
     An image whose logits are not finite counts as wrong: NaN compares false to everything, so its class would be
     an accident.
     """
-    with attack_mode(model, "eval"), torch.inference_mode():
-        logits = MixedPrecision(model, precision)(x)
+    with attack_mode(network, "eval"), torch.inference_mode():
+        logits = network(x)
     finite = logits.isfinite().all(1)
     return (logits.argmax(1) == y) & finite, finite
 
@@ -115,7 +113,7 @@ def gradient_attack(subject: Subject, *, name: str, steps: int, step_size: float
     for done, (batch, x, y) in enumerate(subject.batches(victims)):
         generator = torch_generator(subject.seed, f"evaluate {name}{steps}", int(batch[0]))
         x_adv = pgd(
-            subject.model,
+            subject.network,
             x,
             y,
             threat=subject.threat,
@@ -124,11 +122,11 @@ def gradient_attack(subject: Subject, *, name: str, steps: int, step_size: float
             start=START,
             objective=PGD_LOSSES[name][1],
             generator=generator,
-            precision=subject.precision,
+            precision=subject.network.precision,
         )
         # A NaN gradient makes a NaN image: no adversarial example, but no proof of robustness either.
         illegal = ~subject.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
-        survived, finite = predict(subject.model, x_adv, y, subject.precision)
+        survived, finite = predict(subject.network, x_adv, y)
         correct[batch] = (survived | illegal).cpu().numpy()
         counts["adversarial images broke the threat model and were not counted"] += int(illegal.sum())
         counts["adversarial images have logits that are not finite and count as wrong"] += int((~finite).sum())
@@ -151,8 +149,8 @@ def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float |
 def _zero_gradients(subject: Subject, x: Tensor, y: Tensor) -> int:
     """How many images have a cross-entropy gradient of exactly zero: PGD cannot leave them, other attacks may."""
     leaf = x.clone().requires_grad_(True)
-    with attack_mode(subject.model, "eval"), torch.enable_grad():
-        loss = F.cross_entropy(MixedPrecision(subject.model, subject.precision)(leaf), y, reduction="sum")
+    with attack_mode(subject.network, "eval"), torch.enable_grad():
+        loss = F.cross_entropy(subject.network(leaf), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     return int((gradient.flatten(1) == 0).all(1).sum())
 
@@ -166,14 +164,14 @@ def auto_attack(subject: Subject) -> Outcome:
     if len(victims) == 0:
         return Outcome(correct, {"stages": {"clean": 0}}, ["no image is classified correctly, so nothing was attacked"])
     result = autoattack(
-        subject.model,
+        subject.network.model,
         as_tensor(subject.images[victims]),
         torch.from_numpy(subject.labels[victims]),
         threat=subject.threat,
         batch_size=subject.batch_size,
         seed=subject.seed,
         state_path=None if subject.state_dir is None else subject.state_dir / "autoattack",
-        precision=subject.precision,
+        precision=subject.network.precision,
         on_progress=lambda stage, done, total: subject.on_progress(f"autoattack {stage}", done, total),
     )
     correct[victims] = result.robust.numpy()

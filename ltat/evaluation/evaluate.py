@@ -173,34 +173,34 @@ def _resolve(
 def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) -> tuple[Subject, list[str]]:
     """Runs the model on the clean images, checks what it gives, and makes it the attacks' subject."""
     device = next(model.parameters(), torch.empty(0)).device
+    network = MixedPrecision(model, precision)
     batch_size, on_progress = settings["batch_size"], settings["on_progress"]
     correct, undefined = [], 0
     for start in range(0, len(split), batch_size):
         x = as_tensor(split.images[start : start + batch_size]).to(device)
         y = torch.from_numpy(split.labels[start : start + batch_size]).to(device)
         if start == 0:
-            _check_classes(model, x[:1], split.num_classes, precision)
-        right, finite = predict(model, x, y, precision)
+            check_channels(model, x.shape[1])
+            _check_classes(network, x[:1], split.num_classes)
+        right, finite = predict(network, x, y)
         correct.append(right.cpu().numpy())
         undefined += int((~finite).sum())
         on_progress("clean", start + len(y), len(split))
     subject = Subject(
-        model=model,
+        network=network,
         images=split.images,
         labels=split.labels,
         correct=np.concatenate(correct),
         device=device,
-        precision=precision,
         **settings,
     )
     wrong = f"clean: {undefined} of {len(split)} images have logits that are not finite and count as wrong"
     return subject, [wrong] if undefined else []
 
 
-def _check_classes(model: nn.Module, x: Tensor, num_classes: int, precision: str) -> None:
-    check_channels(model, x.shape[1])
-    with attack_mode(model, "eval"), torch.inference_mode():
-        shape = tuple(MixedPrecision(model, precision)(x).shape)
+def _check_classes(network: MixedPrecision, x: Tensor, num_classes: int) -> None:
+    with attack_mode(network, "eval"), torch.inference_mode():
+        shape = tuple(network(x).shape)
     if shape != (1, num_classes):
         raise LtatError(
             f"the model answers one image with shape {shape} where the data have {num_classes} classes: "

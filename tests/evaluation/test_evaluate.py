@@ -14,6 +14,7 @@ from ltat.data import Dataset, Split
 from ltat.errors import LtatError
 from ltat.evaluation import render_table, write_json
 from ltat.models import build_model
+from ltat.precision import MixedPrecision
 
 CLASSES = 5
 COUNTS = [300, 120, 60, 25, 4]
@@ -275,3 +276,13 @@ def test_progress_is_told_stage_by_stage(data):
     evaluate(Brightest(), data, attacks=["clean", "pgd2"], batch_size=20, on_progress=lambda *news: told.append(news))
     assert ("clean", 50, 50) in told
     assert [news[0] for news in told].count("pgd2") >= 2
+
+
+def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: pytest.MonkeyPatch):
+    made = []
+    build = MixedPrecision._new_copy
+    monkeypatch.setattr(MixedPrecision, "_new_copy", lambda network: made.append(network) or build(network))
+    model = build_model("small", num_classes=CLASSES, in_channels=1)
+    data = split_of(np.full(50, 20))
+    evaluate(model, data, attacks=["pgd2", "cw2"], threat=THREAT, batch_size=20, precision="bf16")
+    assert len(made) == 1
