@@ -3,20 +3,24 @@
 A graph replays the same kernels on the same addresses. So its inputs live in buffers of their own, into which every
 call copies, and its output is copied before the next replay writes over it. Whatever else the function reads is frozen
 at the capture and belongs in the key: numbers by value, tensors that others change in place by their address.
+
+:class:`Graphs` is for functions without effects, which may be run for trial. The training update, which has some, is
+captured by :mod:`ltat.training.captured_update`.
 """
 
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ltat.errors import LtatError
 
-Capture = Callable[[Callable[[], Tensor], torch.device], tuple[Callable[[], None], Tensor]]
-"""(function, device) → what runs it once more, and the tensor that holds its result after every run."""
+T = TypeVar("T")
+Capture = Callable[[Callable[[], T], torch.device], tuple[Callable[[], None], T]]
+"""(function, device) → what runs it once more, and the tensors that hold its result after every run."""
 WARM_UP = 3
 
 
@@ -28,8 +32,7 @@ def capture_on_cuda(function: Callable[[], Tensor], device: torch.device) -> tup
     Raises:
         LtatError: ``device`` is no GPU, or the function does what a graph cannot hold, such as reading a value back.
     """
-    if device.type != "cuda":
-        raise LtatError(f"CUDA graphs were asked for and the images are on {device}; move network and images to a GPU")
+    require_cuda(device)
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream())
@@ -49,6 +52,12 @@ def capture_on_cuda(function: Callable[[], Tensor], device: torch.device) -> tup
     return graph.replay, output
 
 
+def require_cuda(device: torch.device) -> None:
+    """Raises: LtatError where ``device`` is no GPU."""
+    if device.type != "cuda":
+        raise LtatError(f"CUDA graphs were asked for and the images are on {device}; move network and images to a GPU")
+
+
 class Graphs:
     """The graphs that were captured, the most recently used ``size`` of them. A copy of this object begins empty.
 
@@ -57,10 +66,10 @@ class Graphs:
         size: graphs to keep; each holds the memory of a whole run of its function.
     """
 
-    def __init__(self, capture: Capture = capture_on_cuda, size: int = 3) -> None:
+    def __init__(self, capture: Capture[Tensor] = capture_on_cuda, size: int = 3) -> None:
         self.capture = capture
         self.size = size
-        self._kept: OrderedDict[Hashable, _Captured] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Captured[Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -76,25 +85,28 @@ class Graphs:
             inputs: tensors of one device, without gradient.
             key: what else decides the result. What it refers to is kept alive as long as the graph.
         """
-        whole = (key, tuple(map(_layout, inputs)))
+        whole = (key, tuple(map(layout_of, inputs)))
         if whole not in self._kept:
-            self._kept[whole] = _Captured(self.capture, function, inputs)
+            self._kept[whole] = Captured(self.capture, function, inputs)
         self._kept.move_to_end(whole)
         while len(self._kept) > self.size:  # now, since a capture has waited for all that the device had to do
             self._kept.popitem(last=False)
-        return self._kept[whole](inputs)
+        return self._kept[whole](inputs).clone()
 
 
-class _Captured:
-    def __init__(self, capture: Capture, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+class Captured(Generic[T]):
+    """A function of ``inputs`` as ``capture`` recorded it, with the buffers that it reads."""
+
+    def __init__(self, capture: Capture[T], function: Callable[..., T], inputs: Sequence[Tensor]) -> None:
         self.inputs = buffers = [torch.empty_like(tensor) for tensor in inputs]
         self._fill(inputs)
         self.replay, self.output = capture(lambda: function(*buffers), inputs[0].device)
 
-    def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
+    def __call__(self, inputs: Sequence[Tensor]) -> T:
+        """The tensors of the recorded result themselves, over which the next call writes."""
         self._fill(inputs)
         self.replay()
-        return self.output.clone()
+        return self.output
 
     @torch.no_grad()
     def _fill(self, inputs: Sequence[Tensor]) -> None:
@@ -102,5 +114,6 @@ class _Captured:
             buffer.copy_(tensor)
 
 
-def _layout(tensor: Tensor) -> Hashable:
+def layout_of(tensor: Tensor) -> Hashable:
+    """What two tensors must share to be inputs of one graph."""
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

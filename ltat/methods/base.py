@@ -22,9 +22,10 @@ gathers likewise, and gives every class a ``radius_scale``; TAET's first stage r
 post-hoc adjustment that is not part of the network goes into ``deployed``.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,18 @@ class LossTerms(NamedTuple):
     loss: Tensor
     logits: Tensor
     logs: dict[str, Tensor]
+
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def unread_by_loss(end_step: Hook) -> Hook:
+    """Mark an ``end_step`` of which the next ``loss`` sees at most what was written into tensors, in place.
+
+    Only then may the update be one CUDA graph (``train.graph``), which keeps the addresses of an epoch's first steps.
+    """
+    vars(end_step)["unread_by_loss"] = True
+    return end_step
 
 
 class Method:
@@ -171,6 +184,7 @@ class Method:
             return nullcontext()
         return adversarial_weights(model, lambda: self.loss(model, batch, x_adv, progress).loss, awp.gamma)
 
+    @unread_by_loss
     def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
         """Called after every optimiser step with the changed network, in training mode, and what its loss returned."""
 

@@ -27,7 +27,7 @@ from ltat.config import AttackSection, RunConfig, Section, named_epoch
 from ltat.config.sections import NonNegative, Positive, Quotient
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import LossTerms, Method, Progress, unread_by_loss
 from ltat.methods.divergences import kl_divergence
 
 
@@ -82,11 +82,12 @@ class Dafa(Method):
         last = progress.epoch == self.warmup_epochs
         self.gathered = self.weights.new_zeros(classes, classes, dtype=torch.float64) if last else None
 
+    @unread_by_loss
     def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
         """Add the probabilities of the adversarial images to the rows of their classes."""
         if self.gathered is not None:
             member = F.one_hot(batch.labels, terms.logits.shape[1]).double()
-            self.gathered = self.gathered + member.T @ terms.logits.double().softmax(dim=1)
+            self.gathered += member.T @ terms.logits.double().softmax(dim=1)
 
     def end_epoch(self, progress: Progress) -> None:
         """Weigh the classes from the end of the warm-up on."""

@@ -99,8 +99,8 @@ def worst_distribution(gains: Tensor, radius: float) -> Tensor:
     spread = gains.max() - gains.min()
     log_gap = ((gains.max() - gains) / spread.clamp(min=torch.finfo(gains.dtype).tiny)).log()  # -inf at the maximum
     # Outside, the divergence is surely above and below r: it is at least (-t - log C - 1) / C, and at most exp(-t).
-    low = gains.new_tensor(-classes * radius - math.log(classes) - 1)
-    high = gains.new_tensor(-math.log(radius))
+    low = gains.new_full((), -classes * radius - math.log(classes) - 1)
+    high = gains.new_full((), -math.log(radius))
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         outside = -log_distribution(middle, log_gap).mean() - math.log(classes) > radius

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ltat.config import ScheduleSection, Section
 from ltat.data import Batch
-from ltat.methods.base import LossTerms, Progress
+from ltat.methods.base import LossTerms, Progress, unread_by_loss
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 
 
@@ -47,6 +47,7 @@ class PgdAt(ClassificationMethod):
         loss = self.classification(logits, batch.labels, progress)
         return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
 
+    @unread_by_loss
     @torch.no_grad()
     def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
         """The clean forward of Rice et al., which moves the batch-norm statistics by the new weights."""

@@ -33,7 +33,7 @@ from ltat.config import AttackSection, LossSection, ScheduleSection, Section, Tr
 from ltat.config.sections import NonNegative
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Progress
+from ltat.methods.base import LossTerms, Progress, unread_by_loss
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 from ltat.precision import features_and_logits
 
@@ -83,9 +83,10 @@ class Reat(ClassificationMethod):
         """Count the predictions of the epoch from zero."""
         self.counting = torch.zeros_like(self.class_counts)
 
+    @unread_by_loss
     def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
         """Count what the adversarial images were taken for."""
-        self.counting = self.counting + F.one_hot(terms.logits.argmax(dim=1), terms.logits.shape[1]).sum(dim=0)
+        self.counting += F.one_hot(terms.logits.argmax(dim=1), terms.logits.shape[1]).sum(dim=0)
 
     def end_epoch(self, progress: Progress) -> None:
         """The next epoch's A_c are this one's predictions."""

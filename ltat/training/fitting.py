@@ -10,6 +10,7 @@ from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.models import save_model
 from ltat.training.averaging import average_record
+from ltat.training.captured_update import why_update_not_captured
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import Row, RunFolder, StageFiles
@@ -47,6 +48,8 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
     epochs, warned = stage.config.train.epochs, False
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
     reporter.say(f"{stage.name}: attack on {attacked_as(trainer, data)}")
+    if stage.config.train.graph:
+        reporter.say(f"{stage.name}: update {updated_as(trainer)}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
     reporter.begin(stage.name, steps * stage.loader.batch_size)
     while trainer.epoch < epochs:
@@ -82,6 +85,12 @@ def launched_as(trainer: Trainer, data: TaskData) -> str:
         objective = stage.method.objective(trainer.network, Batch(image, first, first))
     why = why_not_captured(trainer.network, objective, steps=attack.steps)
     return f", step by step: {why}" if why else ", one CUDA graph"
+
+
+def updated_as(trainer: Trainer) -> str:
+    """Whether the update is one CUDA graph, or why not, in words."""
+    why = why_update_not_captured(trainer.network, trainer.stage.method)
+    return f"step by step: {why}" if why else "as one CUDA graph"
 
 
 def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles) -> Row:

@@ -10,6 +10,7 @@ The teacher and the student are trained by this same loop, with another method a
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from ltat.models import Classifier
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.training.averaging import build_average
+from ltat.training.captured_update import CapturedUpdate, CudaRecorder, why_update_not_captured
 from ltat.training.optimizer import build_optimizer, set_learning_rate
 from ltat.training.schedule import learning_rate
 
@@ -101,6 +103,8 @@ class Trainer:
         self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
         self.average = build_average(stage.model, stage.config)
+        captured = why_update_not_captured(self.network, stage.method) is None
+        self.captured = CapturedUpdate(CudaRecorder(stage.device), stage.method) if captured else None
         self.epoch = 0
 
     @property
@@ -123,6 +127,8 @@ class Trainer:
         self.network.train()
         stage.method.class_counts = torch.as_tensor(stage.loader.class_counts(progress.epoch), device=stage.device)
         stage.method.begin_epoch(progress)
+        if self.captured:
+            self.captured.begin_epoch()
         for step, batch in enumerate(stage.loader.epoch(progress.epoch)):
             sums.add(self.train_step(batch, progress, step), batch.labels)
             self.on_step(len(batch.labels))
@@ -142,14 +148,21 @@ class Trainer:
         stream = f"{stage.name}/attack"
         noise = torch_generator(stage.config.seed.train, stream, progress.epoch, step, device=stage.device)
         x_adv = stage.method.attack(self.network, batch, progress, noise)
+        update = partial(self.update, progress=progress)
+        terms = self.captured.run(update, batch, x_adv) if self.captured else update(batch, x_adv)
+        stage.method.end_step(self.network, batch, terms)
+        self.average.end_step(progress.epoch)
+        return terms
+
+    def update(self, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+        """The optimiser's step on a batch and its adversarial images [B, C, H, W]."""
+        method = self.stage.method
         self.optimizer.zero_grad(set_to_none=True)
-        with stage.method.perturbed_weights(self.network, batch, x_adv, progress):
-            terms = stage.method.loss(self.network, batch, x_adv, progress)
+        with method.perturbed_weights(self.network, batch, x_adv, progress):
+            terms = method.loss(self.network, batch, x_adv, progress)
             self.scaler.scale(terms.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        stage.method.end_step(self.network, batch, terms)
-        self.average.end_step(progress.epoch)
         return terms
 
     def _require_finite_weights(self, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""A run whose attack is a captured graph is the run whose attack is not, and says which it is."""
+"""A run whose attack and update are captured graphs is the run of neither, and says whether its attack is one."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ltat.models import load_model
 from ltat.training import Trainer, prepare, train
 from ltat.training.fitting import attacked_as
 from ltat.training.preparing import check_graph
-from tests.attacks.recording import Recorder
+from tests.attacks.recording import Recorder, UpdateRecorder
 from tests.marks import needs_cuda
 from tests.training.tiny import tiny_config
 
@@ -21,6 +21,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """What captures in place of CUDA; a CPU is not refused."""
     recorder = Recorder()
     monkeypatch.setattr("ltat.training.trainer.Graphs", lambda: Graphs(recorder))
+    monkeypatch.setattr("ltat.training.trainer.CudaRecorder", lambda device: UpdateRecorder())
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     return recorder
 

@@ -1,0 +1,436 @@
+"""A run whose updates are captured is the run whose updates are not; what a graph cannot hold is not captured.
+
+On a CPU a tape stands in for the graph: it runs the recorded operations again on the same memory.
+"""
+
+import copy
+import gc
+import io
+import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltat.cuda_graphs import Graphs
+from ltat.data import Batch
+from ltat.errors import LtatError
+from ltat.methods import METHODS, AtBsl, LossTerms, find_method
+from ltat.methods.base import unread_by_loss
+from ltat.models import build_model
+from ltat.precision import MixedPrecision
+from ltat.training import Trainer, train
+from ltat.training.captured_update import CudaRecorder, why_update_not_captured
+from ltat.training.environment import determinism, pick_device
+from ltat.training.fitting import updated_as
+from ltat.training.preparing import build_stage, initial_weights
+from ltat.training.reporting import Reporter
+from ltat.training.task import TaskData, load_data, resolve
+from ltat.training.trainer import Stage
+from tests.attacks.recording import Recorder, UpdateRecorder
+from tests.marks import needs_cuda
+from tests.methods.making import make_method
+from tests.training.tiny import tiny_config
+
+# Five batches and a smaller one in an epoch, and another learning rate in each.
+SHORT = (
+    *("data.imbalance_ratio=50", "train.batch_size=70"),
+    *("train.epochs=2", "train.drop_last=false", "select.set=none", "attack.steps=0", "lr.milestones=[2]"),
+    "train.graph=true",
+)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
+    """What captures in place of CUDA; what looks at a value on a CPU only does not, as on a GPU."""
+    recorder = UpdateRecorder()
+    monkeypatch.setattr("ltat.training.trainer.CudaRecorder", lambda device: recorder)
+    monkeypatch.setattr("ltat.training.trainer.Graphs", lambda: Graphs(Recorder()))
+    monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
+    kernel = import_module("ltat.ops.balanced_kd")
+    monkeypatch.setattr(kernel, "_check_targets", lambda target, classes: None)
+    monkeypatch.setattr(kernel, "_is_one", lambda gradient: False)
+    monkeypatch.setattr(F, "one_hot", lambda labels, classes: (labels[:, None] == torch.arange(classes)).long())
+    return recorder
+
+
+@cache
+def digits() -> TaskData:
+    return load_data(resolve(tiny_config(*SHORT)))
+
+
+def stage_of(*assignments: str) -> Stage:
+    """A stage ready to run; its teacher, where it needs one, is a network with random weights."""
+    config, data = resolve(tiny_config(*SHORT, *assignments)), digits()
+    device, kind = pick_device(config.train.device), find_method(config.method)
+    with initial_weights(0, "teacher"):
+        teacher = build_model("small", num_classes=data.train.num_classes, in_channels=1).to(device)
+    taught = "teacher" in kind.Config.model_fields
+    return build_stage(
+        "student", kind.resolve(config, data.train.num_classes), data, device, teacher if taught else None
+    )
+
+
+def eager(stage: Stage) -> Stage:
+    train_section = stage.config.train.model_copy(update={"graph": False})
+    return replace(stage, config=stage.config.model_copy(update={"train": train_section}))
+
+
+def run(stage: Stage, epochs: int = 2) -> tuple[Trainer, list[dict[str, Any]]]:
+    trainer = Trainer(stage)
+    timed = ("seconds", "images_per_s")
+    rows = [trainer.run_epoch() for _ in range(epochs)]
+    return trainer, [{name: value for name, value in row.items() if name not in timed} for row in rows]
+
+
+def tensors(trainer: Trainer) -> list[Tensor]:
+    """All that an update may change: the network, the momentum, the average, a teacher in training mode."""
+    method = trainer.stage.method
+    networks = [trainer.stage.model, trainer.outcome.model, *([method.teacher] if method.teacher else [])]
+    momentum = [state["momentum_buffer"] for state in trainer.optimizer.state.values() if state]
+    return [value for network in networks for value in network.state_dict().values()] + momentum
+
+
+def assert_same(captured: Trainer, expected: Trainer) -> None:
+    pairs = list(zip(tensors(captured), tensors(expected), strict=True))
+    assert len(pairs) > 10 and all(torch.equal(one, other) for one, other in pairs)
+
+
+OPTIONS = [
+    "at-bsl awp.gamma=0.01 awp.warmup=1",
+    "at-bsl average.kind=ema average.decay=0.5",
+    "at-bsl average.kind=swa average.bn=recompute radius.alpha=0.3 radius.ramp=0.5",
+    "at-bsl optim.nesterov=true optim.wd_skip_bn=true model.normalize=train attack.mode=train",
+    "at-bsl optim.momentum=0 train.precision=bf16",
+    "pgd-at pgd_at.clean_forward=true data.sampling=balanced db.resample=per_epoch",
+    "pgd-at loss.cls=ldam-drw loss.drw=0.5",
+    "pgd-at loss.cls=cb",
+    "pgd-at loss.cls=focal loss.gamma=0.5",
+    "trades trades.third_forward=true awp.gamma=0.01",
+    "taet taet.clean=0.5 taet.absent=ignore",
+    "faal faal.extra_forward=true",
+    "reat reat.tail_impl=per_pair reat.tail_set=count reat.tail_sign=intended",
+    "dafa radius.alpha=0.3",
+    "self-distill kd.bn=concat teacher.mode=train kd.form=kl_adv+igdm",
+    "self-distill kd.bn=freeze_minus kd.mix=convex kd.alpha=0.5 loss.cls=ldam-drw loss.drw=0.5 awp.gamma=0.01",
+    "ard kd.alpha=0.5",
+    "adaad kd.alpha=0.5 kd.clean_forward=true",
+    "rslad+igdm igdm.bn=concat igdm.clamp_minus=true teacher.mode=train",
+    "ard+igdm igdm.bn=freeze_minus",
+]
+
+
+@pytest.mark.parametrize("settings", [*METHODS, *OPTIONS])
+def test_every_method_is_captured_once_an_epoch_reads_nothing_back_and_gives_the_eager_bits(
+    settings: str, recorder: UpdateRecorder
+):
+    stage = stage_of(*f"method={settings}".split())
+    expected, expected_rows = run(eager(copy.deepcopy(stage)))
+    assert recorder.eager == recorder.captured == 0
+    captured, rows = run(stage)
+    assert_same(captured, expected)
+    assert rows == expected_rows
+    assert recorder.captured == 2 and not [op for tape in recorder.tapes for op in tape.waits]
+
+
+def test_an_epoch_is_captured_after_one_eager_step_and_the_first_after_three(recorder: UpdateRecorder):
+    trainer = Trainer(stage_of("method=at-bsl", "train.epochs=3"))
+    for epoch, eager_steps in ((1, 3), (2, 1), (3, 1)):
+        recorder.eager = 0
+        trainer.run_epoch()
+        assert recorder.captured == epoch and recorder.eager == eager_steps + 1  # and the smaller last batch
+
+
+def test_resuming_in_the_middle_ends_with_the_same_weights(recorder: UpdateRecorder):
+    stage = stage_of("method=reat", "average.kind=ema", "train.epochs=3")
+    fresh = copy.deepcopy(stage)
+    whole, _ = run(stage, epochs=1)
+    file = io.BytesIO()
+    torch.save(whole.state_dict(), file)
+    whole.run_epoch()
+    resumed = Trainer(fresh)
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    resumed.run_epoch()
+    assert_same(resumed, whole)
+    whole.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))  # into what has a graph already
+    whole.run_epoch()
+    assert_same(whole, resumed)
+
+
+def test_one_batch_an_epoch_is_never_captured(recorder: UpdateRecorder):
+    stage = stage_of("method=at-bsl", "train.batch_size=500", "train.epochs=5")
+    assert stage.loader.steps(1) == 1
+    run(stage, epochs=5)
+    assert recorder.captured == 0 and recorder.eager == 5
+
+
+def test_the_terms_of_a_step_are_not_overwritten_by_the_next(recorder: UpdateRecorder):
+    trainer = Trainer(stage_of("method=trades"))
+    trainer.network.train()
+    batches = list(trainer.stage.loader.epoch(1))[:5]
+    progress = SimpleNamespace(epoch=1, epochs=2)
+    terms = [trainer.train_step(batch, progress, step) for step, batch in enumerate(batches)]
+    kept = copy.deepcopy(terms)
+    trainer.train_step(batches[0], progress, 5)
+    assert recorder.captured == 1
+    for found, expected in zip(terms, kept, strict=True):
+        assert not found.loss.requires_grad and found.loss.grad_fn is None
+        for one, other in zip(
+            (*found[:2], *found.logs.values()), (*expected[:2], *expected.logs.values()), strict=True
+        ):
+            assert torch.equal(one, other)
+    assert len({float(found.loss) for found in terms}) == len(terms)
+
+
+def remembering(in_place: bool) -> type[AtBsl]:
+    """A method whose loss reads what its last step has left, in one tensor or in another every time."""
+
+    class Remembering(AtBsl):
+        scale = torch.ones(())
+
+        @unread_by_loss
+        def end_step(self, model, batch: Batch, terms: LossTerms) -> None:
+            new = 1 + 0.1 * terms.loss.detach()
+            self.scale = self.scale.copy_(new) if in_place else new
+
+        def loss(self, *arguments) -> LossTerms:
+            terms = super().loss(*arguments)
+            return terms._replace(loss=terms.loss * self.scale)
+
+    return Remembering
+
+
+def with_method(kind: type[AtBsl]) -> Stage:
+    stage = stage_of("method=at-bsl")
+    return replace(stage, method=kind(stage.config, stage.method.class_counts))
+
+
+def test_a_loss_that_reads_what_steps_write_in_place_gives_the_eager_bits(recorder: UpdateRecorder):
+    trainers = []
+    for graph in (True, False):
+        stage = with_method(remembering(in_place=True))
+        stage.method.scale = torch.ones(())
+        trainers.append(run(stage if graph else eager(stage))[0])
+    assert_same(*trainers)
+    assert recorder.captured == 2
+
+
+def test_a_method_that_sets_what_a_replay_would_not_see_is_stopped(recorder: UpdateRecorder):
+    with pytest.raises(LtatError, match=r"Remembering has set scale .* use train\.graph=false"):
+        run(with_method(remembering(in_place=False)))
+
+
+class Counting(AtBsl):
+    """A method of the user's with a hook after the step."""
+
+    def end_step(self, model, batch: Batch, terms: LossTerms) -> None:
+        self.steps = getattr(self, "steps", 0) + 1
+
+
+def test_a_hook_after_the_step_of_the_users_own_is_not_captured_and_says_so(recorder: UpdateRecorder):
+    trainer = Trainer(with_method(Counting))
+    assert updated_as(trainer) == "step by step: end_step() of Counting may change what its loss reads"
+    trainer.run_epoch()
+    assert recorder.captured == recorder.eager == 0 and trainer.stage.method.steps == 6
+
+
+def wrapped(precision: str = "fp32", compiled: bool = False, graph: bool = True) -> MixedPrecision:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    return MixedPrecision(model, precision, compiled, Graphs(Recorder()) if graph else None)
+
+
+def test_what_no_graph_can_hold_is_launched_step_by_step():
+    method = make_method("at-bsl", counts=torch.ones(3))
+    assert why_update_not_captured(wrapped(), method) is None
+    assert "no graph was asked for" in why_update_not_captured(wrapped(graph=False), method)
+    assert "loss scale" in why_update_not_captured(wrapped("fp16"), method)
+    assert "torch.compile" in why_update_not_captured(wrapped(compiled=True), method)
+    hooked = wrapped()
+    hooked.model[1].register_forward_hook(lambda module, inputs, output: output)
+    assert "hooks" in why_update_not_captured(hooked, method)
+    teacher = wrapped().model
+    taught = make_method("rslad", counts=torch.ones(3), teacher=teacher)
+    assert why_update_not_captured(wrapped(), taught) is None
+    teacher.register_forward_pre_hook(lambda module, inputs: None)
+    assert "hooks" in why_update_not_captured(wrapped(), taught)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("method=at-bsl train.graph=true", ["student: update as one CUDA graph"]),
+        ("method=at-bsl train.graph=true train.precision=fp16", ["student: update step by step: the loss scale"]),
+        ("method=at-bsl", []),
+    ],
+)
+def test_a_run_says_how_its_update_is_launched(settings: str, said: list[str], recorder, tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: lines.append(text))
+    train(tiny_config(*settings.split(), "train.epochs=1", "select.set=none"), tmp_path / "run")
+    assert [line[: len(start)] for line, start in zip(lines[2:], said, strict=False)] == said
+    assert len([line for line in lines if " update " in line]) == len(said)
+
+
+class PretendedCuda:
+    """In place of torch.cuda: writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.graphs: list[weakref.ref] = []
+
+    def Stream(self, device):
+        return SimpleNamespace(name="side", wait_stream=lambda other: self.said.append(f"side waits for {other.name}"))
+
+    def current_stream(self, device):
+        return SimpleNamespace(name="main", wait_stream=lambda other: self.said.append(f"main waits for {other.name}"))
+
+    @contextmanager
+    def stream(self, stream):
+        self.said.append(f"into {stream.name}")
+        try:
+            yield
+        finally:
+            self.said.append(f"out of {stream.name}")
+
+    def graph_pool_handle(self):
+        return "pool"
+
+    def synchronize(self, device):
+        self.said.append("synchronize")
+
+    def empty_cache(self):
+        self.said.append("empty the cache")
+
+    def CUDAGraph(self):
+        graph = PretendedGraph(self.said)
+        self.graphs.append(weakref.ref(graph))
+        return graph
+
+
+class PretendedGraph:
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+
+    def capture_begin(self, pool: str, capture_error_mode: str) -> None:
+        self.said.append(f"begin in {pool}, {capture_error_mode}")
+
+    def capture_end(self) -> None:
+        self.said.append("end")
+
+    def replay(self) -> None:
+        self.said.append("replay")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> PretendedCuda:
+    cuda = PretendedCuda()
+    monkeypatch.setattr("ltat.training.captured_update.torch.cuda", cuda)
+    return cuda
+
+
+GPU = torch.device("cuda", 1)
+CAPTURE = ["into side", "begin in pool, thread_local", "update", "end", "out of side"]
+
+
+def test_a_step_is_run_on_the_stream_that_records_and_recorded_where_nothing_else_is_freed(cuda: PretendedCuda):
+    recorder = CudaRecorder(GPU)
+    assert recorder.eagerly(lambda: cuda.said.append("update") or 1) == 1
+    assert cuda.said == ["side waits for main", "into side", "update", "out of side", "main waits for side"]
+    cuda.said.clear()
+    replay, result = recorder.record(lambda: cuda.said.append("update") or gc.isenabled())
+    replay()
+    assert cuda.said == ["synchronize", "empty the cache", *CAPTURE, "replay"]
+    assert result is False and gc.isenabled()  # the collector rests inside only
+
+
+def test_the_last_graph_keeps_the_pool_until_the_next_is_recorded(cuda: PretendedCuda):
+    recorder = CudaRecorder(GPU)
+    recorder.record(lambda: None)
+    cuda.said.clear()
+    alive: list[bool] = []
+    recorder.record(lambda: alive.append(cuda.graphs[0]() is not None) or cuda.said.append("update"))
+    assert cuda.said == ["synchronize", *CAPTURE] and alive == [True]
+    assert cuda.graphs[0]() is None and cuda.graphs[1]() is recorder.graph
+
+
+def test_a_failed_capture_is_ended_and_told_in_one_sentence(cuda: PretendedCuda):
+    recorder = CudaRecorder(GPU)
+
+    def failing():
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    with pytest.raises(LtatError, match=r"\(operation not permitted\); use train\.graph=false") as caught:
+        recorder.record(failing)
+    assert "\n" not in str(caught.value) and cuda.said[-2:] == ["end", "out of side"]
+    assert recorder.graph is None and gc.isenabled()
+
+
+def test_an_update_on_a_cpu_is_refused_by_the_real_recorder():
+    with pytest.raises(LtatError, match="the images are on cpu"):
+        CudaRecorder(torch.device("cpu"))
+
+
+ON_GPU = ("train.device=cuda", "train.epochs=3", "attack.steps=2")
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "at-bsl train.precision=bf16 average.kind=ema awp.gamma=0.01 awp.warmup=1",
+        "pgd-at pgd_at.clean_forward=true loss.cls=ldam-drw loss.drw=0.5",
+        "self-distill train.precision=bf16",
+        "self-distill kd.bn=freeze_minus teacher.mode=train loss.cls=cb",
+        "taet taet.clean=0.4",
+        "faal",
+        "reat",
+        "robal train.precision=bf16",
+        "dafa awp.gamma=0.01",
+        "ard",
+        "rslad+igdm igdm.bn=concat",
+    ],
+)
+def test_a_captured_update_on_a_gpu_gives_the_eager_bits(settings: str, monkeypatch: pytest.MonkeyPatch):
+    recorded = []
+    real = CudaRecorder.record
+    monkeypatch.setattr(CudaRecorder, "record", lambda self, function: recorded.append(1) or real(self, function))
+    stage = stage_of(*f"method={settings}".split(), *ON_GPU)
+    with determinism(True):
+        expected, expected_rows = run(eager(copy.deepcopy(stage)), epochs=3)
+        assert not recorded
+        captured, rows = run(stage, epochs=3)
+    assert_same(captured, expected)
+    assert rows == expected_rows and len(recorded) == 3
+
+
+@needs_cuda
+def test_captures_of_later_epochs_on_a_gpu_take_no_more_memory():
+    trainer, _ = run(stage_of("method=self-distill", *ON_GPU, "train.epochs=8"), epochs=2)
+    before = torch.cuda.memory_reserved()
+    for _ in range(6):
+        trainer.run_epoch()
+    assert torch.cuda.memory_reserved() <= before
+
+
+class Reading(AtBsl):
+    """A method that looks at a value of the device in its loss."""
+
+    def loss(self, *arguments) -> LossTerms:
+        terms = super().loss(*arguments)
+        return terms._replace(loss=terms.loss * (2 if terms.loss.item() > 1e9 else 1))
+
+
+@needs_cuda
+def test_a_captured_update_that_reads_a_value_back_is_refused_in_one_sentence():
+    stage = stage_of("method=at-bsl", *ON_GPU)
+    stage = replace(stage, method=Reading(stage.config, stage.method.class_counts))
+    with pytest.raises(LtatError, match=r"cannot be captured .* use train\.graph=false"):
+        run(stage)
+    assert torch.ones(2, device="cuda").sum().item() == 2
