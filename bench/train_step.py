@@ -1,7 +1,7 @@
 """An AT-BSL training step, attack and update, and its peak memory. Run: python -m bench.train_step.
 
 `plain` is the step of bench/plain_at_bsl.py, `compile` the same on torch.compile(network), `plain graph` its replay as
-one CUDA graph; `ltat …` is ltat's trainer by its settings, `ltat bf16 graph` with its attack as one CUDA graph. On a
+one CUDA graph; `ltat …` is ltat's trainer by its settings, `ltat bf16 graph` with attack and update as one each. On a
 CPU, where a step costs seconds, everyone takes a quarter of the batch and two attack steps, warmed up by one call, and
 only `plain` and ltat's fastest the whole. Peak memory is what a step adds to the process (CPU, a fresh process each, as
 Linux tells it) or to what is allocated on the device (CUDA).

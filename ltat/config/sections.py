@@ -176,7 +176,7 @@ class AverageSection(Section):
 class TrainSection(Section):
     """Length, batches, and the machine's side of training.
 
-    ``graph`` replays the attack as one CUDA graph; it has not run on a GPU yet (docs/engine.md).
+    ``graph`` replays attack and update as one CUDA graph each; it has not run on a GPU yet (docs/engine.md).
     """
 
     epochs: Count = 100

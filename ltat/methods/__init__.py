@@ -4,7 +4,7 @@ from ltat.errors import LtatError
 from ltat.methods.adaad import Adaad
 from ltat.methods.ard import Ard
 from ltat.methods.at_bsl import AtBsl
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import LossTerms, Method, Progress, unread_by_loss
 from ltat.methods.dafa import Dafa
 from ltat.methods.faal import Faal
 from ltat.methods.igdm import AdaadIgdm, ArdIgdm, RsladIgdm
@@ -79,4 +79,5 @@ __all__ = [
     "find_method",
     "is_user_method",
     "method_label",
+    "unread_by_loss",
 ]

@@ -22,8 +22,7 @@ from torch import Tensor
 from ltat.cuda_graphs import Graphs
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import METHODS, AtBsl, LossTerms, find_method
-from ltat.methods.base import unread_by_loss
+from ltat.methods import METHODS, AtBsl, LossTerms, find_method, unread_by_loss
 from ltat.models import build_model
 from ltat.precision import MixedPrecision
 from ltat.training import Trainer, train
