@@ -43,6 +43,7 @@ class WorkingCopy:
         self.place = _place(model)
         self.modules = list(model.modules())
         self.dtype = dtype or self.place.dtype
+        self.compiled = compiled
         body, graph = _traced(self.model)
         pairs = _foldable(graph, body)
         norms = [module for module in body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -56,6 +57,10 @@ class WorkingCopy:
         self.body = trunk
         self.trunk = torch.compile(trunk) if compiled else trunk
         self.refresh()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied part by part, the biases would no longer be views of the buffer that a refresh writes.
+        return type(self), (self.model, self.dtype, self.compiled)
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
@@ -86,6 +91,34 @@ class WorkingCopy:
         dtype = str(self.dtype).removeprefix("torch.")
         kept = f", {self.kept} kept" if self.kept else ""
         return f"working copy in {dtype}, {len(self.folded.convs)} batch norms folded{kept}"
+
+
+class FrozenCopy(nn.Module):
+    """The working copy of a network that stays as it is, as a module: a forward brings nothing up to date.
+
+    Its parameters and buffers are those that a forward reads, for whoever looks where they lie.
+
+    Args:
+        model: one of ``ltat.models``, in evaluation mode and without gradient.
+        dtype: of the copied body.
+
+    Raises:
+        Untraceable: see :class:`WorkingCopy`.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        with torch.inference_mode(False):  # autograd could not save the weights of a copy made inside
+            self.work = WorkingCopy(model, dtype)
+        self.body, self.normalize, self.classifier = self.work.parts
+        self.eval()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.work.model, self.work.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, ch, H, W], in the network's own dtype."""
+        return self.work(x)
 
 
 class _Place(NamedTuple):

@@ -124,6 +124,10 @@ class Method:
         """The network to evaluate and attack after training, with any post-hoc adjustment inside."""
         return model
 
+    def remarks(self) -> tuple[str, ...]:
+        """What a run says of the method when training begins, a line each."""
+        return ()
+
     def begin_epoch(self, progress: Progress) -> None:
         """Called before an epoch's first batch."""
 

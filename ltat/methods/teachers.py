@@ -10,11 +10,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ltat.attacks import Objective
 from ltat.config import AugmentSection, ModelSection, RunConfig, ScheduleSection, Section
 from ltat.config.sections import Count, NonNegative
+from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import Method
+from ltat.methods.base import Method, Progress
+from ltat.methods.objectives import inner_objective
 from ltat.methods.pgd_at import PgdAtConfig
+from ltat.precision import dtype_of
+from ltat.working_copy import FrozenCopy, Untraceable
 
 
 class TeacherSection(Section):
@@ -30,6 +35,7 @@ class TeacherSection(Section):
     ckpt: Literal["last", "best"] = "last"
     mode: Literal["eval", "train"] = "eval"
     aug: Literal["same", "none"] = "same"
+    precision: Literal["train", "fp32"] = "train"
 
 
 class TaughtConfig(RunConfig):
@@ -39,7 +45,12 @@ class TaughtConfig(RunConfig):
 
 
 class TaughtMethod(Method):
-    """Base of the methods with a teacher T: it is frozen, in the mode that ``teacher.mode`` says, and runs in fp32."""
+    """Base of the methods with a teacher T: it is frozen, in the mode that ``teacher.mode`` says.
+
+    In evaluation mode it answers in the precision of the training, where that is not fp32: ``working_teacher``, a copy
+    as attacks run one, with its last layer and its logits in fp32. A teacher that cannot be copied answers in fp32,
+    since of a foreign network autocast would round the last layer too, and IGDM takes differences of its logits.
+    """
 
     config: TaughtConfig
     teacher: nn.Module
@@ -48,6 +59,7 @@ class TaughtMethod(Method):
         teacher = require_teacher(teacher, class_counts, config.method)
         super().__init__(config, class_counts, teacher)
         self.teacher.train(config.teacher.mode == "train")
+        self._copy: FrozenCopy | Untraceable | None = None
         if config.teacher.ckpt == "best" and config.select.set == "none":
             raise LtatError("teacher.ckpt=best needs a selection and select.set is none; use teacher.ckpt=last")
 
@@ -57,10 +69,51 @@ class TaughtMethod(Method):
         assert isinstance(config, TaughtConfig)
         return balanced_teacher(config) if config.teacher.train == "balanced" else None
 
+    @property
+    def working_teacher(self) -> nn.Module:
+        """T as it answers: its copy in the precision of the training, or itself."""
+        if self._kept_exact():
+            return self.teacher
+        if self._copy is None or (isinstance(self._copy, FrozenCopy) and not self._copy.work.fits):
+            self._copy = self._new_copy()
+        return self._copy if isinstance(self._copy, FrozenCopy) else self.teacher
+
+    def _new_copy(self) -> FrozenCopy | Untraceable:
+        try:
+            return FrozenCopy(self.teacher, dtype_of(self.config.train.precision))
+        except Untraceable as why:
+            return why
+
+    def _kept_exact(self) -> str | None:
+        """The setting by which T itself answers, if there is one."""
+        if self.config.train.precision == "fp32":
+            return "train.precision=fp32"
+        if self.config.teacher.precision == "fp32":
+            return "teacher.precision=fp32"
+        return "teacher.mode=train" if self.teacher.training else None
+
+    def remarks(self) -> tuple[str, ...]:
+        """The form in which T answers."""
+        network = self.working_teacher
+        if isinstance(network, FrozenCopy):
+            return (f"teacher runs as {network.work}",)
+        return (f"teacher runs as the network itself: {self._kept_exact() or self._copy}",)
+
+    def begin_epoch(self, progress: Progress) -> None:
+        """Let the copy take over T's numbers, should they have changed."""
+        super().begin_epoch(progress)
+        network = self.working_teacher
+        if isinstance(network, FrozenCopy):
+            network.work.refresh()
+
+    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+        """``attack.loss``; where that asks T, of :attr:`working_teacher`."""
+        return inner_objective(self.config.attack.loss, model, batch, self.log_prior, self.working_teacher)
+
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
         """T's fp32 logits [B, C] of ``images`` [B, C, H, W], without gradient."""
-        return self.teacher(images).float()
+        return self.working_teacher(images).float()
 
     def teacher_logits_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """:meth:`teacher_logits` of several batches [B, C, H, W], in one forward where no batch norm mixes them."""

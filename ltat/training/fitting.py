@@ -50,6 +50,8 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
     reporter.say(f"{stage.name}: attack on {attacked_as(trainer, data)}")
     if stage.config.train.graph:
         reporter.say(f"{stage.name}: update {updated_as(trainer)}")
+    for remark in stage.method.remarks():
+        reporter.say(f"{stage.name}: {remark}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
     reporter.begin(stage.name, steps * stage.loader.batch_size)
     while trainer.epoch < epochs:
