@@ -1,6 +1,7 @@
 """The copy that attacks run on computes what the network computes, at every step of a training."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -154,6 +155,16 @@ def test_a_network_that_cannot_be_copied_is_attacked_as_it_stands_and_says_why(m
         WorkingCopy(model)
     network = MixedPrecision(model.eval(), "bf16")
     assert network.for_attack() is network and why in network.attacked_as()
+
+
+def test_a_copied_wrapper_brings_its_own_copy_up_to_date():
+    model, x = lived_in("small")
+    network = MixedPrecision(model)
+    network.for_attack()
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        change(twin.model)
+        torch.testing.assert_close(twin.for_attack()(x), twin.model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
 
 
 def test_hooks_are_not_lost():
