@@ -187,9 +187,7 @@ def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
     expected = FrozenCopy(trial.teacher, torch.bfloat16)
     assert torch.equal(trial.teacher_logits(batch.images), expected(batch.images))
     assert torch.equal(method.teacher_logits(batch.images), before)
-    assert not {p.data_ptr() for p in trial.working_teacher.parameters()} & {
-        p.data_ptr() for p in method.working_teacher.parameters()
-    }
+    assert trial.working_teacher.body is trial.working_teacher.work.body is not method.working_teacher.body
 
 
 # --- as one graph -------------------------------------------------------------------------------------------------
@@ -226,6 +224,11 @@ def test_a_captured_attack_reads_the_copy_where_it_lies(batch):
     assert recorder.captured == 1 and not torch.equal(again, first)
     method._copy = None  # another copy, elsewhere
     assert torch.equal(attacked(method, wrapper, batch), again) and recorder.captured == 2
+    layer = method.teacher.classifier
+    layer.weight = nn.Parameter(-layer.weight, requires_grad=False)
+    moved = attacked(method, wrapper, batch)
+    assert torch.equal(moved, attacked(method, MixedPrecision(wrapper.model, "bf16"), batch))
+    assert recorder.captured == 3 and not torch.equal(moved, again)
 
 
 # --- a trained teacher --------------------------------------------------------------------------------------------
@@ -251,7 +254,7 @@ def test_the_copys_logits_and_their_differences_keep_to_the_stated_tolerance(tra
     with torch.no_grad():
         expected = exact(plus.double()), exact(minus.double())
         got = answer(plus), answer(minus)
-    assert got[0].dtype == torch.float32
+    assert got[0].dtype == torch.float32 and not torch.equal(got[0], got[0].bfloat16().float())
     error, scale = got[0] - expected[0], expected[0].square().mean().sqrt()
     assert error.square().mean().sqrt() < 0.005 * scale and error.abs().max() < 0.02 * scale
     difference, wanted = got[0] - got[1], expected[0] - expected[1]
