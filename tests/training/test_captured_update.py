@@ -108,6 +108,8 @@ OPTIONS = [
     "at-bsl average.kind=swa average.bn=recompute radius.alpha=0.3 radius.ramp=0.5",
     "at-bsl optim.nesterov=true optim.wd_skip_bn=true model.normalize=train attack.mode=train",
     "at-bsl optim.momentum=0 train.precision=bf16",
+    "self-distill train.precision=bf16",
+    "adaad+igdm train.precision=bf16 attack.steps=1",
     "pgd-at pgd_at.clean_forward=true data.sampling=balanced db.resample=per_epoch",
     "pgd-at loss.cls=ldam-drw loss.drw=0.5",
     "pgd-at loss.cls=cb",
