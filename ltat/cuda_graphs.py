@@ -9,8 +9,10 @@ captured by :mod:`ltat.training.captured_update`.
 """
 
 import gc
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -24,7 +26,7 @@ Capture = Callable[[Callable[[], T], torch.device], tuple[Callable[[], None], T]
 WARM_UP = 3
 
 
-def capture_on_cuda(function: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def capture_on_cuda(function: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
     """Record ``function`` as a CUDA graph, after a few ordinary runs on the stream that records it.
 
     The runs load kernels, create the handles of the libraries and let cuDNN choose; none of that may happen inside.
@@ -40,16 +42,63 @@ def capture_on_cuda(function: Callable[[], Tensor], device: torch.device) -> tup
             for _ in range(WARM_UP):
                 function()
         torch.cuda.current_stream().wait_stream(stream)
-        gc.collect()  # a graph that the collector found during the capture would be destroyed there, which CUDA forbids
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Only of this thread: a loader's thread may go on to pin memory.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                output = function()
-        except RuntimeError as error:
-            why = str(error).partition("\n")[0]
-            raise LtatError(f"the attack cannot be captured as a CUDA graph ({why}); use train.graph=false") from error
+        torch.cuda.synchronize(device)
+        graph, output = record(function, stream)
     return graph.replay, output
+
+
+def record(function: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
+    """``function`` as a CUDA graph of ``stream``, and its result, which every replay writes anew; it is not executed.
+
+    Not by ``torch.cuda.graph``, which empties the allocator's cache every time, and leaves its stream the current one
+    when a capture fails.
+
+    Args:
+        function: has run on ``stream`` before, so that there is nothing left to load or to choose.
+        stream: of which the device has done all that was asked for.
+        pool: of ``torch.cuda.graph_pool_handle``, the memory to allocate from; one of its own if None.
+
+    Raises:
+        LtatError: the function does what a graph cannot hold, such as reading a value back.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream), _collector_paused():
+        # Only of this thread: a loader's thread may go on to pin memory.
+        graph.capture_begin(pool, capture_error_mode="thread_local")
+        try:
+            result = function()
+            graph.capture_end()
+        except RuntimeError as error:
+            _give_up(graph)
+            why = str(error).partition("\n")[0]
+            raise LtatError(f"this cannot be captured as a CUDA graph ({why}); use train.graph=false") from error
+        except BaseException:
+            _give_up(graph)
+            raise
+    return graph, result
+
+
+def _give_up(graph: torch.cuda.CUDAGraph) -> None:
+    """End a capture that has failed, then make one of nothing: torch's generator goes on capturing until one ends."""
+    with suppress(RuntimeError):
+        graph.capture_end()
+    with suppress(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is empty
+        nothing = torch.cuda.CUDAGraph()
+        nothing.capture_begin()
+        nothing.capture_end()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """A graph that the collector found during a capture would be destroyed there, which CUDA forbids."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def require_cuda(device: torch.device) -> None:

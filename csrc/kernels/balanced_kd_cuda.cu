@@ -114,7 +114,8 @@ __global__ void rows_kernel(const BalancedKdArgs args) {
       teacher_difference.add(row.teacher_difference(k));
     }
   }
-  const float cls_log_sum = across_lanes<kLanes>(cls).value();
+  cls = across_lanes<kLanes>(cls);
+  const float cls_log_sum = cls.value();
   const float student_log_sum = across_lanes<kLanes>(student).value();
   const float teacher_log_sum = across_lanes<kLanes>(teacher).value();
   const float student_difference_log_sum = across_lanes<kLanes>(student_difference).value();
@@ -139,7 +140,9 @@ __global__ void rows_kernel(const BalancedKdArgs args) {
   }
   kl = across_lanes<kLanes>(kl);
   if (lane == 0) {
-    args.row_cls[row_index] = target_in_range(args, target) ? cls_log_sum - row.cls(target) : NAN;
+    // The difference first: a loss far smaller than the logits would be rounded away with them.
+    args.row_cls[row_index] =
+        target_in_range(args, target) ? logf(cls.sum) + (cls.max - row.cls(target)) : NAN;
     args.row_kd[row_index] = kl;
   }
 }

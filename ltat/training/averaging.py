@@ -8,12 +8,13 @@ running statistics the same average is taken, or the raw network's are copied, o
 epoch by one pass of its clean, augmented training images. Counters are always copied: a mean of integers is none.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
+from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from ltat.config import RunConfig, named_epoch
 from ltat.data import Loader
@@ -22,6 +23,7 @@ from ltat.models import Classifier
 from ltat.precision import MixedPrecision
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+Pair = tuple[Tensor, Tensor]
 Update = Callable[[Tensors, Tensors, Tensor | int], None]
 
 
@@ -53,14 +55,16 @@ class Average:
 
 
 class RunningAverage(Average):
-    """What the averages share; a subclass says how a new model enters, and when."""
+    """What the averages share; a subclass says how a new model enters, and when.
+
+    The arithmetic is torch's; the loop is not ``AveragedModel``'s, which at every step copies its count to the device
+    and so waits for it.
+    """
 
     def __init__(self, model: Classifier, config: RunConfig) -> None:
         super().__init__(model, config)
-        self.averaged = AveragedModel(
-            model, multi_avg_fn=floats_only(self.rule()), use_buffers=config.average.bn == "average"
-        )
-        self.averaged.requires_grad_(False).eval()
+        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
+        self.count = 0  # of the models that are in it
 
     def rule(self) -> Update:
         """How the average changes by the newest weights."""
@@ -69,12 +73,31 @@ class RunningAverage(Average):
     @property
     def network(self) -> Classifier:
         """The average, once it has begun."""
-        return cast(Classifier, self.averaged.module) if self.averaged.n_averaged > 0 else self.model
+        return self.averaged if self.count else self.model
 
+    @torch.no_grad()
     def update(self, epoch: int) -> None:
         """Take the newest weights in, where ``epoch`` is averaged."""
-        if is_averaged(self.config, epoch):
-            self.averaged.update_parameters(self.model)
+        if not is_averaged(self.config, epoch):
+            return
+        averaged, copied = self._pairs()
+        if self.count == 0:
+            copied, averaged = copied + averaged, []
+        if averaged:
+            own, newest = zip(*averaged, strict=True)
+            self.rule()(own, newest, self.count)
+        for mine, theirs in copied:
+            mine.copy_(theirs)
+        self.count += 1
+
+    def _pairs(self) -> tuple[list[Pair], list[Pair]]:
+        """Tensors of the average and of the raw network: those that are averaged, and those that are copied."""
+        weights: list[Pair] = list(zip(self.averaged.parameters(), self.model.parameters(), strict=True))
+        buffers: list[Pair] = list(zip(self.averaged.buffers(), self.model.buffers(), strict=True))
+        # Batch norm's counters are always copied: the mean of integers is none.
+        joins = self.config.average.bn == "average"
+        statistics = [pair for pair in buffers if joins and pair[0].is_floating_point()]
+        return weights + statistics, [pair for pair in buffers if not (joins and pair[0].is_floating_point())]
 
     def end_epoch(self, epoch: int, loader: Loader) -> None:
         """Compute batch norm's statistics anew, where ``average.bn`` asks for it."""
@@ -84,11 +107,12 @@ class RunningAverage(Average):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, and how many models are in it."""
-        return self.averaged.state_dict()
+        return {"n_averaged": self.count, "network": self.averaged.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state_dict` gave."""
-        self.averaged.load_state_dict(state)
+        self.averaged.load_state_dict(state["network"])
+        self.count = int(state["n_averaged"])
 
 
 class Ema(RunningAverage):
@@ -122,21 +146,6 @@ AVERAGES: dict[str, type[Average]] = {"none": Average, "ema": Ema, "swa": Swa}
 def build_average(model: Classifier, config: RunConfig) -> Average:
     """The average that ``average.kind`` names."""
     return AVERAGES[config.average.kind](model, config)
-
-
-def floats_only(update: Update) -> Update:
-    """``update`` for floating-point tensors; others, batch norm's counters, are copied.
-
-    torch's rules round a counter down at every step or refuse to divide it.
-    """
-
-    def apply(averaged: Tensors, newest: Tensors, count: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            update(averaged, newest, count)
-        else:
-            torch._foreach_copy_(averaged, newest)
-
-    return apply
 
 
 def first_epoch(config: RunConfig) -> int:

@@ -9,17 +9,15 @@ counts), so it is good for that epoch. The next one begins with an eager step, s
 (AWP after its warm-up, TAET's second stage), and then records again, into the same memory.
 """
 
-import gc
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable
 from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ltat.cuda_graphs import WARM_UP, Captured, layout_of, require_cuda
+from ltat.cuda_graphs import WARM_UP, Captured, layout_of, record, require_cuda
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method
@@ -82,40 +80,9 @@ class CudaRecorder:
         torch.cuda.synchronize(self.device)  # the last graph, which goes at the end, must not be running
         if self.graph is None:
             torch.cuda.empty_cache()  # what the eager steps left is of no use to the pool
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.stream(self.stream), _collector_paused():
-                result = self._captured(graph, function)
-        except RuntimeError as error:
-            why = str(error).partition("\n")[0]
-            raise LtatError(f"the update cannot be captured as a CUDA graph ({why}); use train.graph=false") from error
-        self.graph = graph  # only now the last one may go: a pool that no graph holds cannot be recorded into
-        return graph.replay, result
-
-    def _captured(self, graph: torch.cuda.CUDAGraph, function: Callable[[], T]) -> T:
-        # Not by torch.cuda.graph, which empties the allocator's cache, and that at every epoch. Only of this thread: a
-        # loader's thread may go on to pin memory.
-        graph.capture_begin(self.pool, capture_error_mode="thread_local")
-        try:
-            result = function()
-        except BaseException:
-            with suppress(RuntimeError):  # that the capture is void; what made it so is the error to tell
-                graph.capture_end()
-            raise
-        graph.capture_end()
-        return result
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A graph that the collector found during a capture would be destroyed there, which CUDA forbids."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        # Only now the last one may go: a pool that no graph holds cannot be recorded into.
+        self.graph, result = record(function, self.stream, self.pool)
+        return self.graph.replay, result
 
 
 class CapturedUpdate:

@@ -1,9 +1,8 @@
 """The K steps as one graph give what they give one by one, whatever changes between two attacks."""
 
 import copy
+import gc
 import pickle
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +12,14 @@ from ltat.attacks import Held, ThreatModel, cross_entropy, pgd
 from ltat.attacks.graph import why_not_captured
 from ltat.attacks.objectives import dlr
 from ltat.cuda_graphs import Graphs, capture_on_cuda
+from ltat.cuda_graphs import record as record_graph
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.divergences import kl_divergence
 from ltat.methods.objectives import INNER_LOSSES, inner_objective
 from ltat.models import build_model
 from ltat.precision import MixedPrecision
+from tests.attacks.pretended_cuda import PretendedCuda
 from tests.attacks.recording import Recorder
 from tests.marks import needs_cuda
 
@@ -277,51 +278,28 @@ def test_images_on_a_cpu_are_refused_by_the_real_capture():
         capture_on_cuda(lambda: torch.ones(1), torch.device("cpu"))
 
 
-class PretendedCuda:
-    """In place of torch.cuda: writes down what is asked of it."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.fails = False
-
-    def Stream(self, device):
-        return SimpleNamespace(name="side", wait_stream=lambda other: self.said.append(f"side waits for {other.name}"))
-
-    def current_stream(self):
-        return SimpleNamespace(name="main", wait_stream=lambda other: self.said.append(f"main waits for {other.name}"))
-
-    def CUDAGraph(self):
-        return SimpleNamespace(replay=lambda: self.said.append("replay"))
-
-    @contextmanager
-    def within(self, what):
-        self.said.append(f"into {what}")
-        yield
-        self.said.append(f"out of {what}")
-
-    def device(self, device):
-        return self.within(device)
-
-    def stream(self, stream):
-        return self.within(stream.name)
-
-    def graph(self, graph, stream, capture_error_mode):
-        if self.fails:
-            raise RuntimeError("operation not permitted\nwhen stream is capturing")
-        return self.within(f"capture on {stream.name}, {capture_error_mode}")
-
-
 def test_a_capture_is_warmed_up_on_its_own_stream_and_heeds_only_its_own_thread(monkeypatch: pytest.MonkeyPatch):
     cuda = PretendedCuda()
-    monkeypatch.setattr("ltat.cuda_graphs.torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr("ltat.cuda_graphs.torch.cuda", cuda)
     replay, output = capture_on_cuda(lambda: cuda.said.append("run") or "output", torch.device("cuda", 1))
     replay()
     warm_up = ["side waits for main", "into side", "run", "run", "run", "out of side", "main waits for side"]
-    capture = ["into capture on side, thread_local", "run", "out of capture on side, thread_local"]
+    capture = ["synchronize", "into side", "begin in None, thread_local", "run", "end", "out of side"]
     assert cuda.said == ["into cuda:1", *warm_up, *capture, "out of cuda:1", "replay"] and output == "output"
-    cuda.fails = True
-    with pytest.raises(LtatError, match=r"\(operation not permitted\); use train\.graph=false"):
-        capture_on_cuda(lambda: "output", torch.device("cuda", 1))
+
+
+def test_a_capture_that_fails_is_ended_and_another_made_that_ends_well(monkeypatch: pytest.MonkeyPatch):
+    cuda = PretendedCuda()
+    monkeypatch.setattr("ltat.cuda_graphs.torch.cuda", cuda)
+
+    def failing():
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    with pytest.raises(LtatError, match=r"\(operation not permitted\); use train\.graph=false") as caught:
+        record_graph(failing, cuda.Stream(None))
+    assert "\n" not in str(caught.value) and gc.isenabled()
+    begun, nothing = "begin in None, thread_local", "begin in None, global"
+    assert cuda.said == ["into side", begun, "end", nothing, "end", "out of side"]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from ltat.data import ImageStore, ResidentLoader, ShufflePlan, Split, TorchLoade
 from ltat.data.beton import BetonImages, load_beton, read_beton, write_beton, writing
 from ltat.data.beton.format import look_through
 from ltat.data.beton.sidecar import read_sidecar, sidecar_path
+from ltat.data.workers import cores
 from ltat.errors import LtatError
 from tests.data.betons import NAMES, N, Opened, noise, opened, sign, stored
 from tests.marks import needs_ffcv
@@ -101,7 +102,7 @@ def test_one_worker_writes_the_same_bytes_again(written, tmp_path):
     assert (tmp_path / "colour.beton").read_bytes() == (written / "colour.beton").read_bytes()
 
 
-@pytest.mark.skipif(writing.resolve_workers(None, 1) == 0 or os.cpu_count() < 2, reason="needs two cores")
+@pytest.mark.skipif(cores() < 2, reason="needs two cores")
 def test_two_workers_write_the_same_split(tmp_path):
     original, seen = noise(n=700), []
     back = stored(original, tmp_path / "x.beton", workers=2, on_progress=lambda *state: seen.append(state))

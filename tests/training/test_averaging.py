@@ -120,7 +120,9 @@ def test_a_run_stopped_before_or_amid_averaging_ends_as_the_whole_run(settings, 
     train(config, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
-    assert all(whole["average"][name].equal(parts["average"][name]) for name in whole["average"])
+    average, again = whole["average"], parts["average"]
+    assert average["n_averaged"] == again["n_averaged"] > 0
+    assert all(value.equal(again["network"][name]) for name, value in average["network"].items())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_the_average_is_what_a_run_validates_and_saves_and_the_state_holds_both(
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     last, best = (load_file(tmp_path / f"{name}.safetensors") for name in ("last", "best"))
     for name, value in last.items():
-        assert value.equal(state["average"][f"module.{name}"]) and value.equal(best[name])
+        assert value.equal(state["average"]["network"][name]) and value.equal(best[name])
     assert not last["conv1.weight"].equal(state["model"]["conv1.weight"])
     assert read_card(tmp_path / "last").extra["average"] == says
     plan = prepare(config)
