@@ -3,6 +3,7 @@
 x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K−1
 """
 
+import warnings
 from numbers import Integral, Real
 
 import torch
@@ -64,8 +65,8 @@ def pgd(
         generator: source of the start noise (its own device); torch's global one if None.
         precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         fold: in mode ``"eval"``, attack a working copy with batch norm folded into the convolutions (see
-            :mod:`ltat.working_copy`); a network that cannot be copied is attacked as it stands. If None, only in half
-            precision: ``"fp32"`` is the exact reference.
+            :mod:`ltat.working_copy`); a network that cannot be copied is attacked as it stands, and a warning
+            says why. If None, only in half precision: ``"fp32"`` is the exact reference.
         validate: check the arguments; the checks read values back from the device, so the trainer skips them.
 
     Returns:
@@ -90,7 +91,10 @@ def pgd(
         network = _wrapped(model, precision)
         folded = mode == "eval" and (precision != "fp32" if fold is None else fold)
         scale = FP16_LOSS_SCALE if precision == "fp16" else 1.0
-        ascent = Ascent(network.for_attack() if folded else network, y, objective, largest_label, scale)
+        attacked = network.for_attack() if folded else network
+        if folded and attacked is network and network is not model:  # whoever keeps the wrapper can ask it
+            warnings.warn(f"the attack runs on {network.attacked_as()}", stacklevel=2)
+        ascent = Ascent(attacked, y, objective, largest_label, scale)
         if why_not_captured(network, objective, mode=mode, steps=steps, restarts=restarts, keep=keep) is None:
             x_adv = threat.random_start(x, start, generator)
             return captured_climb(network, ascent, x_adv, x, threat, steps, step_size)

@@ -34,18 +34,19 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Inside, with ``wanted``, torch uses deterministic algorithms only; on leaving, as before."""
-    if not wanted:
-        yield
-        return
+    """Inside, with ``wanted``, torch uses deterministic algorithms only; without, cuDNN tries its own for the quickest.
+
+    On leaving, all is as before.
+    """
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     benchmark = torch.backends.cudnn.benchmark
     try:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
+        if wanted:
+            torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not wanted
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -205,6 +205,7 @@ def test_the_best_iterate_is_no_worse_than_the_last(net, x, y):
     assert (loss_of(net, best, y) > loss_of(net, last, y) + 1e-6).any()
 
 
+@pytest.mark.filterwarnings("ignore:the attack runs on the network itself")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_runs_the_body_only_and_still_attacks(precision, net, x, y):
     seen = []

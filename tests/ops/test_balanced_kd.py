@@ -279,7 +279,7 @@ def test_wrong_use_is_one_clear_sentence(change, message):
         balanced_kd(**(make_inputs(4, 6) | change))
 
 
-def test_a_target_out_of_range_on_a_device_poisons_the_loss_and_not_the_context():
+def test_a_target_out_of_range_on_a_gpu_poisons_the_loss_and_not_the_context():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     tensors, leaves = with_gradients(make_inputs(4, 6, device="cuda"))
@@ -421,3 +421,10 @@ def test_torch_compile_sees_one_graph(native_device):
     assert torch.equal(got.loss, expected.loss)
     for mine, theirs in zip(gradients(got.loss, leaves), gradients(expected.loss, leaves), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_loss_far_smaller_than_the_logits_is_not_rounded_away(native_device):
+    logits = torch.tensor([[1000.0, 990.0]], device=native_device)
+    target, prior = torch.zeros(1, dtype=torch.long, device=native_device), torch.zeros(2, device=native_device)
+    expected = math.log1p(math.exp(-10))
+    assert balanced_kd(logits, target, prior).loss.item() == pytest.approx(expected, rel=1e-3)

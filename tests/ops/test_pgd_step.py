@@ -203,7 +203,7 @@ def test_wrong_use_is_one_clear_sentence(change, message):
         pgd_step(**arguments)
 
 
-def test_a_bad_radius_on_a_device_poisons_its_sample_instead_of_hanging():
+def test_a_bad_radius_on_a_gpu_poisons_its_sample_instead_of_hanging():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     x = torch.full((2, 3), 0.5, device="cuda")

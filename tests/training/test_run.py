@@ -239,8 +239,15 @@ def test_determinism_is_asked_for_inside_and_given_back_after():
     finally:
         torch.use_deterministic_algorithms(False)
     with determinism(True):
-        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_cudnn_looks_for_its_quickest_kernels_while_a_run_may_differ_in_the_last_bit():
+    before = torch.backends.cudnn.benchmark
+    with determinism(False):
+        assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark == before
 
 
 def test_a_teacher_of_other_channels_is_refused_before_anything_is_written(tmp_path: Path):
