@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import click
 import torch
 
+from ltat import cuda_graphs
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 RESULTS_VARIABLE = "LTAT_BENCH_RESULTS"  # another folder for the rows
@@ -36,7 +38,7 @@ COLUMNS = (
     "bytes",
 )
 WARM_UP = 10
-TRIALS = 3
+TRIALS = cuda_graphs.WARM_UP + 2  # a captured update warms up, is recorded, and is replayed
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
 CPU_MODES = ("default",)  # the others differ in CUDA graphs and in tuned matrix products, which no bench is made of
 
@@ -193,15 +195,16 @@ def modes_to_try(device: torch.device, modes: tuple[str, ...] = MODES) -> tuple[
     return modes if named is None else tuple(filter(None, named.split(",")))
 
 
-def tried(name: str, build: Callable[[], Run]) -> dict[str, Run]:
+def tried(name: str, build: Callable[[], Run], trials: int = TRIALS) -> dict[str, Run]:
     """The candidate ``name``, or nothing and a line where it cannot be made or run here.
 
-    It is called three times: one compiled with CUDA graphs warms up, records and replays. For what we compare with
-    alone: a compiler or a capture that fails must not cost the other rows, while a failure of ours is to end the bench.
+    It is called ``trials`` times: what is captured must have been recorded and replayed before it is compared. For what
+    we compare with, and for captures: a compiler or a capture that fails must not cost the other rows, while a failure
+    of ours that is neither is to end the bench.
     """
     try:
         run = build()
-        for _ in range(TRIALS):
+        for _ in range(trials):
             run()
     except Exception as error:
         print(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
@@ -210,17 +213,8 @@ def tried(name: str, build: Callable[[], Run]) -> dict[str, Run]:
 
 
 def graphed(run: Run) -> Run:
-    """The replay of a CUDA graph of ``run``, captured after a warm-up on a stream of its own."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
+    """The replay of a CUDA graph of ``run``."""
+    return cuda_graphs.capture_on_cuda(run, torch.device("cuda", torch.cuda.current_device()))[0]
 
 
 def append(

@@ -12,7 +12,7 @@ from bench import _harness, attack, balanced_kd, pgd_step, plain_at_bsl
 from bench._harness import Spread, append, compare
 from bench._training import SETTINGS, Task, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
-from ltat import ops
+from ltat import cuda_graphs, ops
 from ltat.data import Batch
 from ltat.methods import Progress
 from ltat.models import build_model
@@ -122,9 +122,19 @@ def test_a_rival_that_fails_costs_its_own_row_alone(capsys: pytest.CaptureFixtur
     assert list(_harness.tried("eager", lambda: list)) == ["eager"]
 
 
-def test_a_rival_that_fails_only_when_called_again_costs_its_own_row_alone():
-    calls = iter([None, None])  # as a CUDA graph that warms up, is recorded, and cannot be replayed
-    assert _harness.tried("compile", lambda: lambda: next(calls)) == {}
+@pytest.mark.parametrize("good_calls", [0, cuda_graphs.WARM_UP, cuda_graphs.WARM_UP + 1])
+def test_an_update_that_cannot_be_recorded_or_replayed_costs_its_own_row_alone(good_calls: int):
+    calls = iter(range(good_calls))  # as one that warms up, and fails when it is recorded, or replayed
+    assert _harness.tried("graph", lambda: lambda: next(calls)) == {}
+
+
+def test_a_graph_is_captured_as_ltat_captures_and_its_replay_is_what_is_timed(monkeypatch: pytest.MonkeyPatch):
+    def replay() -> None: ...
+
+    seen = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(cuda_graphs, "capture_on_cuda", lambda *given: (seen.append(given), (replay, None))[1])
+    assert _harness.graphed(list) is replay and seen == [(list, torch.device("cuda", 3))]
 
 
 @pytest.mark.parametrize("form", ["igdm", "kl_adv"])
