@@ -12,7 +12,7 @@ from bench import _harness, attack, balanced_kd, pgd_step, plain_at_bsl
 from bench._harness import Spread, append, compare
 from bench._training import SETTINGS, Task, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
-from ltat import cuda_graphs, ops
+from ltat import cuda_graphs, ops, precision
 from ltat.data import Batch
 from ltat.methods import Progress
 from ltat.models import build_model
@@ -79,6 +79,22 @@ def test_every_attack_of_the_bench_stays_in_the_ball_and_hurts():
         x_adv = run()
         assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1, name
         assert F.cross_entropy(model(x_adv), y) > clean, name
+
+
+def test_the_attacked_networks_copy_is_made_once_as_in_a_training(monkeypatch: pytest.MonkeyPatch):
+    made: list[object] = []
+
+    class Counted(precision.WorkingCopy):
+        def __init__(self, *given: object) -> None:
+            made.append(given)
+            super().__init__(*given)
+
+    monkeypatch.setattr(precision, "WorkingCopy", Counted)
+    x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+    runs = attack.ltat_runs(build_model("small", num_classes=10).eval(), x, y, Recipe(steps=1))
+    for _ in range(2):
+        runs["ltat bf16"]()
+    assert len(made) == 1
 
 
 def test_candidates_take_turns_and_warm_up_is_not_counted():
