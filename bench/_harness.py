@@ -42,7 +42,12 @@ TRIALS = cuda_graphs.WARM_UP + 2  # a captured update warms up, is recorded, and
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
 CPU_MODES = ("default",)  # the others differ in CUDA graphs and in tuned matrix products, which no bench is made of
 
+MOST_LAUNCHED = 10  # calls that wait at a time: a queue holds about 1,000 launches, and a loss is dozens
+HOLDS = (2**23, 2**25, 2**27)  # cycles of a waiting kernel: 4, 17 and 70 ms at 2 GHz
+
 Run = Callable[[], object]
+Timed = Callable[[Run, int], float]
+"""(run, repeats) → seconds of one call."""
 
 
 class Spread(NamedTuple):
@@ -131,40 +136,75 @@ def compare(
     rounds: int = 30,
     target: float = 5e-3,
     warm_up: int = WARM_UP,
+    timed: Timed | None = None,
 ) -> dict[str, Spread]:
     """The seconds per call of every candidate.
 
     The candidates take turns in every round, so that a machine that slows down slows all of them; a turn lasts
     about ``target`` seconds, and is one call where that is 0. Compilation and ``warm_up`` calls are not counted.
+    ``timed`` is the clock; None: events on a GPU, and the wall's on a CPU.
     """
+    timed = timed or (event_seconds if device.type == "cuda" else wall_seconds)
     repeats = dict.fromkeys(candidates, 1)
     for name, run in candidates.items():
         for _ in range(warm_up):
             run()
         if target:
-            repeats[name] = max(1, int(target / _seconds(run, 3, device)))
+            repeats[name] = max(1, int(target / timed(run, 3)))
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, run in candidates.items():
-            times[name].append(_seconds(run, repeats[name], device))
+            times[name].append(timed(run, repeats[name]))
     return {name: Spread.of(t) for name, t in times.items()}
 
 
-def _seconds(run: Run, repeats: int, device: torch.device) -> float:
+def compare_operations(candidates: Mapping[str, Run], device: torch.device, rounds: int = 30) -> dict[str, Spread]:
+    """:func:`compare` for single operations, on a GPU by the device's time alone.
+
+    One takes microseconds there, less than its launch takes the host: events would time Python.
+    """
+    return compare(candidates, device, rounds, timed=device_seconds if device.type == "cuda" else None)
+
+
+def wall_seconds(run: Run, repeats: int) -> float:
     """Seconds of one call, averaged over ``repeats`` calls in a row."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(repeats):
-            run()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
     begin = time.perf_counter()
     for _ in range(repeats):
         run()
     return (time.perf_counter() - begin) / repeats
+
+
+def event_seconds(run: Run, repeats: int) -> float:
+    """The same on a GPU, from the first launch to the end of the last kernel."""
+    torch.cuda.synchronize()
+    return _between_events(run, repeats)[0]
+
+
+def device_seconds(run: Run, repeats: int) -> float:
+    """The same of the device alone: a kernel that waits holds it until all is launched.
+
+    What reads a value back cannot be held; its time is that of :func:`event_seconds`.
+    """
+    repeats = min(repeats, MOST_LAUNCHED)
+    for cycles in HOLDS:
+        torch.cuda.synchronize()
+        torch.cuda._sleep(cycles)
+        seconds, held = _between_events(run, repeats)
+        if held:
+            break
+    return seconds
+
+
+def _between_events(run: Run, repeats: int) -> tuple[float, bool]:
+    """Seconds of one call, and whether the device began only when all calls had been launched."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        run()
+    end.record()
+    held = not start.query()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / repeats, held
 
 
 def best_compiled(

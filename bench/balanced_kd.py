@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
+from bench._harness import Run, append, bench_options, best_compiled, compare_operations, graphed, tried
 from ltat.ops import balanced_kd, balanced_kd_twin
 
 SHAPES = [(128, 10), (128, 100), (256, 200), (256, 1000)]
@@ -52,7 +52,7 @@ def bench_case(shape: tuple[int, int], form: str, device: torch.device, rounds: 
         candidates |= tried("eager graph", lambda: graphed(candidates["eager"]))
         candidates["native graph"] = graphed(candidates["native"])
     case = f"{shape[0]}x{shape[1]} {form} float32 fwd+bwd"
-    append("balanced_kd", case, device, compare(candidates, device, rounds))
+    append("balanced_kd", case, device, compare_operations(candidates, device, rounds))
 
 
 @click.command()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
+from bench._harness import Run, append, bench_options, best_compiled, compare, compare_operations, graphed, tried
 from bench.loader import baseline, make_split
 from ltat.ops import gather_augment, gather_augment_twin
 
@@ -82,7 +82,7 @@ def bench_case(shape: tuple[int, ...], device: torch.device, rounds: int) -> Non
     bytes_moved = floats.nbytes // 4 + floats.nbytes
     case = f"{'x'.join(map(str, shape))} of {IMAGES} pad {PAD} flip"
     traffic = {"copy": 2 * floats.nbytes, "native": bytes_moved, "native gather": bytes_moved}
-    append("gather_augment", case, device, compare(candidates, device, rounds), traffic)
+    append("gather_augment", case, device, compare_operations(candidates, device, rounds), traffic)
 
 
 def bench_epoch(size: int, device: torch.device, rounds: int) -> None:

@@ -9,7 +9,7 @@ does. On CUDA `… graph` is the replay of a captured step.
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, tried
+from bench._harness import Run, append, bench_options, best_compiled, compare_operations, graphed, tried
 from ltat.ops import pgd_step, pgd_step_twin
 
 SHAPES = [(128, 3, 32, 32), (256, 3, 64, 64)]
@@ -62,7 +62,7 @@ def bench_case(shape: tuple[int, ...], dtype: torch.dtype, norm: str, device: to
         candidates |= tried("twin graph", lambda: graphed(candidates["twin"]))
         candidates["native graph"] = graphed(candidates["native"])
     case = f"{'x'.join(map(str, shape))} {norm} {str(dtype).removeprefix('torch.')} in place"
-    append("pgd_step", case, device, compare(candidates, device, rounds), traffic)
+    append("pgd_step", case, device, compare_operations(candidates, device, rounds), traffic)
 
 
 @click.command()

@@ -24,10 +24,11 @@ them (`python -m bench.report`). `ltat bench` measures everything again, `ltat b
 
 How it is measured: the candidates of a case take turns in every round, so that a machine that slows down slows all of
 them, and a ratio is taken within one run only. The tables give the median and the 20th and 80th percentile of the
-rounds; compilation and warm-up calls are not counted. Inputs are random, never zeros. GPU times are CUDA events'.
-For the single operations glibc keeps what is freed, or the eager candidates would be charged for pages that come and
-go; whole attacks, steps and epochs run as they do for a user. *speed* is relative to the case's plain or eager
-candidate; rows in which we lose are here too.
+rounds; compilation and warm-up calls are not counted. Inputs are random, never zeros. For
+the single operations glibc keeps what is freed, or the eager candidates would be charged for pages that come and go;
+whole attacks, steps and epochs run as they do for a user. GPU times are CUDA events'. GPU times of single operations
+are the device's alone: their launches queue up behind a kernel that waits, or the time would be the host's. *speed* is
+relative to the case's plain or eager candidate; rows in which we lose are here too.
 """
 
 

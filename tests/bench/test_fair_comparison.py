@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -105,6 +106,73 @@ def test_candidates_take_turns_and_warm_up_is_not_counted():
     assert found.keys() == {"a", "b"}
 
 
+class FakeGpu:
+    """Stands in for torch.cuda: the host takes ``launching`` cycles for a call, the device 2 ms for each."""
+
+    def __init__(self, launching: int = 0, reads_back: bool = False) -> None:
+        self.launching, self.reads_back = launching, reads_back
+        self.held, self.begun = 0, True
+        self.said: list[object] = []
+
+    def synchronize(self) -> None:
+        self.said.append("wait")
+
+    def _sleep(self, cycles: int) -> None:
+        self.held, self.begun = cycles, False
+        self.said.append(cycles)
+
+    def run(self) -> None:
+        self.said.append("run")
+        self.held -= self.launching
+        self.begun = self.begun or self.reads_back or self.held <= 0
+
+    def Event(self, enable_timing: bool) -> SimpleNamespace:
+        calls = self.said.count
+        return SimpleNamespace(
+            record=lambda: self.said.append("event"),
+            query=lambda: self.begun,
+            synchronize=lambda: None,
+            elapsed_time=lambda end: 2.0 * (calls("run") / (calls("event") // 2)),
+        )
+
+
+def device_time(gpu: FakeGpu, repeats: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(torch, "cuda", gpu)
+    return _harness.device_seconds(gpu.run, repeats)
+
+
+def test_an_operations_launches_are_queued_before_the_device_may_begin(monkeypatch: pytest.MonkeyPatch):
+    gpu = FakeGpu(launching=1000)
+    assert device_time(gpu, 3, monkeypatch) == pytest.approx(2e-3)
+    assert gpu.said == ["wait", _harness.HOLDS[0], "event", "run", "run", "run", "event"]
+
+
+def test_no_more_is_queued_than_a_queue_can_hold(monkeypatch: pytest.MonkeyPatch):
+    gpu = FakeGpu()
+    device_time(gpu, 5000, monkeypatch)
+    assert gpu.said.count("run") <= 20
+
+
+def test_a_host_that_is_slow_is_given_more_time_to_launch(monkeypatch: pytest.MonkeyPatch):
+    gpu = FakeGpu(launching=_harness.HOLDS[0])
+    assert device_time(gpu, 3, monkeypatch) == pytest.approx(2e-3)
+    assert [said for said in gpu.said if isinstance(said, int)] == list(_harness.HOLDS[:2])
+
+
+def test_what_reads_a_value_back_is_measured_and_is_no_endless_wait(monkeypatch: pytest.MonkeyPatch):
+    gpu = FakeGpu(reads_back=True)
+    assert device_time(gpu, 3, monkeypatch) == pytest.approx(2e-3)
+    assert gpu.said.count("run") == 3 * len(_harness.HOLDS)
+
+
+@pytest.mark.parametrize(("compared", "held"), [(compare, False), (_harness.compare_operations, True)])
+def test_only_single_operations_are_timed_without_their_launches(compared, held, monkeypatch: pytest.MonkeyPatch):
+    gpu = FakeGpu(launching=1)
+    monkeypatch.setattr(torch, "cuda", gpu)
+    compared({"ours": gpu.run}, torch.device("cuda"), rounds=1)
+    assert any(isinstance(said, int) for said in gpu.said) is held
+
+
 def test_percentiles_lie_within_what_was_measured():
     assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
     spread = Spread.of([1.0, 2.0, 9.0])
@@ -174,7 +242,7 @@ def test_what_is_compiled_is_the_quicker_form(bench, case: str, body: str, monke
     real = getattr(bench, form)
     monkeypatch.setattr(bench, form, lambda *args, **kwargs: (ran.append(form), real(*args, **kwargs))[1])
     monkeypatch.setattr(bench, "best_compiled", lambda build, device: build(lambda function: function))
-    monkeypatch.setattr(bench, "compare", lambda candidates, *rest: measured.update(candidates))
+    monkeypatch.setattr(bench, "compare_operations", lambda candidates, *rest: measured.update(candidates))
     monkeypatch.setattr(bench, "append", lambda *rest: None)
     args = ((2, 3, 4, 4), torch.float32, case) if bench is pgd_step else ((2, 5), case)
     bench.bench_case(*args, CPU, 1)
