@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench._harness import Run, append, bench_options, best_compiled, compare, graphed, network_cases, tried
+from bench._training import FASTEST, GRAPH
 from bench.plain_at_bsl import Recipe, pgd_attack
 from ltat.attacks import ThreatModel, pgd
 from ltat.cuda_graphs import Graphs
@@ -30,7 +31,6 @@ SETTINGS = {
     "ltat fp32 folded": {"fold": True},
     "ltat bf16": {"precision": "bf16"},
 }
-FASTEST = "ltat bf16"
 NETWORK_MODES = ("default", "reduce-overhead")  # the tuned modes search for minutes on a whole network
 
 
@@ -99,7 +99,7 @@ def main(device: torch.device, rounds: int, name: str, batch: int | None) -> Non
         ours = ltat_runs(same, x, y, recipe)
         if device.type == "cuda":
             graphed_run = partial(ltat_run, same, x, y, recipe, graphs=Graphs(), **SETTINGS[FASTEST])
-            ours |= tried(f"{FASTEST} graph", graphed_run)
+            ours |= tried(GRAPH, graphed_run)
         runs |= {**ours, **other_runs(model, x, y, recipe)} if everyone else {FASTEST: ours[FASTEST]}
         seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
         append("attack", f"{name} {images}x3x32x32 {steps} steps", device, seconds)

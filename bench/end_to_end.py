@@ -2,16 +2,19 @@
 
 On a CPU the training of `make demo` (its recipe on scikit-learn's digits), on a GPU a student's epoch of CIFAR-10-LT,
 ratio 50, ResNet-18. `plain` is the loop of bench/plain_at_bsl.py with a DataLoader: on digits it reads in the main
-process, which is the quickest there, on a GPU with four workers and pinned memory. `ltat …` is ltat's trainer by its
-settings, with its own loader, `ltat demo` by the recipe as the demo runs it. A call is an epoch.
+process, which is the quickest there, on a GPU with four workers and pinned memory. `plain compile` is the same on
+torch.compile(network), on a CPU only, `ltat …` ltat's trainer by its settings, with its own loader, `ltat demo` by the
+recipe as the demo runs it; on a GPU `ltat bf16` alone, and with attack and update as a CUDA graph each. A call is an
+epoch.
 """
 
 import click
 import torch
 
-from bench._harness import Run, append, bench_options, compare, tried
+from bench._harness import Run, append, bench_options, best_compiled, compare, tried
 from bench._training import (
     COUNTS,
+    FASTEST,
     GRAPH,
     GRAPH_SETTINGS,
     SETTINGS,
@@ -23,6 +26,7 @@ from bench._training import (
 from ltat.data import load_dataset
 
 EPOCHS = 1000  # more than will be asked for: a stage of a bench never reaches its end
+TRIALS = 2  # epochs: every one has steps enough to be recorded, and the second records again
 
 
 def digits(device: torch.device) -> Task:
@@ -41,19 +45,32 @@ def ltat_epochs(task: Task, settings: tuple[str, ...]) -> Run:
     return make_trainer(task, settings).run_epoch
 
 
+def cpu_candidates(task: Task) -> dict[str, Run]:
+    """Everyone."""
+
+    def compiled(compile) -> Run:
+        return plain_epochs(task, 0, compile)
+
+    runs = {"plain": plain_epochs(task, 0)}
+    runs |= {name: ltat_epochs(task, own) for name, own in ({"ltat demo": ()} | SETTINGS).items()}
+    return runs | tried("plain compile", lambda: best_compiled(compiled, task.device), TRIALS)
+
+
+def gpu_candidates(task: Task) -> dict[str, Run]:
+    """The plain loop and ltat's fastest two: an epoch takes seconds."""
+    runs = {"plain": plain_epochs(task, 4), FASTEST: ltat_epochs(task, SETTINGS[FASTEST])}
+    return runs | tried(GRAPH, lambda: ltat_epochs(task, GRAPH_SETTINGS), TRIALS)
+
+
 @click.command()
 @bench_options(rounds=7)
 def main(device: torch.device, rounds: int) -> None:
     """An epoch of training, batches included."""
-    on_cpu = device.type == "cpu"
-    task = digits(device) if on_cpu else cifar(device)
-    runs = {"plain": plain_epochs(task, 0 if on_cpu else 4)}
-    settings = ({"ltat demo": ()} if on_cpu else {}) | SETTINGS
-    runs |= {name: ltat_epochs(task, own) for name, own in settings.items()}
-    if device.type == "cuda":
-        runs |= tried(GRAPH, lambda: ltat_epochs(task, GRAPH_SETTINGS))
-    case = "digits, small, an epoch" if on_cpu else "CIFAR-10-LT, resnet18, an epoch"
-    append("end_to_end", case, device, compare(runs, device, rounds, target=0.0, warm_up=2 if on_cpu else 1))
+    if device.type == "cpu":
+        case, runs, warm_up = "digits, small, an epoch", cpu_candidates(digits(device)), 2
+    else:
+        case, runs, warm_up = "CIFAR-10-LT, resnet18, an epoch", gpu_candidates(cifar(device)), 1
+    append("end_to_end", case, device, compare(runs, device, rounds, target=0.0, warm_up=warm_up))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,26 @@
 `plain` is the step of bench/plain_at_bsl.py, `compile` the same on torch.compile(network), `plain graph` its replay as
 one CUDA graph; `ltat …` is ltat's trainer by its settings, `ltat bf16 graph` with attack and update as one each. On a
 CPU, where a step costs seconds, everyone takes a quarter of the batch and two attack steps, warmed up by one call, and
-only `plain` and ltat's fastest the whole. Peak memory is what a step adds to the process (CPU, a fresh process each, as
-Linux tells it) or to what is allocated on the device (CUDA).
+only `plain` and ltat's fastest the whole. Peak memory is measured in a fresh process each: what two steps add to it, as
+Linux tells it (CPU), or to what torch keeps of the device, the pools of graphs included (CUDA, after warm-up steps).
 """
 
+import gc
 import re
 import subprocess
 import sys
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
 
 from bench._harness import (
     ROOT,
+    TRIALS,
     Run,
     Spread,
     append,
@@ -30,20 +36,29 @@ from bench._harness import (
 )
 from bench._training import (
     COUNTS,
+    FASTEST,
     GRAPH,
     GRAPH_SETTINGS,
     SETTINGS,
     Plain,
     Task,
+    gpu_settings,
     make_plain,
     make_trainer,
     random_split,
-    settings_for,
 )
-from bench.attack import FASTEST, NETWORK_MODES
+from bench.attack import NETWORK_MODES
 from bench.plain_at_bsl import train_step
 from ltat.data import Batch
 from ltat.methods import Progress
+
+
+class MemoryCase(NamedTuple):
+    """The network, the images of a batch, and where its step runs."""
+
+    model: str
+    images: int
+    device: torch.device
 
 
 def make_batch(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,27 +88,28 @@ def candidates(task: Task) -> dict[str, Run]:
         return plain_run(make_plain(task, compile), task)
 
     runs = {"plain": plain_run(make_plain(task), task)}
-    runs |= {name: ltat_run(task, settings) for name, settings in settings_for(task.device).items()}
+    runs |= {name: ltat_run(task, settings) for name, settings in SETTINGS.items()}
+    for name, settings in gpu_settings(task.device).items():
+        runs |= tried(name, partial(ltat_run, task, settings))
     runs |= tried("compile", lambda: best_compiled(compiled, task.device, NETWORK_MODES))
     if task.device.type == "cuda":
-        runs |= tried(GRAPH, lambda: ltat_run(task, GRAPH_SETTINGS))
         runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(task), task)))
     return runs
 
 
 def one(task: Task, candidate: str) -> Run:
-    return plain_run(make_plain(task), task) if candidate == "plain" else ltat_run(task, SETTINGS[candidate])
+    if candidate == "plain":
+        return plain_run(make_plain(task), task)
+    return ltat_run(task, GRAPH_SETTINGS if candidate == GRAPH else SETTINGS[candidate])
 
 
-def peak_mib(task: Task, candidate: str) -> float:
-    """MiB that two steps need at most above what stood before the first."""
-    run = one(task, candidate)
-    reset, before, peak = DEVICE_MEMORY if task.device.type == "cuda" else PROCESS_MEMORY
-    reset()
-    standing = before()
+def process_peak(run: Run) -> float:
+    """Bytes that two calls need at most above what this process held before the first."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    standing = process_memory("VmRSS")
     for _ in range(2):
         run()
-    return (peak() - standing) / 2**20
+    return process_memory("VmHWM") - standing
 
 
 def process_memory(field: str) -> int:
@@ -103,30 +119,41 @@ def process_memory(field: str) -> int:
     return 1024 * int(found[1])
 
 
-# Forget the peak; what stands now; the peak since.
-PROCESS_MEMORY = (
-    lambda: Path("/proc/self/clear_refs").write_text("5"),
-    lambda: process_memory("VmRSS"),
-    lambda: process_memory("VmHWM"),
-)
-DEVICE_MEMORY = (torch.cuda.reset_peak_memory_stats, torch.cuda.memory_allocated, torch.cuda.max_memory_allocated)
+def device_peak(run: Run) -> float:
+    """Bytes that torch keeps of the device in two calls at most, above what it kept before the first.
+
+    Before the two, cuDNN has tried its algorithms and what is captured has been recorded. Graphs keep their pools.
+    """
+    gc.collect()
+    torch.cuda.empty_cache()
+    standing = torch.cuda.memory_reserved()
+    for _ in range(TRIALS):
+        run()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        run()
+    return torch.cuda.max_memory_reserved() - standing
 
 
-def bench_memory(case: str, task: Task, name: str, runs: int) -> None:
-    """Rows of the peaks; on a CPU, where memory once freed is not given back, each in a process of its own."""
-    if task.device.type == "cuda":
-        return write_peaks(case, task, {c: Spread.of([peak_mib(task, c)]) for c in ("plain", *SETTINGS)})
-    peaks = {}
-    for candidate in ("plain", *SETTINGS):
-        command = [sys.executable, "-m", "bench.train_step", "--peak-of", candidate, "--device", str(task.device)]
-        command += ["--threads", str(torch.get_num_threads()), "--model", name, "--batch", str(task.recipe.batch_size)]
-        told = [subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(runs)]
-        peaks[candidate] = Spread.of([float(run.stdout.split()[-1]) for run in told])
-    write_peaks(case, task, peaks)
+PEAKS = {"cpu": process_peak, "cuda": device_peak}
+PEAKS_OF = {"cpu": ("plain", *SETTINGS), "cuda": ("plain", FASTEST, GRAPH)}
 
 
-def write_peaks(case: str, task: Task, peaks: dict[str, Spread]) -> None:
-    write_rows("train_step", f"{case} peak memory", task.device, "MiB", peaks)
+def peak_mib(case: MemoryCase, candidate: str) -> float:
+    """The MiB that a process of its own tells: nothing of another candidate is left in its memory, nor given back."""
+    command = [sys.executable, "-m", "bench.train_step", "--peak-of", candidate, "--device", str(case.device)]
+    command += ["--threads", str(torch.get_num_threads()), "--model", case.model, "--batch", str(case.images)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return float(told.stdout.split()[-1])
+
+
+def bench_memory(case: MemoryCase, measured: Collection[str]) -> None:
+    """Rows of the peaks of those that could be ``measured``; on a GPU machine, which has room, side by side."""
+    chosen = [candidate for candidate in PEAKS_OF[case.device.type] if candidate in measured]
+    with ThreadPoolExecutor(len(chosen) if case.device.type == "cuda" else 1) as pool:
+        peaks = {c: Spread.of([mib]) for c, mib in zip(chosen, pool.map(partial(peak_mib, case), chosen), strict=True)}
+    write_rows("train_step", f"{case.model} {case.images}x3x32x32 peak memory", case.device, "MiB", peaks)
 
 
 def make_task(name: str, batch: int, steps: int, device: torch.device) -> Task:
@@ -138,25 +165,30 @@ def make_task(name: str, batch: int, steps: int, device: torch.device) -> Task:
 @bench_options(rounds=3)
 @click.option("--model", "name", default="resnet18", show_default=True)
 @click.option("--batch", type=int, help="Images; 64 on a CPU, 128 and the teacher's 32 on a GPU by default.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure the peak memory too.")
 @click.option("--peak-of", metavar="CANDIDATE", help="Only print the peak memory of one candidate, in MiB.")
 def main(
     device: torch.device,
     rounds: int,
     name: str,
     batch: int | None,
+    memory: bool,
     peak_of: str | None,
 ) -> None:
     """An AT-BSL training step, attack and update, and its peak memory."""
     if peak_of:
-        print(peak_mib(make_task(name, batch or 64, 1, device), peak_of))
+        steps = 1 if device.type == "cpu" else 10  # all in the same memory, and on a CPU each costs seconds
+        print(PEAKS[device.type](one(make_task(name, batch or 64, steps, device), peak_of)) / 2**20)
         return
-    for images, steps, everyone, warm_up in network_cases(device, batch):
+    cases, measured = network_cases(device, batch), set(SETTINGS)
+    for images, steps, everyone, warm_up in cases:
         task = make_task(name, images, steps, device)
         runs = candidates(task) if everyone else {c: one(task, c) for c in ("plain", FASTEST)}
+        measured |= runs.keys()
         seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
         append("train_step", f"{name} {images}x3x32x32 {steps} steps", device, seconds)
-    images = max(case.images for case in network_cases(device, batch))
-    bench_memory(f"{name} {images}x3x32x32", make_task(name, images, 1, device), name, 1)
+    if memory:
+        bench_memory(MemoryCase(name, max(case.images for case in cases), device), measured)
 
 
 if __name__ == "__main__":
