@@ -1,7 +1,9 @@
 """`python -m bench.gpu`: its parts, limits, summary and exit code, with parts of a line each."""
 
+import importlib
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,16 +13,23 @@ import torch
 from click.testing import CliRunner
 
 from bench import gpu
-from bench.gpu import Part, run_parts
+from bench.gpu import Part, run_stages
+
+OPERATORS = ("pgd_step", "balanced_kd", "gather_augment")
 
 
 def program(name: str, code: str, limit: float = 20) -> Part:
     return Part(name, [sys.executable, "-c", code], limit)
 
 
-def states(parts: list[Part], out: Path, seconds: float = 60) -> dict[str, str]:
+def outcomes(stages: list[gpu.Stage], out: Path, seconds: float = 60) -> dict[str, gpu.Outcome]:
     out.mkdir(exist_ok=True)
-    return {outcome.name: outcome.state for outcome in run_parts(parts, out, seconds, os.environ)}
+    return {outcome.name: outcome for outcome in run_stages(stages, out, seconds, os.environ)}
+
+
+def states(parts: list[Part], out: Path, seconds: float = 60) -> dict[str, str]:
+    """The states of parts that run one after the other."""
+    return {name: outcome.state for name, outcome in outcomes([(part,) for part in parts], out, seconds).items()}
 
 
 def test_a_part_that_fails_does_not_lose_the_next(tmp_path: Path):
@@ -29,12 +38,49 @@ def test_a_part_that_fails_does_not_lose_the_next(tmp_path: Path):
     assert (tmp_path / "out" / "logs" / "good.log").read_text() == "done\n"
 
 
-def test_a_part_past_its_limit_is_ended_with_the_processes_it_started(tmp_path: Path):
+def test_side_by_side_one_past_its_limit_is_ended_with_what_it_started_and_the_others_go_on(tmp_path: Path):
     mark = tmp_path / "survived"
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
-    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
-    assert states([program("hangs", code, limit=1)], tmp_path / "out") == {"hangs": "timed out"}
-    time.sleep(3)
+    hangs = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    stage = (
+        program("hangs", hangs, limit=1),
+        program("bad", "print('of bad'); raise SystemExit(3)"),
+        Part("absent", ["no-such-program"], 5),
+        program("good", "import time; time.sleep(2); print('of good')"),
+    )
+    found = outcomes([stage, (program("next", ""),)], tmp_path / "out")
+    wanted = {"hangs": "timed out", "bad": "failed", "absent": "failed", "good": "passed", "next": "passed"}
+    assert {name: outcome.state for name, outcome in found.items()} == wanted
+    logs = tmp_path / "out" / "logs"
+    assert [(logs / f"{name}.log").read_text() for name in ("bad", "good")] == ["of bad\n", "of good\n"]
+    time.sleep(2)
+    assert not mark.exists()
+
+
+def test_the_parts_of_a_stage_run_at_once_and_the_next_stage_alone(tmp_path: Path):
+    # Each waits for the other's mark, so one after the other neither would end; the next must find both at an end.
+    def meets(name: str, other: str) -> Part:
+        here, there = tmp_path / name, tmp_path / other
+        code = f"import pathlib, time; pathlib.Path({str(here)!r}).touch()\n"
+        code += f"while not pathlib.Path({str(there)!r}).exists(): time.sleep(0.05)\n"
+        return program(name, f"{code}time.sleep(0.3); pathlib.Path({str(here) + '-end'!r}).touch()", limit=10)
+
+    ends = [str(tmp_path / f"{name}-end") for name in ("a", "b")]
+    alone = program("alone", f"import pathlib; assert all(pathlib.Path(end).exists() for end in {ends!r})")
+    found = outcomes([(meets("a", "b"), meets("b", "a")), (alone,)], tmp_path / "out")
+    assert {name: outcome.state for name, outcome in found.items()} == dict.fromkeys(("a", "b", "alone"), "passed")
+
+
+def test_what_is_running_ends_with_the_command_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    mark = tmp_path / "survived"
+    monkeypatch.setattr(gpu, "write_summary", interrupted)
+    late = program("late", f"import time, pathlib; time.sleep(1); pathlib.Path({str(mark)!r}).touch()")
+    with pytest.raises(KeyboardInterrupt):
+        outcomes([(late, program("soon", ""))], tmp_path / "out")
+    time.sleep(1.5)
     assert not mark.exists()
 
 
@@ -54,7 +100,7 @@ def test_without_a_device_the_tests_part_fails_on_its_skips(tmp_path: Path):
 def test_a_part_for_which_no_time_is_left_is_not_begun_and_says_so(tmp_path: Path):
     parts = [program("first", "import time; time.sleep(2)"), program("second", "")]
     assert states(parts, tmp_path / "out", seconds=6) == {"first": "passed", "second": "not run"}
-    assert "no time was left" in (tmp_path / "out" / "summary.md").read_text()
+    assert "no time was left; --only second runs it" in (tmp_path / "out" / "summary.md").read_text()
 
 
 def test_a_program_that_is_not_there_is_a_failed_part_and_not_the_end(tmp_path: Path):
@@ -85,15 +131,16 @@ def test_mfu_is_flops_of_the_images_over_the_measured_ceiling(tmp_path: Path):
 
 @pytest.fixture
 def two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = [program("good", ""), program("bad", "raise SystemExit(1)")]
-    monkeypatch.setattr(gpu, "all_parts", lambda out, data_dir: parts)
+    stages = [(program("good", ""), program("bad", "raise SystemExit(1)"))]
+    monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: stages)
 
 
 @pytest.mark.parametrize(("chosen", "code"), [(["--only", "good"], 0), ([], 1)])
 def test_the_exit_code_says_whether_all_passed(two_parts: None, tmp_path: Path, chosen: list[str], code: int):
     done = CliRunner().invoke(gpu.main, [str(tmp_path / "new"), *chosen])
     assert done.exit_code == code, done.output
-    assert json.loads((tmp_path / "new" / "summary.json").read_text())["parts"][0]["state"] == "passed"
+    told = json.loads((tmp_path / "new" / "summary.json").read_text())["parts"]
+    assert {part["name"]: part["state"] for part in told} == {"good": "passed"} | ({"bad": "failed"} if code else {})
 
 
 def test_results_are_not_mixed_with_those_of_another_run(two_parts: None, tmp_path: Path):
@@ -102,11 +149,44 @@ def test_results_are_not_mixed_with_those_of_another_run(two_parts: None, tmp_pa
     assert done.exit_code == 2 and "is not empty" in done.output
 
 
+def parts() -> dict[str, Part]:
+    return {part.name: part for stage in gpu.all_stages(Path("/out"), None) for part in stage}
+
+
 def test_every_part_starts_a_program_of_this_repository_that_exists():
-    for part in gpu.all_parts(Path("/out"), None):
+    for part in parts().values():
         modules = [part.command[k + 1] for k, word in enumerate(part.command) if word == "-m"]
         ours = [module for module in modules if module.startswith("bench.")]
         assert all((gpu.ROOT / f"{module.replace('.', '/')}.py").exists() for module in ours), part.name
+
+
+def test_whatever_is_timed_runs_alone():
+    stages = gpu.all_stages(Path("/out"), None)
+    assert sum(map(len, stages)) == len(parts())
+    shared = {part.name for stage in stages if len(stage) > 1 for part in stage}
+    assert shared == {"tests", "capture", "memcheck", "racecheck", "initcheck"}
+
+
+@pytest.mark.parametrize("name", ["train_step_32", "train_step_128", "train_step_compiled", "pgd_step", "attack"])
+def test_a_shortened_bench_takes_the_options_it_is_given(name: str):
+    command = list(parts()[name].command)
+    module = importlib.import_module(command[command.index("-m") + 1])
+    module.main.make_context("bench", command[command.index("-m") + 2 :])
+
+
+def test_initcheck_watches_the_kernels_that_write_what_ours_read():
+    watched = {name: "--kernel-name" in parts()[name].command for name in ("memcheck", "racecheck", "initcheck")}
+    assert watched == {"memcheck": True, "racecheck": True, "initcheck": False}
+
+
+def test_under_a_sanitizer_every_kernel_is_tested_and_the_slow_randomised_tests_are_not():
+    command = list(parts()["memcheck"].command)
+    pytest_words = command[command.index(sys.executable) :]
+    listed = subprocess.run([*pytest_words, "--collect-only"], cwd=gpu.ROOT, capture_output=True, text=True, check=True)
+    names = [line for line in listed.stdout.splitlines() if "::" in line]
+    assert {name.split("::")[0] for name in names} == {f"tests/ops/test_{op}.py" for op in OPERATORS}
+    assert not [name for name in names for slow in gpu.SLOW_TESTS if slow in name]
+    assert all("cuda" in name for name in names)
 
 
 def test_what_is_missing_is_named_before_anything_runs(
