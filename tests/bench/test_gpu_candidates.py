@@ -59,7 +59,7 @@ def test_the_peak_is_told_of_the_graph_where_it_could_be_captured(measured, monk
 
 
 class Allocator:
-    """Stands in for torch.cuda: 100 bytes stand; a search takes 900 for a moment, a step 20, a graph's pool 50."""
+    """Stands in for torch.cuda: 100 bytes stand; a search takes 900, a step 20 and briefly 5, a graph's pool 50."""
 
     def __init__(self) -> None:
         self.pool = self.cache = self.peak = self.steps = 0
@@ -81,13 +81,13 @@ class Allocator:
         self.cache = max(self.cache, 20, 900 if self.steps == 1 else 0)
         if self.steps == TRIALS - 1:
             self.pool = 50
-        self.peak = max(self.peak, self.memory_reserved())
+        self.peak = max(self.peak, self.memory_reserved() + 5)
 
 
 def test_a_peak_on_a_gpu_has_the_graphs_pool_and_no_search_for_algorithms(monkeypatch: pytest.MonkeyPatch):
     allocator = Allocator()
     monkeypatch.setattr(torch, "cuda", allocator)
-    assert train_step.device_peak(allocator.step) == 20 + 50
+    assert train_step.device_peak(allocator.step) == 20 + 5 + 50
 
 
 def rows_of(target, **medians: float) -> Measured:
