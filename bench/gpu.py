@@ -90,11 +90,10 @@ def train_step(images: str, limit: float, *options: str, part: str, modes: str =
     return bench("train_step", limit, 7, "--batch", images, *options, part=part, modes=modes)
 
 
-def tests(name: str, limit: float, folder: str, chosen: str, *under: str) -> Part:
-    """The tests of ``folder`` whose names ``chosen`` fits, but for those of this machinery."""
+def tests(name: str, limit: float, folder: str, *chosen: str, under: Sequence[str] = ()) -> Part:
+    """The tests of ``folder`` that pytest's options ``chosen`` fit, but for those of this machinery."""
     ignored = ("--ignore=tests/bench", "--ignore=tests/packaging", "-p", "no:cacheprovider")
-    command = python("-m", "pytest", folder, "-q", *ignored, "-k", chosen)
-    return Part(name, [*under, *command], limit, PASSED, SKIPPED)
+    return Part(name, [*under, *python("-m", "pytest", folder, "-q", *ignored, *chosen)], limit, PASSED, SKIPPED)
 
 
 def sanitizer(tool: str, *watched: str) -> Part:
@@ -104,15 +103,16 @@ def sanitizer(tool: str, *watched: str) -> Part:
     """
     under = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool, *watched)
     under += ("--report-api-errors", "no", "--error-exitcode", "9")
-    return tests(tool, 90, "tests/ops", " and not ".join(("cuda", "compile", "capture", *SLOW_TESTS)), *under)
+    chosen = " and not ".join(("cuda", "compile", "capture", *SLOW_TESTS))
+    return tests(tool, 90, "tests/ops", "-k", chosen, under=under)
 
 
 def all_stages(out: Path, data_dir: Path | None) -> list[Stage]:
     """The parts in their order, what matters most first. What is timed is alone, the rest runs side by side."""
     training = ["-m", "bench.short_training", str(out / "training")]
     checks = (
-        tests("tests", 100, "tests", "(cuda or gpu) and not capture"),
-        tests("capture", 120, "tests", "capture"),
+        tests("tests", 100, "tests", "-k", "(cuda or gpu) and not capture"),
+        tests("capture", 120, "tests", "-k", "capture", "-m", "skipif"),  # those that a CPU alone would skip
         sanitizer("memcheck", *OUR_KERNELS),
         sanitizer("racecheck", *OUR_KERNELS),
         sanitizer("initcheck"),  # watches all kernels: what one that it does not watch has written would be an error

@@ -40,20 +40,20 @@ def test_a_part_that_fails_does_not_lose_the_next(tmp_path: Path):
 
 def test_side_by_side_one_past_its_limit_is_ended_with_what_it_started_and_the_others_go_on(tmp_path: Path):
     mark = tmp_path / "survived"
-    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(mark)!r}).touch()"
+    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(mark)!r}).touch()"
     hangs = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
     stage = (
         program("hangs", hangs, limit=1),
         program("bad", "print('of bad'); raise SystemExit(3)"),
         Part("absent", ["no-such-program"], 5),
-        program("good", "import time; time.sleep(2); print('of good')"),
+        program("good", "import time; time.sleep(1.5); print('of good')"),
     )
     found = outcomes([stage, (program("next", ""),)], tmp_path / "out")
     wanted = {"hangs": "timed out", "bad": "failed", "absent": "failed", "good": "passed", "next": "passed"}
     assert {name: outcome.state for name, outcome in found.items()} == wanted
     logs = tmp_path / "out" / "logs"
     assert [(logs / f"{name}.log").read_text() for name in ("bad", "good")] == ["of bad\n", "of good\n"]
-    time.sleep(2)
+    time.sleep(1)
     assert not mark.exists()
 
 
@@ -93,13 +93,13 @@ def test_a_test_run_that_skipped_the_device_is_no_pass(tmp_path: Path, said: str
 def test_without_a_device_the_tests_part_fails_on_its_skips(tmp_path: Path):
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a CUDA device")
-    part = gpu.tests("tests", 60, "tests/ops/test_graph_capture.py", "capture")
+    part = gpu.tests("tests", 60, "tests/ops/test_graph_capture.py", "-k", "capture")
     assert states([part], tmp_path / "out") == {"tests": "failed"}
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun_and_says_so(tmp_path: Path):
-    parts = [program("first", "import time; time.sleep(2)"), program("second", "")]
-    assert states(parts, tmp_path / "out", seconds=6) == {"first": "passed", "second": "not run"}
+    parts = [program("first", "import time; time.sleep(0.5)"), program("second", "")]
+    assert states(parts, tmp_path / "out", seconds=5.4) == {"first": "passed", "second": "not run"}
     assert "no time was left; --only second runs it" in (tmp_path / "out" / "summary.md").read_text()
 
 
@@ -179,14 +179,26 @@ def test_initcheck_watches_the_kernels_that_write_what_ours_read():
     assert watched == {"memcheck": True, "racecheck": True, "initcheck": False}
 
 
+def collected(name: str, folder: str) -> list[str]:
+    """The tests of ``folder`` that a part would run."""
+    command = list(parts()[name].command)
+    pytest_begins = command.index("pytest")
+    words = [sys.executable, "-m", "pytest", folder, *command[pytest_begins + 2 :], "--collect-only"]
+    listed = subprocess.run(words, cwd=gpu.ROOT, capture_output=True, text=True, check=True)
+    return [line for line in listed.stdout.splitlines() if "::" in line]
+
+
 def test_under_a_sanitizer_every_kernel_is_tested_and_the_slow_randomised_tests_are_not():
-    command = list(parts()["memcheck"].command)
-    pytest_words = command[command.index(sys.executable) :]
-    listed = subprocess.run([*pytest_words, "--collect-only"], cwd=gpu.ROOT, capture_output=True, text=True, check=True)
-    names = [line for line in listed.stdout.splitlines() if "::" in line]
+    names = collected("memcheck", "tests/ops")
     assert {name.split("::")[0] for name in names} == {f"tests/ops/test_{op}.py" for op in OPERATORS}
     assert not [name for name in names for slow in gpu.SLOW_TESTS if slow in name]
     assert all("cuda" in name for name in names)
+
+
+def test_the_captures_are_those_of_a_device_and_not_the_cpus_stand_ins():
+    names = {name.split("::")[1].split("[")[0] for name in collected("capture", "tests/attacks")}
+    assert "test_a_captured_attack_on_a_gpu_gives_the_eager_bits" in names
+    assert "test_a_captured_attack_reads_nothing_back_and_draws_nothing" not in names  # of a recorder without a GPU
 
 
 def test_what_is_missing_is_named_before_anything_runs(
