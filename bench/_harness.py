@@ -208,9 +208,12 @@ def _between_events(run: Run, repeats: int) -> tuple[float, bool]:
 
 
 def best_compiled(
-    build: Callable[[Callable[..., Any]], Run], device: torch.device, modes: tuple[str, ...] = MODES
+    build: Callable[[Callable[..., Any]], Run],
+    device: torch.device,
+    modes: tuple[str, ...] = MODES,
+    comparison: Callable[..., dict[str, Spread]] = compare,
 ) -> Run:
-    """What ``build(compile)`` gives with the mode of ``torch.compile`` that is the quickest on ``device``.
+    """What ``build(compile)`` gives with the mode of ``torch.compile`` that is the quickest by ``comparison``.
 
     Shapes are compiled in as numbers, and what an earlier case compiled is forgotten: neither may slow this one.
     """
@@ -221,7 +224,7 @@ def best_compiled(
     runs = {mode: build(functools.partial(torch.compile, mode=mode, dynamic=False)) for mode in chosen}
     if len(runs) == 1:
         return runs.popitem()[1]
-    medians = compare(runs, device, rounds=5)
+    medians = comparison(runs, device, rounds=5)
     best = min(medians, key=lambda mode: medians[mode].median)
     print(f"torch.compile: the quickest mode is {best}", flush=True)
     return runs[best]

@@ -47,7 +47,7 @@ def bench_case(shape: tuple[int, int], form: str, device: torch.device, rounds: 
     def compiled(compile) -> Run:
         return step(compile(lambda: balanced_kd_twin(**given).loss))
 
-    candidates |= tried("compile", lambda: best_compiled(compiled, device))
+    candidates |= tried("compile", lambda: best_compiled(compiled, device, comparison=compare_operations))
     if device.type == "cuda":
         candidates |= tried("eager graph", lambda: graphed(candidates["eager"]))
         candidates["native graph"] = graphed(candidates["native"])

@@ -74,7 +74,7 @@ def bench_case(shape: tuple[int, ...], device: torch.device, rounds: int) -> Non
         "copy": lambda d: floats.clone(),
     }
     candidates = {name: in_turn(draws, run) for name, run in runs.items()}
-    candidates |= tried("compile", lambda: best_compiled(compiled, device))
+    candidates |= tried("compile", lambda: best_compiled(compiled, device, comparison=compare_operations))
     if device.type == "cuda":
         first = draws[0]
         candidates |= tried("twin graph", lambda: graphed(lambda: runs["twin"](first)))

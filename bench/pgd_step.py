@@ -49,7 +49,7 @@ def bench_case(shape: tuple[int, ...], dtype: torch.dtype, norm: str, device: to
         "native": lambda: pgd_step(x_adv, grad, x, norm=norm, inplace=True, **SETTINGS),
         "copy": lambda: x_adv.copy_(x),
     }
-    candidates |= tried("compile", lambda: best_compiled(compiled, device))
+    candidates |= tried("compile", lambda: best_compiled(compiled, device, comparison=compare_operations))
     traffic = {"copy": 2 * x.nbytes}
     if norm == "linf":  # in l2 the norm is a pass more
         candidates = {"eager": lambda: eager(x_adv, grad, x)} | candidates

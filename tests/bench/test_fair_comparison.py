@@ -173,6 +173,19 @@ def test_only_single_operations_are_timed_without_their_launches(compared, held,
     assert any(isinstance(said, int) for said in gpu.said) is held
 
 
+@pytest.mark.parametrize("bench", [pgd_step, balanced_kd])
+def test_an_operations_mode_of_the_compiler_is_chosen_by_the_clock_it_is_measured_with(
+    bench, monkeypatch: pytest.MonkeyPatch
+):
+    clocks = []
+    chosen = lambda build, *rest, comparison: (clocks.append(comparison), list)[1]  # noqa: E731
+    monkeypatch.setattr(bench, "best_compiled", chosen)
+    monkeypatch.setattr(bench, "compare_operations", lambda *given: None)
+    monkeypatch.setattr(bench, "append", lambda *given: None)
+    bench.bench_case(*(((2, 3, 4, 4), torch.float32, "linf") if bench is pgd_step else ((2, 5), "kl_adv")), CPU, 1)
+    assert clocks == [bench.compare_operations]
+
+
 def test_percentiles_lie_within_what_was_measured():
     assert Spread.of([3.0]) == (3.0, 3.0, 3.0)
     spread = Spread.of([1.0, 2.0, 9.0])
@@ -241,7 +254,7 @@ def test_what_is_compiled_is_the_quicker_form(bench, case: str, body: str, monke
     form = "balanced_kd_twin" if bench is balanced_kd else body
     real = getattr(bench, form)
     monkeypatch.setattr(bench, form, lambda *args, **kwargs: (ran.append(form), real(*args, **kwargs))[1])
-    monkeypatch.setattr(bench, "best_compiled", lambda build, device: build(lambda function: function))
+    monkeypatch.setattr(bench, "best_compiled", lambda build, *rest, **clock: build(lambda function: function))
     monkeypatch.setattr(bench, "compare_operations", lambda candidates, *rest: measured.update(candidates))
     monkeypatch.setattr(bench, "append", lambda *rest: None)
     args = ((2, 3, 4, 4), torch.float32, case) if bench is pgd_step else ((2, 5), case)
