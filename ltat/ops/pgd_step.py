@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,10 +54,11 @@ def pgd_step(
     """
     _check_norm_and_box(norm, box)
     try:
-        _check_amount(eps, "eps", x_adv, minimum=0.0)
-        _check_amount(step, "step", x_adv, minimum=-math.inf)
+        eps_each, eps_all = _checked(eps, "eps", x_adv, minimum=0.0)
+        step_each, step_all = _checked(step, "step", x_adv, minimum=-math.inf)
         if x_adv.device.type in _NATIVE_DEVICES:
-            return _native_step(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box, inplace=inplace)
+            amounts = (eps_each, step_each, eps_all, step_all, norm == "l2", *box)
+            return (_step_in_place if inplace else _step)(_plain(x_adv), _plain(grad), _plain(x), *amounts)
     except (AttributeError, TypeError, RuntimeError):
         # The operator looks at all tensors before it writes; here is said, in a sentence, what it found. Done first,
         # as with the twin below, that would take a tenth of the time of a small batch.
@@ -121,24 +123,12 @@ def _nan_where_negative(eps: float | Tensor) -> float | Tensor:
     return eps.where(eps >= 0, math.nan) if isinstance(eps, Tensor) else eps
 
 
-def _native_step(
-    x_adv: Tensor,
-    grad: Tensor,
-    x: Tensor,
-    *,
-    eps: float | Tensor,
-    step: float | Tensor,
-    norm: str,
-    box: tuple[float, float],
-    inplace: bool,
-) -> Tensor:
-    eps_each, eps_all = _split_amount(eps)
-    step_each, step_all = _split_amount(step)
-    x_adv, grad, x = _plain(x_adv), _plain(grad), _plain(x)
-    arguments = (x_adv, grad, x, eps_each, step_each, eps_all, step_all, norm == "l2", *box)
-    if not inplace:
-        return torch.ops.ltat.pgd_step.default(*arguments)
-    torch.ops.ltat.pgd_step_.default(*arguments)
+def _step(*arguments: Any) -> Tensor:
+    return torch.ops.ltat.pgd_step.default(*arguments)
+
+
+def _step_in_place(x_adv: Tensor, *arguments: Any) -> Tensor:
+    torch.ops.ltat.pgd_step_.default(x_adv, *arguments)
     if not torch.compiler.is_compiling() and not x_adv.is_inference():
         # An operator registered with the dispatcher does not do this, and autograd would not notice the write.
         torch.autograd.graph.increment_version(x_adv)
@@ -147,10 +137,6 @@ def _native_step(
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
-
-
-def _split_amount(amount: float | Tensor) -> tuple[Tensor | None, float]:
-    return (amount.detach(), 0.0) if isinstance(amount, Tensor) else (None, float(amount))
 
 
 def _check_tensors(x_adv: Tensor, grad: Tensor, x: Tensor, inplace: bool) -> None:
@@ -180,22 +166,29 @@ def _check_norm_and_box(norm: str, box: tuple[float, float]) -> None:
         raise LtatError(f"the box {box} is empty; give (lower, upper) with lower <= upper")
 
 
-def _check_amount(amount: float | Tensor, name: str, x_adv: Tensor, minimum: float) -> None:
-    wanted = "a number >= 0" if minimum == 0 else "a number"
-    if not isinstance(amount, Tensor):
-        if not amount >= minimum:
-            raise LtatError(f"{name} is {amount}; give {wanted}")
-        return
+def _checked(amount: float | Tensor, name: str, x_adv: Tensor, minimum: float) -> tuple[Tensor | None, float]:
+    """As the operator takes it: one per sample, or one for all."""
+    if isinstance(amount, Tensor):
+        _check_each(amount, name, x_adv, minimum)
+        return amount.detach(), 0.0
+    if not amount >= minimum:
+        raise LtatError(f"{name} is {amount}; give {_wanted(minimum)}")
+    return None, float(amount)
+
+
+def _check_each(amount: Tensor, name: str, x_adv: Tensor, minimum: float) -> None:
     if amount.shape != x_adv.shape[:1] or amount.dtype != torch.float32 or amount.device != x_adv.device:
         raise LtatError(
             f"{name} is a {amount.dtype} tensor {tuple(amount.shape)} on {amount.device}; "
-            f"give {wanted}, or float32 [{x_adv.shape[0]}] on {x_adv.device}"
+            f"give {_wanted(minimum)}, or float32 [{x_adv.shape[0]}] on {x_adv.device}"
         )
     if amount.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((amount >= minimum).all()):
         bad = int((~(amount >= minimum)).nonzero()[0])
-        raise LtatError(
-            f"{name} of sample {bad} is {float(amount[bad])}; it must be a number{' >= 0' if minimum == 0 else ''}"
-        )
+        raise LtatError(f"{name} of sample {bad} is {float(amount[bad])}; it must be {_wanted(minimum)}")
+
+
+def _wanted(minimum: float) -> str:
+    return "a number >= 0" if minimum == 0 else "a number"
 
 
 if _NATIVE_DEVICES:
