@@ -6,6 +6,7 @@ the spacing of bf16 in [0.5, 1) is 2**-8, so a start noise of 0.001 would vanish
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,9 @@ class MixedPrecision(nn.Module):
         # Made of a method and not of a module: that one would be registered, and its weights saved, a second time.
         self._features = torch.compile(model.features) if compiled and isinstance(model, Classifier) else None
         self._copy: WorkingCopy | Untraceable | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copy": None}  # one of another network; made anew when it is asked for
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images ``x`` [B, C, H, W]."""

@@ -167,6 +167,15 @@ def test_a_copied_wrapper_brings_its_own_copy_up_to_date():
     torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
 
 
+def test_a_wrapper_is_copied_also_where_its_network_can_no_longer_be():
+    model, x = lived_in("small")
+    network = MixedPrecision(model)
+    network.for_attack()
+    model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
+    twin = copy.deepcopy(network)
+    assert twin.for_attack() is twin and torch.equal(twin(x), network(x))
+
+
 def test_hooks_are_not_lost():
     model, x = lived_in("small")
     network = MixedPrecision(model)

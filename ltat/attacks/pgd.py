@@ -66,7 +66,8 @@ def pgd(
         precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         fold: in mode ``"eval"``, attack a working copy with batch norm folded into the convolutions (see
             :mod:`ltat.working_copy`); a network that cannot be copied is attacked as it stands, and a warning
-            says why. If None, only in half precision: ``"fp32"`` is the exact reference.
+            says why (of a wrapper, ``attacked_as`` does). If None, only in half precision: ``"fp32"`` is the exact
+            reference.
         validate: check the arguments; the checks read values back from the device, so the trainer skips them.
 
     Returns:

@@ -148,8 +148,8 @@ def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float |
 
 def _zero_gradients(subject: Subject, x: Tensor, y: Tensor) -> int:
     """How many images have a cross-entropy gradient of exactly zero: PGD cannot leave them, other attacks may."""
-    leaf = x.clone().requires_grad_(True)
-    with attack_mode(subject.network, "eval"), torch.enable_grad():
+    with attack_mode(subject.network, "eval"), torch.inference_mode(False), torch.enable_grad():
+        leaf, y = x.clone().requires_grad_(True), y.clone()  # neither can be a tensor of inference mode
         loss = F.cross_entropy(subject.network(leaf), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     return int((gradient.flatten(1) == 0).all(1).sum())

@@ -5,7 +5,7 @@ with ``teacher.train="balanced"`` a network trained first, by plain adversarial 
 D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class TaughtMethod(Method):
     In evaluation mode it answers in the precision of the training, where that is not fp32: ``working_teacher``, a copy
     as attacks run one, with its last layer and its logits in fp32. A teacher that cannot be copied answers in fp32,
     since of a foreign network autocast would round the last layer too, and IGDM takes differences of its logits.
+    The copy follows T when an epoch begins: a method that changes T in between needs ``teacher.precision=fp32``.
     """
 
     config: TaughtConfig
@@ -68,6 +69,9 @@ class TaughtMethod(Method):
         """The stage of the balanced self-teacher, where ``teacher.train`` asks for it."""
         assert isinstance(config, TaughtConfig)
         return balanced_teacher(config) if config.teacher.train == "balanced" else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_copy": None}  # one of another teacher; made anew when it is asked for
 
     @property
     def working_teacher(self) -> nn.Module:

@@ -217,7 +217,7 @@ def _choose(form: str, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
         tensor = given[name]
         if tensor is None:
             raise LtatError(f"form {form!r} needs {name}; pass it, or choose another form")
-        if name.startswith("teacher") and tensor.requires_grad:
+        if name.startswith("teacher") and isinstance(tensor, Tensor) and tensor.requires_grad:
             raise LtatError(f"{name} requires a gradient, but none flows to the teacher; detach() it")
         chosen[name] = tensor
     return chosen

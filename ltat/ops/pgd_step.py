@@ -59,13 +59,14 @@ def pgd_step(
         if x_adv.device.type in _NATIVE_DEVICES:
             amounts = (eps_each, step_each, eps_all, step_all, norm == "l2", *box)
             return (_step_in_place if inplace else _step)(_plain(x_adv), _plain(grad), _plain(x), *amounts)
-    except (AttributeError, TypeError, RuntimeError):
+    except (AttributeError, TypeError, RuntimeError, IndexError, LtatError):
         # The operator looks at all tensors before it writes; here is said, in a sentence, what it found. Done first,
         # as with the twin below, that would take a tenth of the time of a small batch.
         _check_tensors(x_adv, grad, x, inplace)
         raise
     _check_tensors(x_adv, grad, x, inplace)
     x_adv, grad, x = _plain(x_adv), _plain(grad), _plain(x)
+    eps, step = eps_all if eps_each is None else eps_each, step_all if step_each is None else step_each
     result = pgd_step_twin(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box)
     return (x_adv if inplace else torch.empty_like(x_adv)).copy_(result)
 

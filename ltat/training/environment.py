@@ -46,7 +46,7 @@ def determinism(wanted: bool) -> Iterator[None]:
     try:
         if wanted:
             torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = not wanted
+        torch.backends.cudnn.benchmark = not (wanted or enabled)
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -218,12 +218,14 @@ def test_a_machine_of_one_core_has_one_worker(monkeypatch):
     assert resolve_workers(None, least=1) == 1
 
 
-def test_images_in_memory_are_not_sent_between_processes_unless_there_is_work_for_them():
+def test_images_in_memory_are_not_sent_between_processes_unless_there_is_work_for_them(monkeypatch):
     def workers(split, policy=None):
         return TorchLoader(split, BALANCED, batch_size=8, augment=Augment(0, False, policy=policy)).workers
 
     assert workers(SPLIT) == 0
-    assert workers(stored()) == workers(SPLIT, policy=lambda image: image) == max(1, cores() - 1)
+    assert workers(stored()) == workers(SPLIT, policy=lambda image: image) == cores() - 1
+    monkeypatch.setattr("ltat.data.loaders.dataloader.cores", lambda: 1)
+    assert workers(stored()) == 0  # nothing is won by a process that shares the one core
 
 
 # --- which loader

@@ -286,3 +286,15 @@ def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: py
     data = split_of(np.full(50, 20))
     evaluate(model, data, attacks=["pgd2", "cw2"], threat=THREAT, batch_size=20, precision="bf16")
     assert len(made) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_evaluation_of_a_foreign_network_in_half_precision_warns_of_nothing():
+    evaluate(Brightest(), split_of(np.full(50, 20)), attacks="pgd2", threat=THREAT, precision="bf16")
+
+
+def test_an_evaluation_inside_inference_mode_still_attacks():
+    data = split_of(np.full(50, 20))
+    with torch.inference_mode():
+        inside = evaluate(Brightest(), data, attacks="pgd2", threat=THREAT)
+    assert inside.to_json() == evaluate(Brightest(), data, attacks="pgd2", threat=THREAT).to_json()

@@ -264,6 +264,8 @@ def bad_calls():
         ({"target": torch.zeros(3, dtype=torch.int64)}, r"target has shape \(3,\)"),
         ({"log_prior": torch.zeros(7)}, r"log_prior has shape \(7,\)"),
         ({"log_prior": torch.zeros(6, dtype=torch.float64)}, "log_prior is torch.float64"),
+        ({"log_prior": torch.zeros(6, requires_grad=True)}, "log_prior requires a gradient"),
+        ({"form": "kl_adv", "teacher_adv": good["teacher_adv"].numpy()}, "teacher_adv is a numpy array"),
         ({"student_adv": torch.randn(4, 6).numpy()}, "student_adv is a numpy array; give a torch tensor"),
         ({"student_adv": torch.randn(6)}, r"student_adv has shape \(6,\)"),
         ({"student_adv": torch.randn(0, 6)}, r"student_adv has shape \(0, 6\)"),

@@ -194,6 +194,9 @@ def test_the_result_carries_no_gradient(device):
         ({"grad": torch.ones(2, 3, dtype=torch.int32)}, "grad is torch.int32"),
         ({"grad": torch.ones(2, 3, device="meta")}, "grad lies on meta"),
         ({"x_adv": torch.tensor(0.0)}, "batch dimension"),
+        ({"x_adv": torch.tensor(0.0), "eps": torch.ones(2)}, "batch dimension"),
+        ({"x_adv": torch.ones(2, 3).numpy(), "eps": torch.ones(2)}, "x_adv is a numpy array"),
+        ({"x_adv": torch.ones(3, 3), "eps": torch.ones(2)}, r"x has shape \(2, 3\), x_adv \(3, 3\)"),
     ],
 )
 def test_wrong_use_is_one_clear_sentence(change, message):

@@ -248,6 +248,12 @@ def test_cudnn_looks_for_its_quickest_kernels_while_a_run_may_differ_in_the_last
     with determinism(False):
         assert torch.backends.cudnn.benchmark
     assert torch.backends.cudnn.benchmark == before
+    torch.use_deterministic_algorithms(True)  # by whoever calls
+    try:
+        with determinism(False):
+            assert not torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_teacher_of_other_channels_is_refused_before_anything_is_written(tmp_path: Path):

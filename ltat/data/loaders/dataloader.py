@@ -14,7 +14,7 @@ from ltat.data.images import Images
 from ltat.data.loaders.base import Batch, Loader, Order
 from ltat.data.plans import IndexPlan
 from ltat.data.split import Split
-from ltat.data.workers import resolve_workers
+from ltat.data.workers import cores, resolve_workers
 from ltat.errors import LtatError
 
 STALLED_AFTER = 120.0  # seconds without a batch
@@ -27,7 +27,7 @@ class TorchLoader(Loader):
         split: the images and labels.
         plan: which image stands at which place of an epoch.
         workers: processes, 0 to read in this one; if None one less than the cores, but 0 for images in memory,
-            which are read faster than they are sent from one process to another.
+            which are read faster than they are sent from one process to another, and 0 on one core.
         settings: as every loader's.
 
     Raises:
@@ -37,7 +37,8 @@ class TorchLoader(Loader):
     def __init__(self, split: Split, plan: IndexPlan, *, workers: int | None = None, **settings: Any) -> None:
         super().__init__(split, plan, **settings)
         in_memory = isinstance(split.images, np.ndarray) and self.augment.policy is None
-        self.workers = 0 if workers is None and in_memory else resolve_workers(workers, least=0)
+        read_here = in_memory or cores() == 1
+        self.workers = 0 if workers is None and read_here else resolve_workers(workers, least=0)
         self._labels = torch.from_numpy(split.labels).to(self.device)
 
     def _batches(self, order: Order) -> Iterator[Batch]:
