@@ -294,7 +294,7 @@ def test_an_evaluation_of_a_foreign_network_in_half_precision_warns_of_nothing()
 
 
 def test_an_evaluation_inside_inference_mode_still_attacks():
-    data = split_of(np.full(50, 20))
+    model, data = Brightest(), split_of(np.full(50, 20))
     with torch.inference_mode():
-        inside = evaluate(Brightest(), data, attacks="pgd2", threat=THREAT)
-    assert inside.to_json() == evaluate(Brightest(), data, attacks="pgd2", threat=THREAT).to_json()
+        inside = evaluate(model, data, attacks="pgd2", threat=THREAT)
+    assert inside.to_json() == evaluate(model, data, attacks="pgd2", threat=THREAT).to_json()
