@@ -82,22 +82,24 @@ class RunningAverage(Average):
             return
         averaged, copied = self._pairs()
         if self.count == 0:
-            copied, averaged = copied + averaged, []
+            averaged, copied = [], averaged + copied
         if averaged:
             own, newest = zip(*averaged, strict=True)
             self.rule()(own, newest, self.count)
-        for mine, theirs in copied:
-            mine.copy_(theirs)
+        if copied:
+            own, newest = zip(*copied, strict=True)
+            torch._foreach_copy_(own, newest)
         self.count += 1
 
     def _pairs(self) -> tuple[list[Pair], list[Pair]]:
         """Tensors of the average and of the raw network: those that are averaged, and those that are copied."""
-        weights: list[Pair] = list(zip(self.averaged.parameters(), self.model.parameters(), strict=True))
-        buffers: list[Pair] = list(zip(self.averaged.buffers(), self.model.buffers(), strict=True))
-        # Batch norm's counters are always copied: the mean of integers is none.
-        joins = self.config.average.bn == "average"
-        statistics = [pair for pair in buffers if joins and pair[0].is_floating_point()]
-        return weights + statistics, [pair for pair in buffers if not (joins and pair[0].is_floating_point())]
+        averaged: list[Pair] = list(zip(self.averaged.parameters(), self.model.parameters(), strict=True))
+        copied: list[Pair] = []
+        for pair in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
+            # Batch norm's counters are always copied: the mean of integers is none.
+            joins = self.config.average.bn == "average" and pair[0].is_floating_point()
+            (averaged if joins else copied).append(pair)
+        return averaged, copied
 
     def end_epoch(self, epoch: int, loader: Loader) -> None:
         """Compute batch norm's statistics anew, where ``average.bn`` asks for it."""
