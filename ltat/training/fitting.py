@@ -44,7 +44,7 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
     two of these is written again from the state by :func:`restore`.
     """
     stage = trainer.stage
-    best = restore(trainer, data, folder, files)
+    rows, best = restore(trainer, data, folder, files)
     epochs, warned = stage.config.train.epochs, False
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
     reporter.say(f"{stage.name}: attack on {attacked_as(trainer, data)}")
@@ -59,8 +59,9 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
         row |= validate(trainer.outcome, data, row["epoch"])
         if row.get("score") is not None and row["score"] > best["score"]:
             best = row
+        rows.append(row)
         folder.append_metrics(row)
-        folder.save_state(files.state, {**trainer.state_dict(), "row": row, "best": best})
+        folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
         save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
@@ -95,25 +96,30 @@ def updated_as(trainer: Trainer) -> str:
     return f"step by step: {why}" if why else "as one CUDA graph"
 
 
-def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles) -> Row:
-    """Take up a stage where its folder left it; returns the figures of the best epoch so far.
+def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFiles) -> tuple[list[Row], Row]:
+    """Take up a stage where its folder left it; returns the figures of its epochs, and those of the best one.
 
     Raises:
         LtatError: the saved state belongs to another network or is not one.
     """
+    stage = trainer.stage
     state = folder.load_state(files.state)
-    folder.forget_metrics_after(trainer.stage.name, state["epoch"] if state else 0)
     if state is None:
-        trainer.stage.method.initialise(trainer.stage.model)
-        return NOTHING_YET
+        folder.restore_metrics(stage.name, [])
+        stage.method.initialise(stage.model)
+        return [], NOTHING_YET
+    rows, best = state["rows"], state["best"]
     try:
+        if rows[-1]["stage"] != stage.name or state["epoch"] > stage.config.train.epochs:
+            raise ValueError(f"it is of epoch {state['epoch']} of stage {rows[-1]['stage']!r}")
         trainer.load_state_dict(state)
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # of whatever type: it is the file that is wrong
+        reason = str(error).partition("\n")[0] or type(error).__name__
         where = folder.path / files.state
         raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
-    save_weights(trainer.outcome, data, folder, files, state["row"], state["best"])
-    return dict(state["best"])
+    folder.restore_metrics(stage.name, rows)
+    save_weights(trainer.outcome, data, folder, files, rows[-1], best)
+    return rows, best
 
 
 def save_weights(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:

@@ -53,8 +53,9 @@ def train(
         LtatError: settings, data or files that cannot be used.
     """
     with reporter or Reporter() as shown:
+        folder = RunFolder(Path(out), shown.say)
+        folder.require_vacant(resume)
         plan = prepare(config, shown.evaluation, teacher)
-        folder = RunFolder(Path(out))
         folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
         folder.record_environment(environment_record(plan.student.device))
         with determinism(plan.config.train.deterministic), dead_workers_told():

@@ -1,20 +1,20 @@
 """The folder that explains a run: its settings, environment, data indices, metrics, weights and state."""
 
-import io
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ltat.config import RunConfig, from_toml, to_toml
-from ltat.config.loading import validated
+from ltat.config.loading import Tree, validated
 from ltat.errors import LtatError
-from ltat.files import atomic_write_bytes, atomic_write_text
+from ltat.files import atomic_write_text
+from ltat.training.state_file import State, before, newest_state, write_state
 
 Row = dict[str, Any]
-FREE_TO_CHANGE = ("train.device", "loader.", "eval.")  # on resuming: they change nothing that was trained
+FREE_TO_CHANGE = ("train.device", "loader.", "eval.", "data.download")  # on resuming: they change nothing trained
 NOT_FREE = ("eval.tau",)  # but the choice of the best checkpoint
 
 
@@ -26,16 +26,36 @@ class StageFiles:
     best: str
     state: str
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files themselves."""
+        older = before(Path(self.state)).name
+        return (self.state, older, f"{self.last}.safetensors", f"{self.best}.safetensors")
+
 
 STUDENT_FILES = StageFiles(last="last", best="best", state="state.pt")
 TEACHER_FILES = StageFiles(last="teacher", best="teacher-best", state="teacher-state.pt")
 
+REMAINS = (
+    *("metrics.jsonl", "report.json"),
+    *(name for files in (STUDENT_FILES, TEACHER_FILES) for name in files.names),
+)
+"""The files that tell of a run, by which one is recognised that has lost its settings."""
+
 
 class RunFolder:
-    """A run's folder; every file but the growing ``metrics.jsonl`` is written atomically."""
+    """A run's folder; every file but the growing ``metrics.jsonl`` is written atomically.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: where it is, or will be.
+        say: called with each line that a person is to read.
+    """
+
+    def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
         self.path = path
+        self.say = say
+        self._config: RunConfig | None = None
+        self._hashes: dict[str, str] = {}
 
     def open(self, config: RunConfig, indices: Row, resume: bool) -> None:
         """Begin a run here, or continue the one that stands here.
@@ -46,39 +66,62 @@ class RunFolder:
             resume: whether a run that stands here is to be continued.
 
         Raises:
-            LtatError: a run stands here and ``resume`` is off, its settings or its data are other ones, or the folder
-                cannot be written.
+            LtatError: a run stands here and ``resume`` is off, its settings or its data are other ones or are lost,
+                or the folder cannot be written.
         """
-        stands = (self.path / "config.toml").exists()
-        if stands and not resume:
-            raise LtatError(f"{self.path} already holds a run; add --resume to continue it, or name another --out")
-        if stands:
-            self._require_same_settings(config)
-            self._require_same_data(indices)
+        self._config, self._hashes = config, _hashes(indices)
+        self.require_vacant(resume)
+        if (self.path / "config.toml").exists():
+            self._require_same_settings(from_toml(self.path / "config.toml"))
+            self._require_same_data()
         self.write_json("indices.json", indices)
         atomic_write_text(self.path / "config.toml", to_toml(config))
 
-    def _require_same_settings(self, config: RunConfig) -> None:
-        saved = from_toml(self.path / "config.toml")
-        if saved.get("method") != config.method:
+    def require_vacant(self, resume: bool) -> None:
+        """Refuse a folder that holds a run, unless to resume it, or what is left of one.
+
+        Raises:
+            LtatError: naming what stands there.
+        """
+        if (self.path / "config.toml").exists():
+            if not resume:
+                raise LtatError(f"{self.path} already holds a run; add --resume to continue it, or name another --out")
+            return
+        left = [name for name in REMAINS if (self.path / name).exists()]
+        if left:
             raise LtatError(
-                f"{self.path} holds a run of method {saved.get('method')!r}, not {config.method!r}; name another --out"
+                f"{self.path} holds {left[0]} without the config.toml of its run; restore that, or name another --out"
             )
-        before = validated(type(config), saved)
-        changed = differing_settings(before.model_dump(mode="json"), config.model_dump(mode="json"))
+
+    def _require_same_settings(self, saved: Tree, of: str = "") -> None:
+        assert self._config is not None
+        what = f"{self.path / of} is of" if of else f"{self.path} holds"
+        if saved.get("method") != self._config.method:
+            raise LtatError(
+                f"{what} a run of method {saved.get('method')!r}, not {self._config.method!r}; name another --out"
+            )
+        standing = validated(type(self._config), saved)
+        changed = differing_settings(standing.model_dump(mode="json"), self._config.model_dump(mode="json"))
         if changed:
             raise LtatError(
-                f"{self.path} holds a run with other settings ({', '.join(changed)}); "
+                f"{what} a run with other settings ({', '.join(changed)}); "
                 "resume it with its own, or name another --out"
             )
 
-    def _require_same_data(self, indices: Row) -> None:
-        before = self.read_json("indices.json") or indices
-        hashes = [{name: entry["sha256"] for name, entry in record.items()} for record in (before, indices)]
-        changed = [name for name in {**before, **indices} if hashes[0].get(name) != hashes[1].get(name)]
+    def _require_same_data(self) -> None:
+        record = self.read_json("indices.json")
+        if record is None:
+            return
+        saved = _hashes(record)
+        if saved.keys() != (record.keys() if isinstance(record, dict) else None):
+            raise LtatError(f"{self.path / 'indices.json'} is not as ltat writes it; delete it")
+        self._require_same_hashes(saved, f"{self.path} holds", "in indices.json")
+
+    def _require_same_hashes(self, saved: dict[str, str], what: str, where: str) -> None:
+        changed = [name for name in {**saved, **self._hashes} if saved.get(name) != self._hashes.get(name)]
         if changed:
             raise LtatError(
-                f"{self.path} holds a run on other data ({', '.join(changed)} in indices.json); "
+                f"{what} a run on other data ({', '.join(changed)} {where}); "
                 "restore what it was trained on, or name another --out"
             )
 
@@ -86,9 +129,14 @@ class RunFolder:
         """Keep the environment in which the run began, and add each in which it was resumed."""
         first = self.read_json("env.json")
         if first is None:
-            self.write_json("env.json", record)
-        else:
-            self.write_json("env.json", {**first, "resumed": [*first.get("resumed", []), record]})
+            return self.write_json("env.json", record)
+        resumed = first.get("resumed", []) if isinstance(first, dict) else None
+        if not isinstance(resumed, list) or not all(isinstance(each, dict) for each in resumed):
+            raise LtatError(f"{self.path / 'env.json'} is not as ltat writes it; delete it")
+        self.write_json("env.json", {**first, "resumed": [*resumed, record]})
+        changed = changes([first, *resumed, record])
+        if changed:
+            self.say(f"warning: resumed elsewhere ({changed}): the last bits may not be those of a run never stopped")
 
     def write_json(self, name: str, content: object) -> None:
         """Write ``content`` as the JSON file ``name``."""
@@ -103,11 +151,11 @@ class RunFolder:
         path = self.path / name
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise LtatError(f"{path} cannot be read ({error}); delete it") from None
 
     def append_metrics(self, row: Row) -> None:
-        """Add one line to ``metrics.jsonl``.
+        """Add one line to ``metrics.jsonl``, and wait until it is on the disk.
 
         Raises:
             LtatError: it cannot be written.
@@ -116,51 +164,92 @@ class RunFolder:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise LtatError(
                 f"{path} cannot be written ({error.strerror}); make room and continue with --resume"
             ) from None
 
-    def forget_metrics_after(self, stage: str, epoch: int) -> None:
-        """Drop the lines of ``stage`` beyond ``epoch``, and an unfinished last line: resuming writes them again."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        rows = [row for row in map(_parsed, path.read_text(encoding="utf-8").splitlines()) if row]
-        kept = [row for row in rows if row["stage"] != stage or row["epoch"] <= epoch]
-        atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+    def restore_metrics(self, stage: str, rows: list[Row]) -> None:
+        """Make the lines of ``stage`` those of its state: ``rows``, and what is there of the epochs before them.
 
-    def save_state(self, name: str, state: dict[str, Any]) -> None:
-        """Write the state to resume from: tensors, numbers, strings and containers of them."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        atomic_write_bytes(self.path / name, buffer.getvalue())
-
-    def load_state(self, name: str) -> dict[str, Any] | None:
-        """The saved state, or ``None`` where there is none; loading never executes code.
+        What a crash cut off or lost is written again, and what it left of later epochs goes.
 
         Raises:
-            LtatError: the file is broken or holds something else.
+            LtatError: the file cannot be read or written.
         """
-        path = self.path / name
-        if not path.exists():
-            return None
+        path = self.path / "metrics.jsonl"
         try:
-            state = dict(torch.load(path, map_location="cpu", weights_only=True))
-            if not isinstance(state["epoch"], int):
-                raise TypeError
-            return state
-        except Exception as error:  # torch raises many types for a broken file
-            reason = type(error).__name__  # torch's own words are long and guess at causes
-            raise LtatError(f"the training state {path} cannot be read ({reason}); delete it to start over") from None
+            lines = path.read_bytes().splitlines() if path.exists() else []
+        except OSError as error:
+            raise LtatError(f"{path} cannot be read ({error.strerror}); move it away") from None
+        there = [row for row in map(_parsed, lines) if row]
+        first = rows[0]["epoch"] if rows else 1
+        own = [row for row in there if row["stage"] == stage and row["epoch"] < first] + rows
+        others = [row for row in there if row["stage"] != stage]
+        if lines or own:  # the student's lines follow the teacher's, which is restored first
+            atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in others + own))
+
+    def save_state(self, name: str, state: State) -> None:
+        """Write the state to resume from, bound to the run's settings and data."""
+        run = {"settings": settings_tree(self._config), "data": self._hashes} if self._config else {}
+        write_state(self.path / name, {**state, "run": run})
+
+    def load_state(self, name: str) -> State | None:
+        """The newest usable state, or ``None`` where there is none; loading never executes code.
+
+        Raises:
+            LtatError: every state there is damaged, or of another run.
+        """
+        newest = newest_state(self.path / name)
+        if newest is None:
+            return None
+        state, remark = newest
+        if remark:
+            self.say(f"warning: {remark}")
+        run = state.get("run")
+        if run and self._config is not None:  # a state without a checksum is bound to nothing
+            self._require_same_settings(run["settings"], of=name)
+            self._require_same_hashes(run["data"], f"{self.path / name} is of", "are others")
+        return state
 
 
-def _parsed(line: str) -> Row | None:
+def settings_tree(config: RunConfig) -> Tree:
+    """The settings as they stand in ``config.toml``."""
+    return config.model_dump(exclude_none=True, by_alias=True, mode="json")
+
+
+def changes(environments: list[Row]) -> str:
+    """What of the environments of one run differs and can change its figures, in words."""
+    facts = {
+        "torch": [_of(record, "packages").get("torch") for record in environments],
+        "threads": [record.get("threads") for record in environments],
+        "device": [record.get("gpu") or record.get("device") for record in environments],
+        "native kernels": [_of(record, "native").get("isa") for record in environments],
+    }
+    differing = {name: dict.fromkeys(map(str, values)) for name, values in facts.items()}
+    return "; ".join(f"{name} {', then '.join(values)}" for name, values in differing.items() if len(values) > 1)
+
+
+def _of(record: Row, name: str) -> Row:
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _hashes(indices: object) -> dict[str, str]:
+    """The checksum of each list of images and each given network that can be told."""
+    entries = indices.items() if isinstance(indices, dict) else ()
+    return {name: entry["sha256"] for name, entry in entries if isinstance(entry, dict) and "sha256" in entry}
+
+
+def _parsed(line: bytes) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and {"stage", "epoch"} <= row.keys() else None
+    known = isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("epoch"), int)
+    return row if known else None
 
 
 def differing_settings(before: Row, after: Row, prefix: str = "") -> list[str]:

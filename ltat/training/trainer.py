@@ -28,6 +28,7 @@ from ltat.training.averaging import build_average
 from ltat.training.captured_update import CapturedUpdate, CudaRecorder, why_update_not_captured
 from ltat.training.optimizer import build_optimizer, set_learning_rate
 from ltat.training.schedule import learning_rate
+from ltat.training.state_file import wild_tensor
 
 Row = dict[str, Any]
 FINITE_CHECK_STEPS = 50  # on a GPU, where reading the loss would stall every step
@@ -135,7 +136,7 @@ class Trainer:
             self._require_finite(sums, progress, step)
         stage.method.end_epoch(progress)
         self._require_finite(sums, progress, step=None)
-        self._require_finite_weights(progress)
+        self._require_tame_state(progress)
         self.average.end_epoch(progress.epoch, stage.loader)
         self.epoch = progress.epoch
         row = {"stage": stage.name, "epoch": progress.epoch, "lr": lr, **sums.row()}
@@ -165,10 +166,10 @@ class Trainer:
         self.scaler.update()
         return terms
 
-    def _require_finite_weights(self, progress: Progress) -> None:
-        finite = torch.stack([p.isfinite().all() for p in self.stage.model.parameters()])
-        if not finite.all():
-            raise self._diverged("weights", progress)
+    def _require_tame_state(self, progress: Progress) -> None:
+        wild = wild_tensor({"model": self.stage.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+        if wild:
+            raise self._diverged(f"tensor {wild}", progress)
 
     def _require_finite(self, sums: EpochSums, progress: Progress, step: int | None) -> None:
         look = step is None or self.stage.device.type == "cpu" or (step + 1) % FINITE_CHECK_STEPS == 0
@@ -177,7 +178,7 @@ class Trainer:
 
     def _diverged(self, what: str, progress: Progress) -> LtatError:
         return LtatError(
-            f"the {what} of stage {self.stage.name!r}: no longer finite in epoch {progress.epoch}; "
+            f"the {what} of stage {self.stage.name!r}: no longer finite, or huge, in epoch {progress.epoch}; "
             "lower optim.lr, or train with --precision fp32"
         )
 
@@ -196,7 +197,16 @@ class Trainer:
         """Continue after the epoch in which :meth:`state_dict` was taken."""
         self.stage.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _require_shapes(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         self.stage.method.load_state_dict(state["method"])
         self.average.load_state_dict(state.get("average", {}))
         self.epoch = int(state["epoch"])
+
+
+def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """torch takes momentum of any shape from a state, and the fused step would read beyond it."""
+    for parameter, kept in optimizer.state.items():
+        momentum = kept.get("momentum_buffer")
+        if momentum is not None and momentum.shape != parameter.shape:
+            raise ValueError(f"momentum {tuple(momentum.shape)} for weights {tuple(parameter.shape)}")

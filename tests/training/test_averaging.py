@@ -16,7 +16,7 @@ from ltat.models import load_model, read_card
 from ltat.training import Trainer, prepare, train
 from ltat.training.fitting import evaluate_stage
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
-from tests.training.tiny import tiny_config
+from tests.training.tiny import saved_state, tiny_config
 
 State = dict[str, Tensor]
 COUNTER = "num_batches_tracked"
@@ -119,7 +119,7 @@ def test_a_run_stopped_before_or_amid_averaging_ends_as_the_whole_run(settings, 
         train(config, tmp_path / "parts", reporter=Interrupting(steps))
     train(config, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    whole, parts = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "parts"))
+    whole, parts = (saved_state(tmp_path / name) for name in ("whole", "parts"))
     average, again = whole["average"], parts["average"]
     assert average["n_averaged"] == again["n_averaged"] > 0
     assert all(value.equal(again["network"][name]) for name, value in average["network"].items())
@@ -135,7 +135,7 @@ def test_a_run_stopped_before_or_amid_averaging_ends_as_the_whole_run(settings, 
 def test_the_average_is_what_a_run_validates_and_saves_and_the_state_holds_both(settings, says, tmp_path: Path):
     config = tiny_config(*settings, "select.from=3")
     train(config, tmp_path)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state = saved_state(tmp_path)
     last, best = (load_file(tmp_path / f"{name}.safetensors") for name in ("last", "best"))
     for name, value in last.items():
         assert value.equal(state["average"]["network"][name]) and value.equal(best[name])
@@ -154,7 +154,7 @@ def test_before_averaging_begins_the_raw_network_is_kept(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, reporter=Interrupting(16))  # in the last epoch, before its weights are written
     epoch = json.loads((tmp_path / "last.json").read_text())["extra"]["epoch"]
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    state = saved_state(tmp_path)
     last = load_file(tmp_path / "last.safetensors")
     assert epoch == state["epoch"] == 2
     assert all(value.equal(state["model"][name]) for name, value in last.items())
@@ -194,4 +194,4 @@ def test_an_average_that_cannot_be_is_refused_before_anything_is_written(setting
 def test_a_teacher_trained_first_is_not_averaged(tmp_path: Path):
     train(tiny_config("train.epochs=1", "average.kind=ema"), tmp_path)
     assert "average" not in read_card(tmp_path / "teacher").extra
-    assert torch.load(tmp_path / "teacher-state.pt", weights_only=True)["average"] == {}
+    assert saved_state(tmp_path, "teacher-state.pt")["average"] == {}

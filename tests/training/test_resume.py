@@ -1,5 +1,6 @@
 """An interrupted run ends as an uninterrupted one, bit for bit (on a CPU)."""
 
+import io
 import json
 import shutil
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from ltat.config import RunConfig
@@ -15,7 +17,8 @@ from ltat.errors import LtatError
 from ltat.methods import METHODS, LossTerms, Method
 from ltat.training import Trainer, prepare, train
 from ltat.training.reporting import Reporter
-from tests.training.tiny import tiny_config
+from ltat.training.state_file import write_state
+from tests.training.tiny import saved_state, tiny_config
 
 TIMINGS = {"seconds", "images_per_s"}
 
@@ -91,8 +94,45 @@ def test_weights_broken_by_an_accident_are_written_again_from_the_state(name: st
     assert_same_run(uninterrupted, folder)
 
 
+def test_a_run_goes_on_from_the_state_before_a_damaged_one_and_ends_the_same(uninterrupted: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    for name in ("state.pt", "teacher-state.pt"):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+    (folder / "metrics.jsonl").unlink()  # its lines stand in the states
+    lines = io.StringIO()
+    train(tiny_config(), folder, resume=True, reporter=Reporter(Console(file=lines)))
+    assert lines.getvalue().count("its checksum is wrong") == 2
+    assert_same_run(uninterrupted, folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.ones(2)), "momentum"),
+        (lambda state: state["optimizer"].update(state=[1]), "not of this run"),
+        (lambda state: state["rows"][-1].update(stage="teacher"), "stage 'teacher'"),
+        (lambda state: state["scaler"].update({"x": 1}) or state.update(method=[3]), "not of this run"),
+    ],
+)
+def test_a_state_with_odd_contents_is_refused(spoil, why: str, uninterrupted: Path, tmp_path: Path, monkeypatch):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    monkeypatch.setattr(Method, "load_state_dict", lambda method, state: dict(state.items()))
+    state = saved_state(tmp_path / "run")
+    spoil(state)
+    write_state(tmp_path / "run" / "state.pt", state)
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    with pytest.raises(LtatError, match=why):
+        train(tiny_config(), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+
+
 def test_a_state_of_another_network_is_refused(uninterrupted: Path, tmp_path: Path):
     shutil.copytree(uninterrupted, tmp_path / "run")
+    for name in ("state.pt", "teacher-state.pt"):
+        write_state(tmp_path / "run" / name, saved_state(tmp_path / "run", name) | {"run": {}})
     text = (tmp_path / "run" / "config.toml").read_text().replace('name = "small"', 'name = "resnet18"')
     (tmp_path / "run" / "config.toml").write_text(text)
     with pytest.raises(LtatError, match="not of this run"):
@@ -164,7 +204,7 @@ def test_a_method_with_hooks_state_and_its_own_classifier_resumes_and_is_reporte
     Doubled.evaluated.clear()
     train(tiny_config("method=counting"), tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    state = torch.load(tmp_path / "whole" / "state.pt", weights_only=True)["method"]
+    state = saved_state(tmp_path / "whole")["method"]
     assert state == {"begin": 3, "end": 3, "around": 3 * 6}
     assert set(whole) == {"best", "last"} and 20 in Doubled.evaluated  # the 20 images of the final evaluation
 

@@ -1,23 +1,16 @@
 """The run folder: what stands in it, and what it refuses."""
 
 import json
-import pickle
+import shutil
 
 import pytest
-import torch
 
 from ltat.errors import LtatError
 from ltat.training.run_folder import RunFolder, differing_settings
+from tests.training.states import state
 from tests.training.tiny import tiny_config
 
 INDICES = {"train": {"n": 2, "sha256": "aa", "indices": [0, 1]}, "val": {"n": 1, "sha256": "bb", "indices": [2]}}
-
-
-class Executed:
-    """A pickle of this class runs code when loaded carelessly."""
-
-    def __reduce__(self):
-        return (pytest.fail, ("the training state executed code",))
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
@@ -64,37 +57,80 @@ def test_settings_that_differ_are_found_at_any_depth():
     assert differing_settings({"a": {"b": 1, "c": 2}, "d": 1}, {"a": {"b": 1, "c": 3}, "e": 1}) == ["a.c", "d", "e"]
 
 
-def test_a_training_state_never_executes_code(tmp_path):
-    (tmp_path / "state.pt").write_bytes(pickle.dumps(Executed(), protocol=2))
-    with pytest.raises(LtatError, match=r"state\.pt"):
-        RunFolder(tmp_path).load_state("state.pt")
-    torch.save({"x": Executed()}, tmp_path / "state.pt")
-    with pytest.raises(LtatError, match=r"state\.pt"):
-        RunFolder(tmp_path).load_state("state.pt")
-
-
-def test_a_truncated_training_state_is_told_in_a_sentence(tmp_path):
+def test_resuming_makes_the_metrics_those_of_the_state(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.save_state("state.pt", {"model": {"w": torch.ones(1000)}})
-    whole = (tmp_path / "state.pt").read_bytes()
-    (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LtatError, match="delete it"):
-        folder.load_state("state.pt")
-
-
-@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04"])
-def test_a_state_of_any_garbage_is_told_in_a_sentence(tmp_path, content):
-    (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(LtatError, match="delete it"):
-        RunFolder(tmp_path).load_state("state.pt")
-
-
-def test_resuming_drops_metrics_of_epochs_that_will_be_trained_again(tmp_path):
-    folder = RunFolder(tmp_path)
-    for stage, epoch in [("teacher", 1), ("teacher", 2), ("student", 1), ("student", 2)]:
+    for stage, epoch in [("teacher", 1), ("student", 1), ("student", 3)]:
         folder.append_metrics({"stage": stage, "epoch": epoch})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('[1, 2]\n{"a": 1}\n{"stage": "stud')  # the machine stopped in the middle of a line
-    folder.forget_metrics_after("student", 1)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["stage"], row["epoch"]) for row in rows] == [("teacher", 1), ("teacher", 2), ("student", 1)]
+    odd = b'[1, 2]\n{"a": 1}\n{"stage": 1, "epoch": "2"}\n\xff\n' + 9999 * b"[" + b'\n{"stage": "stud'
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(odd)  # the machine stopped in the middle of a line, and others were spoilt
+    rows = [{"stage": "student", "epoch": epoch, "loss": 0.5} for epoch in (1, 2)]
+    folder.restore_metrics("student", rows)
+    there = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert there == [{"stage": "teacher", "epoch": 1}, *rows]
+
+
+def test_metrics_are_on_the_disk_before_the_state_counts_on_them(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    RunFolder(tmp_path).append_metrics({"stage": "student", "epoch": 1})
+    assert synced
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("env.json", "[1]"),
+        ("env.json", '{"resumed": 3}'),
+        ("env.json", '{"resumed": [3]}'),
+        ("env.json", 99999 * "["),
+        ("indices.json", "[1]"),
+        ("indices.json", '{"train": 3}'),
+        ("indices.json", '{"train": {"n": 2}}'),
+        ("indices.json", 99999 * "["),
+    ],
+)
+def test_a_record_of_another_shape_is_told_in_a_sentence(tmp_path, name, content):
+    folder = RunFolder(tmp_path)
+    folder.open(tiny_config(), INDICES, resume=False)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(LtatError, match=rf"{name}.*delete it"):
+        folder.open(tiny_config(), INDICES, resume=True)
+        folder.record_environment({})
+
+
+def test_resuming_with_another_torch_or_thread_count_is_said_in_one_line(tmp_path):
+    said: list[str] = []
+    folder = RunFolder(tmp_path, said.append)
+    before = {"packages": {"torch": "2.9"}, "threads": 1, "device": "cpu", "native": None}
+    for record in (before, before):
+        folder.record_environment(record)
+    assert not said
+    folder.record_environment({**before, "packages": {"torch": "2.10"}, "threads": 2})
+    assert len(said) == 1 and "torch 2.9, then 2.10; threads 1, then 2" in said[0]
+
+
+def test_what_is_left_of_a_run_without_its_settings_is_refused(tmp_path):
+    for resume in (False, True):
+        for name in ("state.pt", "teacher-state-before.pt", "metrics.jsonl", "best.safetensors"):
+            (tmp_path / name).write_text("")
+            with pytest.raises(LtatError, match=rf"{name} without the config\.toml"):
+                RunFolder(tmp_path).open(tiny_config(), INDICES, resume)
+            (tmp_path / name).unlink()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_of_other_settings_or_data_is_refused(tmp_path):
+    folder = RunFolder(tmp_path / "one")
+    folder.open(tiny_config(), INDICES, resume=False)
+    folder.save_state("state.pt", state())
+    assert folder.load_state("state.pt")["epoch"] == 1
+    for name, assignment, indices, what in (
+        ("two", "attack.eps=0.2", INDICES, r"other settings \(attack\.eps\)"),
+        ("three", "attack.eps=0.15", {**INDICES, "teacher": {"sha256": "cc"}}, r"other data \(teacher"),
+    ):
+        other = RunFolder(tmp_path / name)
+        other.open(tiny_config(assignment), indices, resume=False)
+        shutil.copy(tmp_path / "one" / "state.pt", tmp_path / name / "state.pt")
+        with pytest.raises(LtatError, match=what):
+            other.load_state("state.pt")

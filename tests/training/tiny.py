@@ -1,7 +1,11 @@
 """A run small enough to repeat many times, on real digits."""
 
+from pathlib import Path
+from typing import Any
+
 from ltat.config import RunConfig, load_config
 from ltat.methods import find_method
+from ltat.training.state_file import read_state
 
 TINY = [
     "data.name=digits",
@@ -24,3 +28,7 @@ def tiny_config(*assignments: str) -> RunConfig:
     if not any(a.startswith("method=") and a != "method=self-distill" for a in given):
         given = ["teacher.epochs=2", *given]
     return load_config(lambda name: find_method(name).Config, assignments=given)
+
+
+def saved_state(folder: Path, name: str = "state.pt") -> dict[str, Any]:
+    return read_state(folder / name)
