@@ -12,6 +12,15 @@ from ltat.errors import LtatError
 Normalization = tuple[Sequence[float], Sequence[float]]  # (mean, std) per channel
 
 
+def same_normalization(one: Normalization | None, other: Normalization | None) -> bool:
+    """Whether two networks normalise alike, within the rounding of fp32."""
+    if one is None or other is None:
+        return one is other
+    if [len(values) for values in one] != [len(values) for values in other]:
+        return False
+    return all(torch.allclose(torch.tensor(a), torch.tensor(b)) for a, b in zip(one, other, strict=True))
+
+
 class Normalize(nn.Module):
     """(x - mean) / std per channel.
 
@@ -48,6 +57,7 @@ class Classifier(nn.Module):
         in_channels: channels of the images.
         normalization: (mean, std), or None.
         head: key of the last layer in ``HEADS``; set by ``put_head``.
+        class_names: one per class in the order of the logits, or empty where they are not known.
     """
 
     classifier_name: ClassVar[str] = "linear"
@@ -56,6 +66,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.name = ""
         self.head = "linear"
+        self.class_names: tuple[str, ...] = ()
         self.num_classes = num_classes
         self.in_channels = in_channels
         self.normalization = normalize

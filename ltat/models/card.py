@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ltat.errors import LtatError
 from ltat.files import atomic_write_all
-from ltat.models.base import Classifier, moved
+from ltat.models.base import Classifier, Normalization, moved, same_normalization
 from ltat.models.heads import put_head
 from ltat.models.registry import MODELS, build_model
 
 CARD_FORMAT = 1
 _SUFFIX = ".safetensors"
+_NORMALIZE = ("normalize.mean", "normalize.std")  # in the file only, so that no plain network takes it without a word
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,20 @@ def save_model(
         model: built by ``build_model``.
         path: with or without the ``.safetensors`` suffix.
         extra: JSON values (NumPy numbers and arrays are turned into plain ones) for the card.
-        class_names: one per class, or empty.
+        class_names: one per class; the model's own where left out.
 
     Raises:
-        LtatError: a model that is not in ``MODELS``, values JSON cannot hold, or an unwritable place.
+        LtatError: a model that is not in ``MODELS``, another number of names than classes, values JSON cannot hold,
+            or an unwritable place.
     """
     if getattr(model, "name", None) not in MODELS:
         raise LtatError(
             f"a {type(model).__name__} cannot be saved by name; build the model with build_model ({', '.join(MODELS)})"
         )
     weights_path, card_path = _paths(path)
+    names = tuple(class_names) or model.class_names
+    if names and len(names) != model.num_classes:
+        raise LtatError(f"{len(names)} class names for {model.num_classes} classes; give one per class, or none")
     weights = _serialize(model)
     card = ModelCard(
         format=CARD_FORMAT,
@@ -78,7 +83,7 @@ def save_model(
         num_classes=model.num_classes,
         in_channels=model.in_channels,
         normalize=_plain_normalization(model),
-        class_names=tuple(class_names),
+        class_names=names,
         sha256=hashlib.sha256(weights).hexdigest(),
         head=model.head,
         extra=dict(extra),
@@ -101,12 +106,13 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Class
     """
     weights_path, _ = _paths(path)
     card = read_card(path)
-    tensors = _read_weights(weights_path, card.sha256)
+    tensors = _read_weights(weights_path, card)
     with torch.device("meta"):  # shapes only: a card cannot make us allocate a giant
         skeleton = _build(card)
     check_state(skeleton, tensors, str(weights_path))
     model = _build(card)
     model.load_state_dict(tensors)
+    model.class_names = card.class_names
     return moved(model, device).eval()
 
 
@@ -114,10 +120,13 @@ def load_weights(model: torch.nn.Module, path: str | Path) -> None:
     """Put the weights saved at ``path`` into ``model``, which may be more than its card's plain architecture.
 
     Raises:
-        LtatError: as :func:`load_model`, or the weights are of another network.
+        LtatError: as :func:`load_model`, or the weights are of another network, or of one that normalises its images
+            otherwise.
     """
     weights_path, _ = _paths(path)
-    tensors = _read_weights(weights_path, read_card(path).sha256)
+    card = read_card(path)
+    tensors = _read_weights(weights_path, card)
+    _check_normalization(model, card, weights_path)
     check_state(model, tensors, str(weights_path))
     model.load_state_dict(tensors)
 
@@ -164,6 +173,19 @@ def check_state(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: s
             )
 
 
+def saved_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.safetensors`` file, with the normalisation that a card beside it names.
+
+    Raises:
+        LtatError: a missing or damaged file, or one that its card does not vouch for.
+    """
+    if not path.with_suffix(".json").exists():
+        return _parse_weights(_read(path), path)
+    card = read_card(path)
+    tensors = _read_weights(path, card)
+    return tensors if card.normalize is None else tensors | _normalization_tensors(card.normalize)
+
+
 def _build(card: ModelCard) -> Classifier:
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten and must not cost the caller's numbers
         model = build_model(
@@ -184,7 +206,21 @@ def _paths(path: str | Path) -> tuple[Path, Path]:
 
 def _serialize(model: Classifier) -> bytes:
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    return safetensors.torch.save(state)
+    constants = {} if model.normalization is None else _normalization_tensors(model.normalization)
+    return safetensors.torch.save(state | constants)
+
+
+def _normalization_tensors(normalize: Normalization) -> dict[str, Tensor]:
+    return {key: torch.tensor(tuple(values)) for key, values in zip(_NORMALIZE, normalize, strict=True)}
+
+
+def _check_normalization(model: torch.nn.Module, card: ModelCard, path: Path) -> None:
+    own = model.normalization if isinstance(model, Classifier) else None
+    if not same_normalization(own, card.normalize):
+        raise LtatError(
+            f"{path} normalises its images by {card.normalize} and the {type(model).__name__} by {own}; "
+            "build it with normalize=read_card(path).normalize, or use load_model"
+        )
 
 
 def _plain_normalization(model: Classifier) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -201,12 +237,21 @@ def _to_json(card: ModelCard) -> str:
         raise LtatError(f"extra cannot be written as JSON ({error}); keep numbers, strings and lists") from error
 
 
-def _read_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+def _read_weights(path: Path, card: ModelCard) -> dict[str, Tensor]:
+    """The tensors of the network, without those of its normalisation, which must be the card's."""
     data = _read(path)
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != card.sha256:
         raise LtatError(
             f"{path} does not have the checksum its card names, so it was damaged or replaced; copy both files again"
         )
+    tensors = _parse_weights(data, path)
+    stored = [tensors.pop(key).flatten().tolist() for key in _NORMALIZE if key in tensors]
+    if stored and not same_normalization((stored[0], stored[-1]), card.normalize):
+        raise LtatError(f"{path} and its card differ in the normalisation of images; copy both files again")
+    return tensors
+
+
+def _parse_weights(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:

@@ -9,7 +9,7 @@ import torch
 
 import ltat
 from ltat.errors import LtatError
-from ltat.models import build_model, load_model, load_published, read_card, save_model
+from ltat.models import build_model, load_model, load_published, load_weights, put_head, read_card, save_model
 
 
 class Bomb:
@@ -227,15 +227,12 @@ def test_normalisation_of_other_channels_is_refused(tmp_path):
         load_published(build_model("small", num_classes=5, in_channels=1), tmp_path / "old.pt")
 
 
-def test_old_wide_checkpoints_lose_their_unused_block():
-    with torch.device("meta"):
-        model = build_model("wrn34-10", num_classes=10)
-    from ltat.models.published import published_state
-
-    state = model.state_dict()
-    extra = {key.replace("block1", "sub_block1", 1): value for key, value in state.items() if key.startswith("block1")}
-    assert extra
-    assert published_state(model, {f"module.{key}": v for key, v in (state | extra).items()}).keys() == state.keys()
+def test_old_wide_checkpoints_lose_their_unused_block(tmp_path):
+    state = trained().state_dict()
+    extra = {"sub_block1.layer.0.bn1.weight": torch.zeros(160)}
+    torch.save({f"module.{key}": value for key, value in (state | extra).items()}, tmp_path / "old.pt")
+    model = load_published(build_model("small", num_classes=5, in_channels=1), tmp_path / "old.pt")
+    assert torch.equal(model.linear.weight, state["linear.weight"])
 
 
 def test_checkpoints_from_before_batch_counting_load(tmp_path):
@@ -289,3 +286,229 @@ def test_loading_does_not_shift_the_callers_random_numbers(saved):
     torch.manual_seed(3)
     load_model(saved)
     assert torch.equal(torch.rand(4), expected)
+
+
+# --- several sets of weights in one file
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def shifted(state):
+    return {key: value + 1 for key, value in state.items()}
+
+
+def plain():
+    return build_model("small", num_classes=5, in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "raw", "averaged"),
+    [
+        (lambda raw, ema: {"model": raw, "ema": ema, "optimizer": {"state": {0: raw}}}, "model", "ema"),
+        (lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema}, "state_dict", "state_dict_ema"),
+        (lambda raw, ema: {"net": prefixed("module.", raw), "model_ema": {"module": ema}}, "net", "model_ema"),
+        (
+            lambda raw, ema: {"model": raw, "swa": prefixed("module.", ema) | {"n_averaged": ema["bn1.bias"][0]}},
+            "model",
+            "swa",
+        ),
+        (lambda raw, ema: {"callbacks": {"EMA": {"weights": ema}}, "state_dict": raw}, "state_dict", "callbacks.EMA"),
+        (
+            lambda raw, ema: prefixed("online_model.", raw) | prefixed("ema_model.", ema) | {"step": torch.tensor(3)},
+            "online_model",
+            "ema_model",
+        ),
+        (lambda raw, ema: raw | {"ema": ema}, "", "ema"),
+    ],
+)
+def test_raw_weights_never_load_where_an_average_lies_beside_them(tmp_path, content, raw, averaged):
+    state = trained().state_dict()
+    torch.save(content(state, shifted(state)), tmp_path / "two.pt")
+    with pytest.raises(LtatError, match="several sets of weights") as caught:
+        load_published(plain(), tmp_path / "two.pt")
+    assert all(f"'{name}" in str(caught.value) for name in (raw, averaged))
+    chosen = {name: load_published(plain(), tmp_path / "two.pt", weights=name) for name in (raw, averaged)}
+    assert torch.equal(chosen[raw].conv1.weight, state["conv1.weight"])
+    assert torch.equal(chosen[averaged].conv1.weight, state["conv1.weight"] + 1)
+    with pytest.raises(LtatError, match="no set of weights called 'other'"):
+        load_published(plain(), tmp_path / "two.pt", weights="other")
+
+
+def test_an_average_of_the_parameters_alone_counts_as_a_set(tmp_path):
+    state = trained().state_dict()
+    parameters = {key: value for key, value in state.items() if "running" not in key and "num_" not in key}
+    torch.save({"model": state, "ema": parameters}, tmp_path / "two.pt")
+    with pytest.raises(LtatError, match="several sets of weights"):
+        load_published(plain(), tmp_path / "two.pt")
+    with pytest.raises(LtatError, match=r"lacks 'bn1\.running_mean'"):
+        load_published(plain(), tmp_path / "two.pt", weights="ema")
+
+
+def test_an_average_without_names_is_told_and_passed_by_on_request(tmp_path):
+    state = trained().state_dict()
+    torch.save({"model": state, "ema": {"shadow_params": list(state.values())}}, tmp_path / "two.pt")
+    with pytest.raises(LtatError, match=r"ema\.shadow_params without names"):
+        load_published(plain(), tmp_path / "two.pt")
+    loaded = load_published(plain(), tmp_path / "two.pt", weights="model")
+    assert torch.equal(loaded.linear.weight, state["linear.weight"])
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.",
+        "_orig_mod.module.",
+        "module._orig_mod.",
+        "module.module._orig_mod.model.",
+        "_fsdp_wrapped_module.network.module.",
+    ],
+)
+def test_wrappers_are_stripped_in_any_order(tmp_path, prefix):
+    net = trained()
+    state = {prefix + key.replace("conv2.", "conv2._orig_mod."): value for key, value in net.state_dict().items()}
+    torch.save({"epoch": 1, "model": state}, tmp_path / "wrapped.pt")
+    assert torch.equal(load_published(plain(), tmp_path / "wrapped.pt").conv2.weight, net.conv2.weight)
+
+
+def test_an_averaged_model_in_parallel_loads(tmp_path):
+    net = trained()
+    wrapped = torch.nn.DataParallel(torch.optim.swa_utils.AveragedModel(net))
+    torch.save(wrapped.state_dict(), tmp_path / "averaged.pt")
+    assert torch.equal(load_published(plain(), tmp_path / "averaged.pt").linear.weight, net.linear.weight)
+
+
+def test_part_of_a_larger_network_is_not_taken_for_it(tmp_path):
+    larger = torch.nn.Sequential(trained(), torch.nn.Linear(5, 5))
+    torch.save(larger.state_dict(), tmp_path / "larger.pt")
+    with pytest.raises(LtatError, match=r"unexpected '1\.(bias|weight)'"):
+        load_published(plain(), tmp_path / "larger.pt")
+
+
+def test_normalisation_layer_before_the_network_is_taken_over(tmp_path):
+    first = torch.nn.Module()
+    first.register_buffer("mean", torch.tensor([0.5]))
+    first.register_buffer("std", torch.tensor([0.25]))
+    torch.save(torch.nn.Sequential(first, trained()).state_dict(), tmp_path / "both.pt")
+    assert load_published(plain(), tmp_path / "both.pt").normalization == ([0.5], [0.25])
+
+
+def test_a_checkpoint_that_contains_itself_ends(tmp_path):
+    content = {"state_dict": trained().state_dict()}
+    content["again"] = content
+    torch.save(content, tmp_path / "loop.pt")
+    load_published(plain(), tmp_path / "loop.pt")
+
+
+# --- the names of RoBal's and REAT's code, laid out by hand: no file of theirs is at hand
+
+
+def robal_layout(state, classifier):
+    body = {key: value for key, value in state.items() if not key.startswith("linear.")}
+    return prefixed("model.module.", prefixed("backbone.", body) | prefixed("classifier.", classifier))
+
+
+def test_names_of_robal_load_into_a_cosine_head(tmp_path):
+    source = trained()
+    put_head(source, "cosine")
+    classifier = {"weight": source.linear.weight.detach(), "bias": torch.zeros(5), "moving_ed": torch.rand(1, 256)}
+    torch.save(robal_layout(source.state_dict(), classifier), tmp_path / "epoch80.pt")
+    with pytest.raises(LtatError, match="put_head"):
+        load_published(plain(), tmp_path / "epoch80.pt")
+    model = plain()
+    put_head(model, "cosine")
+    model.linear.gamma.fill_(1 / 16)
+    load_published(model, tmp_path / "epoch80.pt")
+    assert torch.equal(model.linear.weight, source.linear.weight)
+    assert model.linear.gamma == 1 / 16
+    assert torch.equal(model.conv2.weight, source.conv2.weight)
+    torch.save(robal_layout(source.state_dict(), classifier | {"bias": torch.ones(5)}), tmp_path / "biased.pt")
+    with pytest.raises(LtatError, match="is not zero"):
+        load_published(model, tmp_path / "biased.pt")
+
+
+def test_names_of_robals_baselines_load_into_a_linear_head(tmp_path):
+    source = trained()
+    classifier = prefixed("fc.", source.linear.state_dict())
+    torch.save(robal_layout(source.state_dict(), classifier), tmp_path / "epoch80.pt")
+    model = load_published(plain(), tmp_path / "epoch80.pt").eval()
+    x = torch.rand(2, 1, 32, 32)
+    assert torch.equal(model(x), source.eval()(x))
+
+
+def test_names_of_reats_resnet_load(tmp_path):
+    source = build_model("resnet18", num_classes=2)
+    inside = {"conv1": "0", "bn1": "1", "conv2": "3", "bn2": "4"}
+    theirs = {}
+    for key, value in source.state_dict().items():
+        parts = key.split(".")
+        if parts[0] in inside:
+            name = ".".join(["conv1", inside[parts[0]], *parts[1:]])
+        elif parts[0] == "linear":
+            name = ".".join(["fc", *parts[1:]])
+        elif parts[2] in inside:
+            name = ".".join([*parts[:2], "residual_function", inside[parts[2]], *parts[3:]])
+        else:
+            name = key
+        theirs[name] = value
+    assert {"conv1.0.weight", "layer2.0.residual_function.4.running_var", "layer2.0.shortcut.1.bias"} < theirs.keys()
+    torch.save({"state_dict": theirs, "epoch": 79}, tmp_path / "M2.pkllast.pkl")
+    model = load_published(build_model("resnet18", num_classes=2), tmp_path / "M2.pkllast.pkl").eval()
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(model(x), source.eval()(x))
+
+
+# --- normalisation inside the network is never lost
+
+
+@pytest.fixture
+def normalising(tmp_path):
+    model = build_model("small", num_classes=5, normalize=([0.5, 0.25, 0.75], [0.5, 0.25, 0.125])).eval()
+    save_model(model, tmp_path / "best", extra={})
+    return model, tmp_path / "best.safetensors"
+
+
+def test_bare_weights_of_a_normalising_network_do_not_load_into_a_plain_one(normalising):
+    _, path = normalising
+    with pytest.raises(RuntimeError, match=r"normalize\.mean"):
+        build_model("small", num_classes=5).load_state_dict(safetensors.torch.load_file(path))
+    for normalize in (None, ([0.5] * 3, [0.5] * 3)):
+        with pytest.raises(LtatError, match="normalises its images"):
+            load_weights(build_model("small", num_classes=5, normalize=normalize), path)
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_load_published_restores_the_normalisation_of_our_own_weights(normalising, card):
+    model, path = normalising
+    if not card:
+        path.with_suffix(".json").unlink()
+    restored = load_published(build_model("small", num_classes=5), path).eval()
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(restored(x), model(x))
+
+
+def test_weights_saved_before_their_file_told_the_normalisation_still_load(normalising):
+    model, path = normalising
+    forge(path, safetensors.torch.save(model.state_dict()))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(load_model(path)(x), model(x))
+    assert torch.equal(load_published(build_model("small", num_classes=5), path).eval()(x), model(x))
+
+
+@pytest.mark.parametrize("normalize", [None, [[0.5, 0.25, 0.5], [0.5, 0.25, 0.125]]])
+def test_a_card_that_tells_another_normalisation_is_refused(normalising, normalize):
+    _, path = normalising
+    change_card(path, normalize=normalize)
+    with pytest.raises(LtatError, match="differ in the normalisation"):
+        load_model(path)
+
+
+def test_class_names_stay_with_the_model(tmp_path):
+    save_model(trained(), tmp_path / "best", extra={}, class_names="abcde")
+    found = load_model(tmp_path / "best")
+    assert found.class_names == tuple("abcde")
+    save_model(found, tmp_path / "again", extra={})
+    assert read_card(tmp_path / "again").class_names == tuple("abcde")
+    with pytest.raises(LtatError, match="4 class names for 5 classes"):
+        save_model(found, tmp_path / "again", extra={}, class_names="abcd")
