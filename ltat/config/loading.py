@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from ltat.config.sections import RunConfig
 from ltat.errors import LtatError
+from ltat.files import read_text
 
 Tree = dict[str, Any]
 Config = TypeVar("Config", bound=RunConfig)
@@ -26,6 +27,10 @@ _PLAIN = {
     "string_type": "text (in quotes where it looks like a number)",
 }
 """What a setting must be, by pydantic's name of what is wrong with it."""
+
+_LARGEST = 1 << 20  # bytes of a settings file; the largest recipe has a few thousand
+_DEEPEST = 8  # tables and lists in each other; settings lie two deep
+_SHOWN = 200  # characters of a wrong value
 
 
 def list_recipes() -> dict[str, Path]:
@@ -44,14 +49,43 @@ def from_toml(path: Path) -> Tree:
     """Read a TOML file.
 
     Raises:
-        LtatError: the file cannot be read or is no TOML.
+        LtatError: the file cannot be read or is no TOML that settings can be written in.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parsed_toml(read_text(path, _LARGEST))
     except (OSError, UnicodeDecodeError) as error:
-        raise LtatError(f"the settings file {path} cannot be read ({error}); name an existing TOML file") from None
-    except tomllib.TOMLDecodeError as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LtatError(f"the settings file {path} cannot be read ({reason}); name an existing TOML file") from None
+    except ValueError as error:
         raise LtatError(f"the settings file {path} is not TOML ({error}); correct that line") from None
+
+
+def parsed_toml(text: str) -> Tree:
+    """Read TOML text.
+
+    Raises:
+        ValueError: it is no TOML, holds a whole number of more than 64 bits, or is nested deeper than settings are.
+    """
+    too_deep = ValueError(f"it is nested more than {_DEEPEST} deep")
+    too_long = ValueError("it holds a whole number of more than 64 bits")
+    try:
+        tree = tomllib.loads(text)
+    except RecursionError:
+        raise too_deep from None
+    except ValueError as error:
+        raise error if isinstance(error, tomllib.TOMLDecodeError) else too_long from None
+    level: list[object] = [tree]
+    for _ in range(_DEEPEST):
+        level = [value for holder in level for value in _values(holder)]
+        if any(isinstance(value, int) and value.bit_length() > 64 for value in level):
+            raise too_long
+    if any(map(_values, level)):
+        raise too_deep
+    return tree
+
+
+def _values(value: object) -> list[object]:
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 def to_toml(config: RunConfig) -> str:
@@ -76,6 +110,8 @@ def find_recipe(name: str) -> Tree:
 def set_by_path(tree: Tree, dotted: str, value: object) -> None:
     """Set ``tree["a"]["b"]`` for the dotted name ``a.b``, making the tables on the way."""
     *tables, leaf = dotted.split(".")
+    if len(tables) >= _DEEPEST:
+        raise LtatError(f"setting {shortened(dotted)!r} is nested more than {_DEEPEST} deep; check the name")
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):
@@ -89,9 +125,11 @@ def parse_assignment(text: str) -> tuple[str, object]:
     if not separator or not name.strip() or not value.strip():
         raise LtatError(f"--set {text!r} is not of the form section.key=value; write for example attack.eps=8/255")
     try:
-        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+        return name.strip(), parsed_toml(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return name.strip(), value.strip()
+    except ValueError as error:
+        raise LtatError(f"--set {shortened(text)!r} cannot be read ({error}); correct the value") from None
 
 
 def load_config(
@@ -154,7 +192,13 @@ def _sentence(error: ValidationError, config_class: type[RunConfig], method: obj
         )
     # A setting of several types has one problem for each of them, and any of them would do.
     wanted = [_wanted(problem) for problem in problems if _setting_name(problem, config_class) == name]
-    return f"setting {name}={first['input']!r} is not possible: it must be {' or '.join(dict.fromkeys(wanted))}"
+    value, possible = shortened(repr(first["input"])), " or ".join(dict.fromkeys(wanted))
+    return f"setting {name}={value} is not possible: it must be {possible}"
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is too long for a sentence."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _setting_name(problem: ErrorDetails, config_class: type[RunConfig]) -> str:

@@ -8,6 +8,7 @@ from ltat.data.grouping import MAX_CLASSES
 from ltat.data.image_files import Samples, files_dataset
 from ltat.data.split import Dataset
 from ltat.errors import LtatError
+from ltat.files import read_text
 
 
 def load_image_folder(
@@ -141,11 +142,8 @@ def text_lines(path: Path) -> list[str]:
     Raises:
         LtatError: it cannot be read, or is no text.
     """
-    file = path.expanduser()
-    if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for without end
-        raise LtatError(f"{path} is no text file; name another one")
     try:
-        return file.read_text(encoding="utf-8-sig").splitlines()  # some editors begin a text with a mark
+        return read_text(path.expanduser()).splitlines()
     except OSError as error:
         raise LtatError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:

@@ -1,10 +1,10 @@
 """Images in files of their own, decoded when they are asked for."""
 
 import os
-import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from ltat.data.images import ImageStore
 from ltat.data.split import Dataset, Split
 from ltat.errors import LtatError
+from ltat.files import require_file
 
 T = TypeVar("T")
 
@@ -23,6 +24,9 @@ MODES = {1: "L", 3: "RGB"}
 _LOSSLESS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # Pillow's modes that 1 or 3 channels hold without loss
 _DEEP = ("I", "F")  # Pillow's modes of more than 8 bits begin so
 _LARGEST = 4096  # pixels; a slip of the pen must not fill the memory
+_MOST_PIXELS = 89_478_485  # of a file, or of it once scaled: where Pillow begins to warn
+_GIANT = 1 << 24  # pixels of a file, from which on one is decoded at a time
+_GIANTS = threading.Lock()
 _THREADS = 4
 _READ_TOGETHER = 64  # headers per task: one at a time, handing over costs more than reading
 
@@ -73,8 +77,8 @@ class ImageFiles(ImageStore):
 
     def _decode(self, path: str) -> np.ndarray:
         height, width, channels = self.shape[1:]
-        with opened(path) as image:
-            converted = image.convert(MODES[channels])
+        with opened(path) as image, _GIANTS if image.width * image.height > _GIANT else nullcontext():
+            converted = image if image.mode == MODES[channels] else image.convert(MODES[channels])
             if self.fit:
                 converted = _centre_square(converted, height)
             pixels = np.asarray(converted)
@@ -104,7 +108,7 @@ def files_dataset(
 
     Raises:
         LtatError: a missing or foreign file, transparency, more than 8 bits per channel, images that differ in
-            size or channels, a size above 4096, or a label out of range.
+            size or channels, a size above 4096, more than 89 million pixels in a file, or a label out of range.
     """
     store = open_image_files([path for path, _ in (*train, *test)], image_size, channels)
 
@@ -126,6 +130,7 @@ def open_image_files(paths: Sequence[str], image_size: int | None, channels: int
     if image_size is None:
         height, width = _common_size(paths, headers)
     else:
+        _check_scaled(paths, headers, image_size)
         height = width = image_size
     channels = _common_channels(paths, headers) if channels is None else channels
     names = np.array([os.fsencode(path) for path in paths])
@@ -146,8 +151,7 @@ def read_headers(paths: Sequence[str]) -> list[Header]:
 def opened(path: str) -> Iterator[ImageFile.ImageFile]:
     """An image file whose header is read; whatever fails inside becomes an ``LtatError`` with the path."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError("it is no file")  # a pipe would be waited for without end
+        require_file(path)
         with Image.open(path, formats=FORMATS) as image:
             yield image
     except LtatError:
@@ -170,6 +174,10 @@ def _header(path: str) -> Header:
         # Pillow cuts 16-bit colour to 8 bits without a word; only the raw mode of its tiles tells.
         if image.mode.startswith(_DEEP) or ";16" in str(image.tile):
             raise LtatError(f"{path} has more than 8 bits per channel (mode {image.mode}); save it with 8")
+        if image.height * image.width > _MOST_PIXELS:
+            raise LtatError(
+                f"{path} is {image.height}x{image.width} and exceeds limit {_MOST_PIXELS} of pixels; shrink it"
+            )
         return Header(image.height, image.width, image.mode)
 
 
@@ -180,7 +188,20 @@ def _common_size(paths: Sequence[str], headers: Sequence[Header]) -> tuple[int, 
                 f"{paths[0]} is {_size(headers[0])} and {path} is {_size(header)}; "
                 "bring all images to one size with --image-size N (data.image_size)"
             )
+    if max(headers[0][:2]) > _LARGEST:
+        raise LtatError(
+            f"the images, such as {paths[0]}, are {_size(headers[0])}, more than {_LARGEST} pixels on a side; "
+            "scale them down with --image-size N (data.image_size)"
+        )
     return headers[0][:2]
+
+
+def _check_scaled(paths: Sequence[str], headers: Sequence[Header], size: int) -> None:
+    for path, (height, width, _) in zip(paths, headers, strict=True):
+        if size * size * max(height, width) > _MOST_PIXELS * min(height, width):
+            raise LtatError(
+                f"{path} is {height}x{width}, too long and narrow to be scaled to {size}; crop it, or leave it out"
+            )
 
 
 def _common_channels(paths: Sequence[str], headers: Sequence[Header]) -> int:

@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from ltat.data.grouping import resolve_labels
+from ltat.data.grouping import MAX_CLASSES, resolve_labels
 from ltat.data.split import Dataset, Split, check_positions
 from ltat.errors import LtatError
-from ltat.files import replacing
+from ltat.files import replacing, require_file
+from ltat.memory import require_memory_for
 
 _WRITTEN_AT_ONCE = 256  # images of a store held in memory on their way to the file
 
@@ -82,16 +83,22 @@ def load_array(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an ``.npz`` file, or the one of an ``.npy`` file under the name "".
 
     Raises:
-        LtatError: the file is missing, damaged, or not one of these; pickled objects are refused.
+        LtatError: the file is missing, damaged, or not one of these, or unpacks to more than fits into memory;
+            pickled objects are refused.
     """
-    if not path.is_file():
-        raise LtatError(f"there is no file {path}; check the folder or write it first")
     try:
+        require_file(path)
+    except OSError as error:
+        raise LtatError(f"{path} cannot be read ({error.strerror}); check the folder or write it first") from None
+    try:
+        require_memory_for(path)
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"": loaded}
         with loaded:
             arrays = {key: loaded[key] for key in loaded.files}
+    except LtatError:
+        raise
     except Exception as error:  # a damaged archive raises whatever zipfile, zlib or NumPy stumbles over
         raise LtatError(f"{path} cannot be read as plain NumPy arrays ({_reason(error)}); write it again") from error
     if not all(isinstance(array, np.ndarray) for array in arrays.values()):
@@ -148,6 +155,8 @@ def _class_names(train: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     names = train["class_names"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise LtatError(f"class_names in {path} are {names.dtype} of shape {names.shape}; store strings [C]")
+    if len(names) > MAX_CLASSES:
+        raise LtatError(f"{path} names {len(names)} classes where {MAX_CLASSES} are the most; store those there are")
     return tuple(str(name) for name in names)
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ltat.errors import LtatError
+from ltat.files import require_file
+from ltat.memory import require_memory_for
 from ltat.models.base import Classifier, Normalization, Normalize, same_normalization
 from ltat.models.card import check_state, saved_tensors
 from ltat.models.checkpoint_names import Contents, Dialect, closest, contents, copies, strays
@@ -146,14 +148,19 @@ def _device(model: Classifier) -> torch.device:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise LtatError(f"there is no file {path}; check the path or download it first")
+    try:
+        require_file(path)
+    except OSError as error:
+        raise LtatError(f"{path} cannot be read ({error.strerror}); check the path or download it first") from None
     with open(path, "rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         raise LtatError(f"{path} is a web page, not a checkpoint; the download asked for a click, so fetch it by hand")
     try:
+        require_memory_for(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except LtatError:
+        raise
     except Exception as error:  # zip, pickle and torch each have their own exceptions for a damaged file
         reason = str(error).partition("\n")[0]
         raise LtatError(

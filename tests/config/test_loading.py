@@ -1,5 +1,6 @@
 """Settings: where they come from, which win, and what a wrong one says."""
 
+import os
 import tomllib
 
 import pytest
@@ -126,6 +127,48 @@ def test_a_broken_settings_file_says_where(tmp_path):
         from_toml(path)
     with pytest.raises(LtatError, match=r"absent\.toml"):
         load(recipe=str(tmp_path / "absent.toml"))
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbfmethod = 'at-bsl'")
+    assert load(recipe=str(path)).method == "at-bsl"
+
+
+UNREADABLE_VALUES = {
+    "a long number": ("9" * 5000, "more than 64 bits"),
+    "a long hexadecimal number": ("0x" + "f" * 5000, "more than 64 bits"),
+    "many brackets": ("[" * 5000 + "]" * 5000, "nested more than 8 deep"),
+    "some brackets": ("[" * 20 + "]" * 20, "nested more than 8 deep"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_VALUES)
+def test_values_that_python_stumbles_over_are_one_sentence(tmp_path, kind):
+    value, reason = UNREADABLE_VALUES[kind]
+    path = tmp_path / "hostile.toml"
+    path.write_text(f"[train]\nepochs = {value}\n")
+    for given in ({"recipe": str(path)}, {"assignments": [f"train.epochs={value}"]}):
+        with pytest.raises(LtatError, match=reason) as caught:
+            load(**given)
+        assert len(str(caught.value)) < 500
+
+
+def test_tables_nested_without_end_are_refused(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("train" + ".epochs" * 5000 + " = 1")
+    for given in ({"recipe": str(path)}, {"assignments": [path.read_text()]}):
+        with pytest.raises(LtatError, match="nested more than 8 deep") as caught:
+            load(**given)
+        assert len(str(caught.value)) < 500
+
+
+def test_a_pipe_or_a_device_is_no_settings_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "zero.toml").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(LtatError, match="it is a pipe or a device, no file"):
+            load(recipe=str(tmp_path / f"{name}.toml"))
 
 
 def test_the_published_defaults_of_the_main_method_stay_what_the_documentation_says():

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ltat.data import DATASETS, cifar, index_hash, load_dataset, longtail_counts
+from ltat import memory
+from ltat.data import DATASETS, cifar, index_hash, load_dataset, longtail_counts, npz
 from ltat.data.cifar import CifarSource, load_cifar, plain_unpickle
 from ltat.data.npz import write_npz as write_split
 from ltat.errors import LtatError
@@ -236,8 +237,19 @@ def test_every_single_byte_of_an_npz_may_be_wrong(tmp_path):
         np.testing.assert_array_equal(found.train.labels, whole.train.labels)
 
 
+def test_a_small_file_that_unpacks_to_more_than_the_memory_is_refused_unread(tmp_path, monkeypatch):
+    np.savez_compressed(
+        tmp_path / "train.npz", images=np.zeros((1000, 32, 32, 3), np.uint8), labels=np.zeros(1000, int)
+    )
+    assert (tmp_path / "train.npz").stat().st_size < 100_000
+    monkeypatch.setattr(memory, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(npz.np, "load", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(LtatError, match=r"train\.npz takes .* GB of memory, of which"):
+        load_dataset("npz", tmp_path)
+
+
 def test_missing_npz_folder_is_named(tmp_path):
-    with pytest.raises(LtatError, match=r"no file .*nowhere/train\.npz"):
+    with pytest.raises(LtatError, match=r"nowhere/train\.npz cannot be read .No such file"):
         load_dataset("npz", tmp_path / "nowhere")
     with pytest.raises(LtatError, match="cannot be downloaded"):
         load_dataset("npz", tmp_path, download=True)

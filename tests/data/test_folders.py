@@ -139,15 +139,29 @@ def test_other_channels_among_rgb_are_named_and_converted_on_request(tmp_path, m
 # --- what is refused
 
 
-def write_png16(path):
-    """A 16-bit RGB file, which Pillow reads but cannot write."""
+def write_png(path, width, height, depth, colour, packed_rows):
+    """A file of Pillow's no matter what: of a depth it cannot write, or of more pixels than there is memory."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 8, 6, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"".join(b"\0" + bytes(8 * 6) for _ in range(6)))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", packed_rows), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def write_png16(path):
+    """A 16-bit RGB file, which Pillow reads but cannot write."""
+    write_png(path, 8, 6, 16, 2, zlib.compress(b"".join(b"\0" + bytes(8 * 6) for _ in range(6))))
+
+
+def blank_png(path, width, height):
+    """A grey file of any size, written without the memory it takes to read it."""
+    pack = zlib.compressobj()
+    write_png(
+        path, width, height, 8, 0, b"".join(pack.compress(bytes(1 + width)) for _ in range(height)) + pack.flush()
+    )
 
 
 def device(path):
@@ -156,7 +170,7 @@ def device(path):
 
 
 BAD_FILES = {
-    "a device": (device, "it is no file"),
+    "a device": (device, "it is a pipe or a device, no file"),
     "text": (lambda path: path.write_text("hello"), "cannot be read as an image .it is none of JPEG"),
     "empty": (lambda path: path.write_bytes(b""), "cannot be read as an image"),
     "cut in the header": (lambda path: path.write_bytes(path.read_bytes()[:20]), "cannot be read as an image"),
@@ -224,6 +238,33 @@ def test_whatever_bit_of_a_file_is_wrong_there_is_an_image_or_one_sentence(tmp_p
             assert found.shape == before.shape
             assert ending != "png" or (found == before).all()  # its checksums leave no room for other pixels
     assert refused > 5 or ending == "bmp"
+
+
+def test_giants_are_scaled_one_at_a_time_and_refused_as_they_are(tmp_path, monkeypatch):
+    for part in ("train/a", "train/b", "test/a"):
+        blank_png(tmp_path / part / "0.png", 5000, 4000)
+    with pytest.raises(
+        LtatError, match="4000x5000, more than 4096 pixels on a side; scale them down with --image-size"
+    ):
+        load_dataset("imagefolder", tmp_path)
+    images = load_dataset("imagefolder", tmp_path, image_size=8).train.images
+    at_once = []
+    scale = image_files._centre_square
+    monkeypatch.setattr(
+        image_files, "_centre_square", lambda *given: (at_once.append(image_files._GIANTS.locked()), scale(*given))[1]
+    )
+    assert images[:].shape == (2, 8, 8, 1) and at_once == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("size", "fragment"), [((1, 2000), "too long and narrow to be scaled to 64"), ((2000, 1000), "exceeds limit")]
+)
+def test_a_file_whose_scaling_would_fill_the_memory_is_refused(tmp_path, monkeypatch, size, fragment):
+    monkeypatch.setattr(image_files, "_MOST_PIXELS", 1_000_000)
+    for part in ("train/a", "train/b", "test/a"):
+        blank_png(tmp_path / part / "0.png", *((8, 8) if part != "train/b" else size))
+    with pytest.raises(LtatError, match=fragment):
+        load_dataset("imagefolder", tmp_path, image_size=64)
 
 
 def test_a_file_that_changes_its_size_is_named(tmp_path):
@@ -348,7 +389,7 @@ def test_an_index_list_that_is_missing_or_no_text_is_told(tmp_path):
         load_dataset("imagelist", tmp_path, train_list="nowhere.txt", test_list=lists["test_list"])
     lists["test_list"].unlink()
     lists["test_list"].symlink_to("/dev/null")  # a device or a pipe: some are never at their end
-    with pytest.raises(LtatError, match=r"test\.txt is no text file"):
+    with pytest.raises(LtatError, match=r"test\.txt cannot be read \(it is a pipe or a device"):
         load_dataset("imagelist", tmp_path, **lists)
     lists["test_list"].unlink()
     lists["test_list"].write_bytes(b"\xff\xfe\x00")

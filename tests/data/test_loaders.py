@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ltat import memory
 from ltat.data import (
     Augment,
     BalancedPlan,
@@ -251,14 +252,14 @@ def test_a_containers_limit_is_heeded(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 250\ninactive_file 600\nactive_file 50\n")
-    assert choice._container_memory(tmp_path) == 700, "files that were read can be forgotten again"
+    assert memory._container(tmp_path) == 700, "files that were read can be forgotten again"
     (tmp_path / "memory.current").write_text("1700\n")
-    assert choice._container_memory(tmp_path) == 0
+    assert memory._container(tmp_path) == 0
     (tmp_path / "memory.max").write_text("max\n")
-    assert choice._container_memory(tmp_path) == choice._container_memory(tmp_path / "none") == float("inf")
+    assert memory._container(tmp_path) == memory._container(tmp_path / "none") == float("inf")
     assert 0 < choice.free_memory(torch.device("cpu")) < 1 << 50
-    assert choice.free_memory(torch.device("cpu")) <= choice._available_memory(tmp_path / "none") < 1 << 50
-    monkeypatch.setattr(choice, "_container_memory", lambda group: 123)
+    assert choice.free_memory(torch.device("cpu")) <= memory._available(tmp_path / "none") < 1 << 50
+    monkeypatch.setattr(memory, "_container", lambda group: 123)
     assert choice.free_memory(torch.device("cpu")) == 123
 
 

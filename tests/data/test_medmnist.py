@@ -75,7 +75,7 @@ def test_no_file_several_and_a_damaged_one_are_told(tmp_path):
             load_dataset("medmnist", place, **settings)
 
     refused(r"holds 0 \.npz files; name the one to read with --data-dir FILE")
-    refused("no file", tmp_path / "nowhere.npz")
+    refused("No such file", tmp_path / "nowhere.npz")
     np.savez(tmp_path / "x.npz", **published(True))
     refused("cannot be downloaded", download=True)
     data = bytearray((tmp_path / "x.npz").read_bytes())

@@ -276,7 +276,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path, data, fragment):
     with pytest.raises(LtatError, match=fragment) as caught:
         load_published(trained(), tmp_path / "old.pt")
     assert "\n" not in str(caught.value)
-    with pytest.raises(LtatError, match="no file"):
+    with pytest.raises(LtatError, match="No such file"):
         load_published(trained(), tmp_path / "nowhere.pt")
 
 

@@ -1,14 +1,13 @@
 """Which loader suits a set: on the device where it fits, streamed where its file stands, else through torch."""
 
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ltat import memory
 from ltat.data.beton import BetonImages
 from ltat.data.loaders.base import Loader
 from ltat.data.loaders.dataloader import TorchLoader
@@ -80,23 +79,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that may still be taken on a device, within the limit of a container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(min(_available_memory(Path("/proc/meminfo")), _container_memory(Path("/sys/fs/cgroup"))))
-
-
-def _available_memory(meminfo: Path) -> int:
-    if not meminfo.exists():  # not Linux: what is free of the whole is not told
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    lines = meminfo.read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-
-
-def _container_memory(group: Path) -> float:
-    try:
-        limit, used, kinds = ((group / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
-    except OSError:
-        return float("inf")
-    if limit.strip() == "max":
-        return float("inf")
-    # Files read lately count as used, and are given up as soon as memory is asked for.
-    cached = next(int(line.split()[1]) for line in kinds.splitlines() if line.startswith("inactive_file "))
-    return max(0, int(limit) - int(used) + cached)
+    return memory.free_memory()
