@@ -37,15 +37,18 @@ def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> 
 
     from ltat.evaluation import render_table
     from ltat.training import train
+    from ltat.training.run_lock import locked
 
     started = time.perf_counter()
     configs = {out / name: checked_config(recipe, assignments) for name, recipe in RECIPES.items()}
     for folder, config in configs.items():
         check_replaceable(folder, config)
-    for folder, config in configs.items():
-        make_room(folder)
-        train(config, folder)
-    evaluations = compare(out, n_examples)
+    with locked(out, lambda line: click.echo(line, err=True)):
+        for folder, config in configs.items():
+            with locked(folder, lambda line: None):  # no run of `ltat train` loses its folder
+                make_room(folder)
+            train(config, folder)
+        evaluations = compare(out, n_examples)
     Console().print(render_table(evaluations))
     click.echo("accuracies in percent; the tail is the rarest class; AutoAttack is `standard`")
     click.echo(f"run folders: {', '.join(map(str, configs))}")
@@ -80,7 +83,7 @@ def check_replaceable(folder: Path, config: RunConfig) -> None:
     Raises:
         LtatError: naming the folder.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and not contents(folder)):
         return
     if folder.is_symlink() or not (folder / MARKER).exists() or not same_run(folder / "config.toml", config):
         raise LtatError(f"{folder} was not written by `ltat demo`; move it away, or name another --out")
@@ -94,13 +97,23 @@ def same_run(settings: Path, config: RunConfig) -> bool:
     return (tree.get("method"), tree.get("data", {}).get("name")) == (config.method, config.data.name)
 
 
+def contents(folder: Path) -> list[Path]:
+    """What a folder holds beside its lock."""
+    from ltat.training import run_lock
+
+    return [path for path in folder.iterdir() if path.name != run_lock.NAME]
+
+
 def make_room(folder: Path) -> None:
-    """Remove an earlier demo's run and mark the empty folder as the demo's."""
+    """Remove an earlier demo's run, all but its lock and the mark of the demo, which a demo cut short must find."""
     try:
-        if folder.exists():
-            shutil.rmtree(folder)
+        for path in contents(folder):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != MARKER:
+                path.unlink()
     except OSError as error:
-        raise LtatError(f"{folder} cannot be removed ({error.strerror}); name another --out") from error
+        raise LtatError(f"{folder} cannot be emptied ({error.strerror}); name another --out") from error
     atomic_write_text(folder / MARKER, "")
 
 

@@ -1,5 +1,8 @@
 """`ltat train`."""
 
+import hashlib
+import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,7 @@ NAMES = {
     "seed": "seed.train",
 }
 """From the options to the settings they stand for."""
+WORDS_LENGTH = 48  # of what a default folder's name adds in words
 
 
 @click.command("train")
@@ -142,13 +146,51 @@ def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) ->
 
 
 def default_folder(config: RunConfig) -> Path:
-    """runs/DATASET-RATIO-MODEL-METHOD-sSEED."""
+    """runs/DATASET-RATIO-MODEL-METHOD-sSEED, then what else sets the run apart from one by the method's defaults."""
     from ltat.methods import method_label
 
     data = config.data
     ratio = data.imbalance_ratio if data.imbalance_ratio == "natural" else f"ir{data.imbalance_ratio:g}"
-    method = method_label(config.method)
-    return Path("runs") / f"{data.name}-{ratio}-{config.model.name}-{method}-s{config.seed.train}"
+    label = method_label(config.method)
+    name = f"{data.name}-{ratio}-{config.model.name}-{label}-s{config.seed.train}"
+    others = other_settings(config) | ({} if label == config.method else {"method": config.method})
+    return Path("runs") / "-".join([name, *in_few_words(others)])
+
+
+def other_settings(config: RunConfig) -> dict[str, object]:
+    """The settings, by the name of their option where they have one, that differ from the defaults of such a run."""
+    from ltat.data import find_spec
+    from ltat.training.run_folder import differing_settings
+    from ltat.training.task import resolve
+
+    data = config.data
+    same_everywhere = find_spec(data.name).default_ratio != "natural"  # a published set, wherever it lies
+    place = {"dir": data.dir} if same_everywhere else {}
+    named = {
+        "method": config.method,
+        "data": {"name": data.name, "imbalance_ratio": data.imbalance_ratio, **place},
+        "model": {"name": config.model.name},
+        "seed": {"train": config.seed.train},
+    }
+    plain = resolve(type(config).model_validate(named)).model_dump(mode="json")
+    own = config.model_dump(mode="json")
+    options = {setting: option for option, setting in NAMES.items()}
+    return {options.get(name, name): at_path(own, name) for name in differing_settings(plain, own)}
+
+
+def at_path(tree: Any, dotted: str) -> object:
+    """The value of a dotted name."""
+    for key in dotted.split("."):
+        tree = tree[key]
+    return tree
+
+
+def in_few_words(settings: dict[str, object]) -> list[str]:
+    """Each as NAME=VALUE where that makes a short name of plain letters, else all as one short checksum."""
+    words = [f"{name}={value}" for name, value in settings.items()]
+    if len("-".join(words)) <= WORDS_LENGTH and all(re.fullmatch(r"[\w.+=-]+", word, re.ASCII) for word in words):
+        return words
+    return [hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]]
 
 
 def train_resumably(config: RunConfig, folder: Path, resume: bool, profile: bool = False) -> "dict[str, Evaluation]":

@@ -19,6 +19,7 @@ from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoi
 from ltat.training.preparing import Plan, prepare, teacher_path
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
+from ltat.training.run_lock import locked, require_unlocked
 from ltat.training.task import index_record
 from ltat.training.trainer import Stage
 
@@ -39,7 +40,7 @@ def train(
 
     Args:
         config: settings, as from :func:`ltat.config.load_config`.
-        out: the run folder; it must not hold another run.
+        out: the run folder; it must not hold another run, and is locked until this one ends.
         resume: continue the run that stands there.
         reporter: where progress is shown; a new one on standard error when left out.
         teacher: a network from images [B, C, H, W] in [0, 1] to logits [B, classes], for a method that distils, in
@@ -55,14 +56,21 @@ def train(
     with reporter or Reporter() as shown:
         folder = RunFolder(Path(out), shown.say)
         folder.require_vacant(resume)
+        require_unlocked(folder.path)
         plan = prepare(config, shown.evaluation, teacher)
-        folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
-        folder.record_environment(environment_record(plan.student.device))
-        with determinism(plan.config.train.deterministic), dead_workers_told():
-            if plan.teacher is not None:
-                train_teacher(plan.teacher, plan, folder, shown, profile)
-            fit(plan.student, plan.data, folder, STUDENT_FILES, shown, profile)
-        return write_report(plan, folder, shown)
+        with locked(folder.path, shown.say):
+            folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
+            folder.record_environment(environment_record(plan.student.device))
+            return run_stages(plan, folder, shown, profile)
+
+
+def run_stages(plan: Plan, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:
+    """Train the teacher, where there is one to train, then the student, and evaluate them."""
+    with determinism(plan.config.train.deterministic), dead_workers_told():
+        if plan.teacher is not None:
+            train_teacher(plan.teacher, plan, folder, reporter, profile)
+        fit(plan.student, plan.data, folder, STUDENT_FILES, reporter, profile)
+    return write_report(plan, folder, reporter)
 
 
 def given_networks(config: RunConfig, handed: nn.Module | None = None) -> dict[str, str | None]:
