@@ -5,22 +5,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ltat.errors import LtatError
-from ltat.files import atomic_write_all
+from ltat.files import atomic_write_all, exists, read_bytes
+from ltat.memory import free_memory
 from ltat.models.base import Classifier, Normalization, moved, same_normalization
 from ltat.models.heads import put_head
 from ltat.models.registry import MODELS, build_model
 
 CARD_FORMAT = 1
 _SUFFIX = ".safetensors"
+Number = Annotated[int, Field(lt=2**63)]  # build_model says which make a network
+_LARGEST_CARD = 1 << 26  # bytes; a million class names are far less
 _NORMALIZE = ("normalize.mean", "normalize.std")  # in the file only, so that no plain network takes it without a word
 
 
@@ -42,10 +45,10 @@ class ModelCard:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    format: int
+    format: Number
     name: str
-    num_classes: int
-    in_channels: int
+    num_classes: Number
+    in_channels: Number
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None
     class_names: tuple[str, ...]
     sha256: str
@@ -138,16 +141,19 @@ def read_card(path: str | Path) -> ModelCard:
         LtatError: a missing or damaged card, or one of another format version.
     """
     weights_path, card_path = _paths(path)
-    if not card_path.exists() and not weights_path.exists():
+    if not exists(card_path) and not exists(weights_path):
         raise LtatError(
             f"there is no saved model {weights_path}; name a .safetensors file with its .json card beside it"
         )
-    text = _read(card_path).decode("utf-8", errors="replace")
+    text = _read(card_path, _LARGEST_CARD).decode("utf-8-sig", errors="replace")
     try:
         card = TypeAdapter(ModelCard).validate_python(json.loads(text))
-    except (ValueError, RecursionError, ValidationError) as error:
-        reason = str(error).partition("\n")[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise LtatError(f"{card_path} is not a model card ({reason}); save the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise LtatError(f"{card_path} is not a model card ({error}); save the model again") from error
     if card.format != CARD_FORMAT:
         raise LtatError(f"{card_path} has card format {card.format}, this version reads {CARD_FORMAT}; update ltat")
     return card
@@ -179,8 +185,8 @@ def saved_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         LtatError: a missing or damaged file, or one that its card does not vouch for.
     """
-    if not path.with_suffix(".json").exists():
-        return _parse_weights(_read(path), path)
+    if not exists(path.with_suffix(".json")):
+        return _parse_weights(_read(path, free_memory()), path)
     card = read_card(path)
     tensors = _read_weights(path, card)
     return tensors if card.normalize is None else tensors | _normalization_tensors(card.normalize)
@@ -239,7 +245,7 @@ def _to_json(card: ModelCard) -> str:
 
 def _read_weights(path: Path, card: ModelCard) -> dict[str, Tensor]:
     """The tensors of the network, without those of its normalisation, which must be the card's."""
-    data = _read(path)
+    data = _read(path, free_memory())
     if hashlib.sha256(data).hexdigest() != card.sha256:
         raise LtatError(
             f"{path} does not have the checksum its card names, so it was damaged or replaced; copy both files again"
@@ -258,9 +264,9 @@ def _parse_weights(data: bytes, path: Path) -> dict[str, Tensor]:
         raise LtatError(f"{path} is not a safetensors file ({error}); save the model again") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, largest: int) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path, largest)
     except OSError as error:
         raise LtatError(
             f"{path} cannot be read ({error.strerror}); a saved model is NAME.safetensors with NAME.json beside it"

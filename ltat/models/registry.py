@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from ltat.data.grouping import MAX_CLASSES
 from ltat.errors import LtatError
 from ltat.models.base import Classifier, Normalization
 from ltat.models.mobilenet import MobileNetV2
@@ -10,6 +11,8 @@ from ltat.models.preactresnet import PreActResNet
 from ltat.models.resnet import ResNet
 from ltat.models.small import SmallNet
 from ltat.models.wideresnet import WideResNet
+
+MAX_CHANNELS = 1024  # of images; hyperspectral ones have some hundred
 
 MODELS: dict[str, Callable[[int, int, Normalization | None], Classifier]] = {
     "resnet18": ResNet,
@@ -28,8 +31,8 @@ def build_model(
 
     Args:
         name: a key of ``MODELS``.
-        num_classes: number of outputs, at least 2.
-        in_channels: channels of the images, at least 1.
+        num_classes: number of outputs, 2 to 1,000,000.
+        in_channels: channels of the images, 1 to 1024.
         normalize: (mean, std) per channel, applied inside the model; None leaves pixels in [0, 1].
 
     Returns:
@@ -40,10 +43,10 @@ def build_model(
     """
     if name not in MODELS:
         raise LtatError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    if num_classes < 2 or in_channels < 1:
+    if not (2 <= num_classes <= MAX_CLASSES and 1 <= in_channels <= MAX_CHANNELS):
         raise LtatError(
             f"{num_classes} classes and {in_channels} channels make no classifier; "
-            "give at least 2 classes and 1 channel"
+            f"give 2 to {MAX_CLASSES} classes and 1 to {MAX_CHANNELS} channels"
         )
     model = MODELS[name](num_classes, in_channels, normalize)
     model.name = name

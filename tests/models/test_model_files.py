@@ -1,5 +1,7 @@
 import json
+import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import safetensors.torch
 import torch
 
 import ltat
+from ltat import memory
 from ltat.errors import LtatError
 from ltat.models import build_model, load_model, load_published, load_weights, put_head, read_card, save_model
 
@@ -134,7 +137,10 @@ def change_card(saved, **changes):
         ({"name": "resnet18"}, "another architecture"),
         ({"name": "os.system"}, "unknown model 'os.system'"),
         ({"num_classes": 6}, r"linear.* \(5, 256\) where the model has .*\(6, 256\)"),
-        ({"num_classes": 10**12}, "where the model has"),
+        ({"num_classes": 10**6}, "where the model has"),
+        ({"num_classes": 2**62}, "4611686018427387904 classes"),
+        ({"num_classes": 10**400}, "not a model card .num_classes"),
+        ({"in_channels": 2**62}, "4611686018427387904 channels"),
         ({"num_classes": -1}, "-1 classes"),
         ({"num_classes": "many"}, "not a model card"),
         ({"in_channels": 3}, "conv1"),
@@ -151,12 +157,54 @@ def test_altered_card_is_refused(saved, changes, fragment):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, "\xff", '{"format": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, "9" * 5000, "\xff", '{"format": 1}'])
 def test_card_that_is_no_card_is_refused(saved, text):
     saved.with_suffix(".json").write_text(text, encoding="latin1")
     with pytest.raises(LtatError, match="not a model card") as caught:
         load_model(saved)
     assert "\n" not in str(caught.value)
+
+
+def test_a_card_may_begin_with_a_byte_order_mark(saved):
+    card = saved.with_suffix(".json")
+    card.write_bytes(b"\xef\xbb\xbf" + card.read_bytes())
+    load_model(saved)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "giant"])
+def test_what_would_be_read_without_end_is_no_saved_model(saved, suffix, kind):
+    path = saved.with_suffix(suffix)
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 42)  # without a byte on the disk
+    with pytest.raises(LtatError, match="a pipe or a device" if kind != "giant" else "are the most"):
+        load_model(saved)
+
+
+def test_a_published_file_that_is_a_pipe_or_unpacks_to_a_giant_is_refused(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(LtatError, match="a pipe or a device"):
+        load_published(trained(), tmp_path / "pipe.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10_000_000))
+    monkeypatch.setattr(memory, "free_memory", lambda: 1_000_000)
+    with pytest.raises(LtatError, match="GB of memory"):
+        load_published(trained(), tmp_path / "bomb.pt")
+
+
+def test_a_folder_that_may_not_be_searched_is_one_sentence(saved, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", denied)
+    with pytest.raises(LtatError, match="cannot be looked for"):
+        load_model(saved)
 
 
 def forge(saved, data):
