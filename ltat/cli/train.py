@@ -14,6 +14,7 @@ from ltat.config import RunConfig, from_toml, load_config, to_toml
 from ltat.config.loading import find_recipe, recipe_source
 from ltat.config.loading import list_recipes as recipes
 from ltat.errors import LtatError
+from ltat.files import exists
 
 if TYPE_CHECKING:
     from ltat.evaluation import Evaluation
@@ -131,7 +132,7 @@ def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) ->
     Raises:
         LtatError: no run stands there and none is described, or one of another method stands there.
     """
-    if not (out / "config.toml").exists():
+    if not exists(out / "config.toml"):
         if recipe is None and settings["data.name"] is None and settings["method"] is None:
             raise LtatError(f"{out} holds no run to resume; leave --resume out, or correct --out")
         return None

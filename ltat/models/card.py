@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ CARD_FORMAT = 1
 _SUFFIX = ".safetensors"
 Number = Annotated[int, Field(lt=2**63)]  # build_model says which make a network
 _LARGEST_CARD = 1 << 26  # bytes; a million class names are far less
+TRIES, PAUSE = 5, 0.05  # to read a card and its weights as one; seconds between two tries
 _NORMALIZE = ("normalize.mean", "normalize.std")  # in the file only, so that no plain network takes it without a word
 
 
@@ -108,8 +110,7 @@ def load_model(path: str | Path, *, device: torch.device | str = "cpu") -> Class
         LtatError: a missing, truncated, altered or foreign file.
     """
     weights_path, _ = _paths(path)
-    card = read_card(path)
-    tensors = _read_weights(weights_path, card)
+    card, tensors = _read_both(path)
     with torch.device("meta"):  # shapes only: a card cannot make us allocate a giant
         skeleton = _build(card)
     check_state(skeleton, tensors, str(weights_path))
@@ -127,8 +128,7 @@ def load_weights(model: torch.nn.Module, path: str | Path) -> None:
             otherwise.
     """
     weights_path, _ = _paths(path)
-    card = read_card(path)
-    tensors = _read_weights(weights_path, card)
+    card, tensors = _read_both(path)
     _check_normalization(model, card, weights_path)
     check_state(model, tensors, str(weights_path))
     model.load_state_dict(tensors)
@@ -187,8 +187,7 @@ def saved_tensors(path: Path) -> dict[str, Tensor]:
     """
     if not exists(path.with_suffix(".json")):
         return _parse_weights(_read(path, free_memory()), path)
-    card = read_card(path)
-    tensors = _read_weights(path, card)
+    card, tensors = _read_both(path)
     return tensors if card.normalize is None else tensors | _normalization_tensors(card.normalize)
 
 
@@ -243,9 +242,19 @@ def _to_json(card: ModelCard) -> str:
         raise LtatError(f"extra cannot be written as JSON ({error}); keep numbers, strings and lists") from error
 
 
-def _read_weights(path: Path, card: ModelCard) -> dict[str, Tensor]:
+def _read_both(path: str | Path) -> tuple[ModelCard, dict[str, Tensor]]:
+    """A card and the tensors of its network, tried again while a training puts new ones in their places."""
+    weights_path, _ = _paths(path)
+    for _ in range(TRIES):
+        card, data = read_card(path), _read(weights_path, free_memory())
+        if hashlib.sha256(data).hexdigest() == card.sha256:
+            break
+        time.sleep(PAUSE)  # two renames replace the two files
+    return card, _checked_weights(data, weights_path, card)
+
+
+def _checked_weights(data: bytes, path: Path, card: ModelCard) -> dict[str, Tensor]:
     """The tensors of the network, without those of its normalisation, which must be the card's."""
-    data = _read(path, free_memory())
     if hashlib.sha256(data).hexdigest() != card.sha256:
         raise LtatError(
             f"{path} does not have the checksum its card names, so it was damaged or replaced; copy both files again"

@@ -10,7 +10,7 @@ from typing import Any
 from ltat.config import RunConfig, from_toml, to_toml
 from ltat.config.loading import Tree, validated
 from ltat.errors import LtatError
-from ltat.files import atomic_write_text
+from ltat.files import atomic_write_text, exists, read_bytes, read_text
 from ltat.training.state_file import State, before, newest_state, write_state
 
 Row = dict[str, Any]
@@ -83,7 +83,7 @@ class RunFolder:
         Raises:
             LtatError: naming what stands there.
         """
-        if (self.path / "config.toml").exists():
+        if exists(self.path / "config.toml"):
             if not resume:
                 raise LtatError(f"{self.path} already holds a run; add --resume to continue it, or name another --out")
             return
@@ -150,7 +150,7 @@ class RunFolder:
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            return json.loads(read_text(path)) if path.exists() else None
         except (OSError, ValueError, RecursionError) as error:
             raise LtatError(f"{path} cannot be read ({error}); delete it") from None
 
@@ -181,9 +181,9 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         try:
-            lines = path.read_bytes().splitlines() if path.exists() else []
+            lines = read_bytes(path).splitlines() if path.exists() else []
         except OSError as error:
-            raise LtatError(f"{path} cannot be read ({error.strerror}); move it away") from None
+            raise LtatError(f"{path} cannot be read ({error.strerror or error}); move it away") from None
         there = [row for row in map(_parsed, lines) if row]
         first = rows[0]["epoch"] if rows else 1
         own = [row for row in there if row["stage"] == stage and row["epoch"] < first] + rows

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ltat.errors import LtatError
-from ltat.files import replacing
+from ltat.files import read_bytes, replacing
 
 State = dict[str, Any]
 MARK = b"ltat state 1 "
@@ -40,6 +40,7 @@ def write_state(path: Path, state: State) -> None:
 
     At any moment one of the two is whole. Raises ``LtatError`` where they cannot be written.
     """
+    path = path.resolve()  # a link stays, and the state before lies where the newest does
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
@@ -58,11 +59,11 @@ def read_state(path: Path) -> State:
         Unusable: it is missing, damaged, or holds something else or figures that no training reaches.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise Unusable("it is missing") from None
     except OSError as error:
-        raise Unusable(f"it cannot be read: {error.strerror}") from None
+        raise Unusable(f"it cannot be read: {error.strerror or error}") from None
     try:
         state = torch.load(io.BytesIO(_verified(data)), map_location="cpu", weights_only=True)
         _check_content(state)
@@ -127,6 +128,7 @@ def newest_state(path: Path) -> tuple[State, str | None] | None:
     Raises:
         LtatError: there are states and none can be used.
     """
+    path = path.resolve()
     try:
         state = read_state(path)
         return state, f"{path} has no checksum (an older version wrote it)" if is_unsigned(path) else None

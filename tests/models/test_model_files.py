@@ -85,6 +85,18 @@ def test_saving_again_replaces_both_files(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_reader_between_the_two_renames_of_a_training_waits_for_the_second(saved, monkeypatch):
+    old = saved.with_suffix(".json").read_bytes()
+    torch.manual_seed(1)
+    save_model(build_model("small", num_classes=5, in_channels=1), saved, extra={"epoch": 4})
+    new = saved.with_suffix(".json").read_bytes()
+    for read in (load_model, lambda path: load_weights(trained(), path)):
+        saved.with_suffix(".json").write_bytes(old)
+        monkeypatch.setattr("time.sleep", lambda seconds: saved.with_suffix(".json").write_bytes(new))
+        read(saved)
+    assert read_card(saved).extra == {"epoch": 4}
+
+
 def test_unsavable_extra_leaves_the_old_model_alone(saved):
     before = saved.read_bytes(), saved.with_suffix(".json").read_bytes()
     with pytest.raises(LtatError, match="extra cannot be written as JSON"):
