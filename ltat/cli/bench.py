@@ -9,28 +9,31 @@ from pathlib import Path
 
 import click
 
+from ltat.cli.options import printing
 from ltat.errors import LtatError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def show_benches() -> None:
+    """Every bench by name, and what it measures."""
+    for bench, sentence in find_benches(ROOT).items():
+        click.echo(f"{bench:16}{sentence}")
+
+
 @click.command("bench")
 @click.argument("name", required=False)
-@click.option("--list", "listed", is_flag=True, help="List the benches.")
+@printing("--list", show_benches, "List the benches")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; each bench has its own default.")
 @click.option("--rounds", type=click.IntRange(1), help="Rounds; each bench has its own default.")
 @click.option("--results", type=click.Path(file_okay=False), help="Folder for the rows in place of bench/results.")
-def command(name: str | None, listed: bool, **options: object) -> None:
+def command(name: str | None, **options: object) -> None:
     """Measure one bench, or all of them, beside what people use today.
 
     Every bench runs in a process of its own and appends its rows; `python -m bench.NAME --help` tells more options.
     """
     benches = find_benches(ROOT)
-    if listed:
-        for bench, sentence in benches.items():
-            click.echo(f"{bench:16}{sentence}")
-        return
     if name is not None and name not in benches:
         raise LtatError(f"unknown bench {name!r}; choose one of {', '.join(benches)}")
     given = [f"--{option}={value}" for option, value in options.items() if value is not None]

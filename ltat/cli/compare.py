@@ -11,7 +11,7 @@ import click
 
 from ltat.cli.options import comma_separated
 from ltat.config import load_config
-from ltat.config.loading import list_recipes
+from ltat.config.loading import find_recipe, list_recipes, set_by_path
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, check_writable
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from ltat.config import RunConfig
 
 GROUPS = ("overall", "tail")
+DECIDED = {"method": "--methods names the methods", "seed.train": "--seeds numbers the runs"}
 Figures = dict[str, list[float]]
 """Accuracies in percent, one per seed, by ``attack group`` such as ``pgd20 tail``."""
 
 
 @click.command("compare")
-@click.option("--dataset", default="digits", show_default=True, metavar="D", help="Which recipe unified/D to take.")
-@click.option("--recipe", metavar="NAME|FILE", help="The protocol, where it is not unified/D.")
+@click.option("--dataset", metavar="D", help="The data set, under recipe unified/D where none is named; else digits.")
+@click.option("--recipe", metavar="NAME|FILE", help="The protocol, on its own data set or on that of --dataset.")
 @click.option("--data-dir", metavar="DIR", help="Where the data set lies.")
 @click.option("--methods", metavar="M,M", help="Names or file.py:MyMethod; all methods where left out.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each.")
@@ -58,10 +59,19 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
 
 
 def chosen_methods(names: str | None) -> list[str]:
-    """The methods to compare, each once."""
-    from ltat.methods import METHODS, absolute_method
+    """The methods to compare, each once.
 
-    return list(dict.fromkeys(map(absolute_method, comma_separated(names) or METHODS)))
+    Raises:
+        LtatError: an empty name, or two methods of one's own that would share a row and a folder.
+    """
+    from ltat.methods import METHODS, absolute_method, method_label
+
+    methods: dict[str, str] = {}
+    for method in map(absolute_method, comma_separated(names) or METHODS):
+        other = methods.setdefault(method_label(method), method)
+        if other != method:
+            raise LtatError(f"{other} and {method} have one name in the comparison; rename one of the classes")
+    return list(methods.values())
 
 
 def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[RunConfig]":
@@ -71,28 +81,45 @@ def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[RunC
         LtatError: there is no protocol for the data set, or the settings do not suit the method.
     """
     from ltat.methods import find_method
-    from ltat.methods.teachers import TaughtConfig
     from ltat.training import prepare
 
-    recipe = options["recipe"] or f"unified/{options['dataset']}"
-    if options["recipe"] is None and recipe not in list_recipes():
-        raise LtatError(
-            f"there is no recipe {recipe} for dataset {options['dataset']!r}; name a protocol with --recipe"
-        )
-    settings = {"method": method, "data.dir": options["data_dir"], "train.epochs": options["epochs"]}
-    if issubclass(find_method(method).Config, TaughtConfig):
-        settings["teacher.train"] = "balanced"  # no other teacher is there for all; teacher.path goes before it
+    recipe = protocol(method, options["recipe"], options["dataset"])
+    settings = {
+        "method": method,
+        "data.name": options["dataset"],
+        "data.dir": options["data_dir"],
+        "train.epochs": options["epochs"],
+    }
     configs = [
         load_config(
             lambda name: find_method(name).Config,
             recipe=recipe,
             settings=settings | {"seed.train": seed},
             assignments=options["assignments"],
+            decided=DECIDED,
         )
         for seed in range(seeds)
     ]
     prepare(configs[0])
     return configs
+
+
+def protocol(method: str, recipe: str | None, dataset: str | None) -> dict[str, Any]:
+    """The recipe that is named, else unified/``dataset``, with a self-teacher where a method needs one.
+
+    Raises:
+        LtatError: there is no such recipe.
+    """
+    from ltat.methods import find_method
+    from ltat.methods.teachers import TaughtConfig
+
+    name = recipe or f"unified/{dataset or 'digits'}"
+    if recipe is None and name not in list_recipes():
+        raise LtatError(f"there is no recipe {name} for dataset {dataset!r}; name a protocol with --recipe")
+    tree = find_recipe(name)
+    if issubclass(find_method(method).Config, TaughtConfig) and "path" not in tree.get("teacher", {}):
+        set_by_path(tree, "teacher.train", "balanced")  # no other teacher is there for all
+    return tree
 
 
 def run_all(configs: "dict[str, list[RunConfig]]", out: Path) -> dict[str, Figures]:

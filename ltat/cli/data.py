@@ -40,6 +40,8 @@ def data_options(command: Command) -> Command:
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write JSON here.")
 def info(png: Path | None, json_file: Path | None, **options: Any) -> None:
     """Counts per class, imbalance ratio, groups of classes, the size of D_B and the index hash of DATASET."""
+    if png is not None and png == json_file:
+        raise LtatError(f"--png and --json both name {png}; name two files")
     for file in filter(None, (png, json_file)):
         check_writable(file)
     data = open_dataset(options)

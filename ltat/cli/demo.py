@@ -17,6 +17,14 @@ CHECKPOINTS = {
     "self-teacher": "self-distill/teacher",
     "student": "self-distill/last",
 }
+ATTACKS = ("clean", "pgd20", "autoattack")
+DECIDED = {
+    "method": "both methods are the demo's",
+    "data.name": "the digits are the demo's data",
+    "eval.attacks": "the demo shows clean, PGD-20 and AutoAttack",
+    "eval.tau": "the demo shows the networks as they are",
+    "eval.n_examples": "--n-examples says it",
+}
 TEST_IMAGES = 400
 MARKER = ".ltat-demo"
 """The empty file by which the demo knows a run folder for its own: no other one is ever replaced."""
@@ -40,7 +48,7 @@ def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> 
     from ltat.training.run_lock import locked
 
     started = time.perf_counter()
-    configs = {out / name: checked_config(recipe, assignments) for name, recipe in RECIPES.items()}
+    configs = {out / name: checked_config(recipe, assignments, n_examples) for name, recipe in RECIPES.items()}
     for folder, config in configs.items():
         check_replaceable(folder, config)
     with locked(out, lambda line: click.echo(line, err=True)):
@@ -48,14 +56,14 @@ def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> 
             with locked(folder, lambda line: None):  # no run of `ltat train` loses its folder
                 make_room(folder)
             train(config, folder)
-        evaluations = compare(out, n_examples)
+        evaluations = compare(out, configs[out / "self-distill"])
     Console().print(render_table(evaluations))
     click.echo("accuracies in percent; the tail is the rarest class; AutoAttack is `standard`")
     click.echo(f"run folders: {', '.join(map(str, configs))}")
     click.echo(f"{time.perf_counter() - started:.0f} s in all")
 
 
-def checked_config(recipe: str, assignments: tuple[str, ...]) -> RunConfig:
+def checked_config(recipe: str, assignments: tuple[str, ...], n_examples: int | None) -> RunConfig:
     """The settings of one run of the demo, once all that can be wrong with them has been looked at.
 
     Raises:
@@ -64,15 +72,13 @@ def checked_config(recipe: str, assignments: tuple[str, ...]) -> RunConfig:
     from ltat.methods import find_method
     from ltat.training import prepare
 
-    def load(changes: tuple[str, ...]) -> RunConfig:
-        return load_config(lambda name: find_method(name).Config, recipe=recipe, assignments=changes)
-
-    config, original = load(assignments), load(())
-    if (config.method, config.data.name) != (original.method, original.data.name):
-        raise LtatError(
-            f"the demo runs {original.method} on {original.data.name}, not {config.method} on {config.data.name}; "
-            "use `ltat train` for that"
-        )
+    config = load_config(
+        lambda name: find_method(name).Config,
+        recipe=recipe,
+        settings={"eval.n_examples": n_examples},
+        assignments=assignments,
+        decided=DECIDED,
+    )
     prepare(config)
     return config
 
@@ -117,8 +123,8 @@ def make_room(folder: Path) -> None:
     atomic_write_text(folder / MARKER, "")
 
 
-def compare(out: Path, n_examples: int | None) -> list[Any]:
-    """Evaluate the demo's three models: clean, PGD-20 and AutoAttack."""
+def compare(out: Path, config: RunConfig) -> list[Any]:
+    """Evaluate the demo's three models under :data:`ATTACKS`, as ``config`` says."""
     from ltat.attacks import ThreatModel
     from ltat.data import load_dataset
     from ltat.evaluation import evaluate
@@ -127,7 +133,7 @@ def compare(out: Path, n_examples: int | None) -> list[Any]:
     from ltat.training.reporting import Reporter
 
     data = load_dataset("digits", imbalance_ratio=20.0)
-    device = pick_device("auto")
+    device = pick_device(config.train.device)
     with Reporter() as reporter:
         evaluations = []
         for name, file in CHECKPOINTS.items():
@@ -136,10 +142,11 @@ def compare(out: Path, n_examples: int | None) -> list[Any]:
                 evaluate(
                     load_model(out / file, device=device),
                     data,
-                    attacks=("clean", "pgd20", "autoattack"),
+                    attacks=ATTACKS,
                     threat=ThreatModel(**facts["threat_model"]),
                     train_counts=facts["train_counts"],
-                    n_examples=n_examples,
+                    n_examples=config.eval.n_examples,
+                    batch_size=config.eval.batch_size,
                     name=name,
                     on_progress=reporter.evaluation,
                 )

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import click
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ltat.cli.options import Radius, comma_separated, dataset_options
 from ltat.config import from_toml
 from ltat.config.sections import DataSection
 from ltat.errors import LtatError
 from ltat.files import check_writable
+from ltat.units import check_length
+
+if TYPE_CHECKING:
+    from ltat.attacks import ThreatModel
 
 PLACES = {
     "data_dir": "dir",
@@ -32,7 +36,7 @@ PLACES = {
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="N")
 @click.option("--eps", type=Radius(), help="Radius for pixels in [0, 1]; the training one if the card knows it.")
-@click.option("--norm", type=click.Choice(["linf", "l2"]), help="The training norm if the card knows it.")
+@click.option("--norm", type=click.Choice(["linf", "l2"]), help="Another than in training needs --eps.")
 @click.option(
     "--adjust",
     type=click.FloatRange(min=0),
@@ -55,7 +59,7 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
     from ltat.evaluation import write_json
 
     if json_file is not None:
-        check_writable(json_file)
+        check_report(json_file, checkpoint)
     if options["state_dir"] is not None:
         check_writable(options["state_dir"] / "autoattack")
     evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
@@ -64,11 +68,29 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
         write_json(json_file, evaluation)
 
 
+def check_report(file: Path, checkpoint: Path) -> None:
+    """Find out whether a report can be written to ``file``.
+
+    Raises:
+        LtatError: it cannot, or the checkpoint lies there, whose card ends in .json too.
+    """
+    own = checkpoint.with_name(checkpoint.name.removesuffix(".safetensors"))
+    if file.resolve() in [own.with_name(own.name + suffix).resolve() for suffix in (".json", ".safetensors")]:
+        raise LtatError(f"--json {file} would replace the checkpoint itself; name another file")
+    check_writable(file)
+
+
 class TrainedThreat(BaseModel):
-    """The threat model of training, as a card tells it."""
+    """The threat model of training, as a card tells it; a radius is known for ``linf`` alone."""
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8 / 255
+
+    @model_validator(mode="after")
+    def _with_its_radius(self) -> Self:
+        if self.norm != "linf" and "eps" not in self.model_fields_set:
+            raise ValueError
+        return self
 
 
 class Facts(BaseModel):
@@ -86,27 +108,28 @@ class Facts(BaseModel):
 
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
-    """Load the model and its data, and evaluate with a progress bar."""
-    from ltat.attacks import ThreatModel
+    """Load the model and its data, and evaluate with a progress bar; what costs least is looked at first."""
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
+    from ltat.evaluation.attacks import parse_attack
     from ltat.evaluation.evaluate import SELECTED_ON_TEST
     from ltat.models import load_model
     from ltat.training.environment import pick_device
     from ltat.training.reporting import Reporter
 
+    for name in attacks:
+        parse_attack(name)
     device = pick_device(options["device"])
-    model, facts = load_model(checkpoint, device=device), read_facts(checkpoint)
+    facts = read_facts(checkpoint)
+    threat = threat_model(checkpoint, facts.threat_model, options["norm"], options["eps"])
+    model = load_model(checkpoint, device=device)
     data, train_counts = open_data(checkpoint, facts, options)
-    trained = facts.threat_model
     with Reporter() as reporter:
         evaluation = evaluate(
             model,
             data,
             attacks=attacks,
-            threat=ThreatModel(
-                options["norm"] or trained.norm, trained.eps if options["eps"] is None else options["eps"]
-            ),
+            threat=threat,
             train_counts=train_counts,
             adjust=adjustment(checkpoint, facts, train_counts, options),
             n_examples=options["n_examples"],
@@ -121,6 +144,26 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     selected = [SELECTED_ON_TEST] if facts.select == "test" and facts.best else []
     twice = [CORRECTED_TWICE] if evaluation.adjust and facts.corrects_prior else []
     return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])
+
+
+def threat_model(checkpoint: Path, trained: TrainedThreat, norm: str | None, eps: float | None) -> "ThreatModel":
+    """That of the options, and what they leave out as in training.
+
+    Raises:
+        LtatError: another norm than in training without a radius in it, or a radius wider than the box.
+    """
+    from ltat.attacks import ThreatModel
+
+    if eps is None and norm not in (None, trained.norm):
+        raise LtatError(
+            f"--norm {norm} needs a radius in that norm, and {trained.eps:.4g}, that of {checkpoint}, is of "
+            f"{trained.norm}; add --eps"
+        )
+    norm, source, radius = norm or trained.norm, "--eps", eps
+    if radius is None:
+        source, radius = f"the card of {checkpoint}: eps", trained.eps
+    check_length(source, radius, norm)
+    return ThreatModel(norm, radius)
 
 
 def adjustment(checkpoint: Path, facts: Facts, data_counts: list[int], options: dict[str, Any]) -> Any:

@@ -62,6 +62,20 @@ def dataset_options(command: Command) -> Command:
     return command
 
 
+def printing(name: str, show: Callable[[], None], help_text: str) -> Callable[[Command], Command]:
+    """A flag that prints something and stops, whatever else the command says, as ``--help`` does."""
+
+    def callback(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+        del parameter
+        if given and not context.resilient_parsing:
+            show()
+            context.exit()
+
+    return click.option(
+        name, is_flag=True, is_eager=True, expose_value=False, callback=callback, help=f"{help_text} and stop."
+    )
+
+
 def comma_separated(text: str | None) -> tuple[str, ...] | None:
     """``a,b`` as ``("a", "b")``.
 

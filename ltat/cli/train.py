@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltat.cli.options import dataset_options
+from ltat.cli.options import dataset_options, printing
 from ltat.config import RunConfig, from_toml, load_config, to_toml
-from ltat.config.loading import find_recipe, recipe_source
-from ltat.config.loading import list_recipes as recipes
+from ltat.config.loading import find_recipe, list_recipes, recipe_source
 from ltat.errors import LtatError
 from ltat.files import exists
 
@@ -42,6 +41,12 @@ NAMES = {
 WORDS_LENGTH = 48  # of what a default folder's name adds in words
 
 
+def show_recipes() -> None:
+    """Every recipe by name, and what it says of itself."""
+    for name, path in list_recipes().items():
+        click.echo(f"{name}\n    {recipe_source(path)}")
+
+
 @click.command("train")
 @click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
 @dataset_options
@@ -62,7 +67,7 @@ WORDS_LENGTH = 48  # of what a default folder's name adds in words
 @click.option("--resume", is_flag=True, help="Continue the run that stands in the run folder.")
 @click.option("--profile", is_flag=True, help="Write a Chrome trace of a few steps into the run folder.")
 @click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="Any other setting; repeatable.")
-@click.option("--list-recipes", is_flag=True, help="List the recipes with their sources and stop.")
+@printing("--list-recipes", show_recipes, "List the recipes with their sources")
 @click.option("--show-config", is_flag=True, help="Print the resolved settings and stop.")
 def command(
     recipe: str | None,
@@ -70,21 +75,17 @@ def command(
     resume: bool,
     profile: bool,
     assignments: tuple[str, ...],
-    list_recipes: bool,
     show_config: bool,
     **options: Any,
 ) -> None:
     """Train a robust classifier on long-tailed data.
 
-    Settings come from the method's published ones, then the recipe, then the options, then --set. `--show-config`
-    prints them all; docs/settings.md explains each.
+    Settings come from the method's published ones, then the recipe, then the options, then --set: later wins, and of
+    an option given twice the last. `--show-config` prints them all; docs/settings.md explains each.
     """
     from ltat.methods import absolute_method
     from ltat.training.task import resolve
 
-    if list_recipes:
-        show_recipes()
-        return
     if options["method"] is not None:
         options["method"] = absolute_method(options["method"])
     settings = {NAMES[name]: value for name, value in options.items()}
@@ -100,12 +101,6 @@ def command(
         return
     folder = out or default_folder(resolve(config))
     show_report(train_resumably(config, folder, resume, profile), folder)
-
-
-def show_recipes() -> None:
-    """Every recipe by name, and what it says of itself."""
-    for name, path in recipes().items():
-        click.echo(f"{name}\n    {recipe_source(path)}")
 
 
 def settings_of(name: str, asked: str | None) -> type[RunConfig]:

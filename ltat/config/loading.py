@@ -1,21 +1,22 @@
 """Settings from a recipe, a file and the command line, and back to TOML."""
 
 import itertools
+import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ltat.config.sections import RunConfig
+from ltat.config.sections import RunConfig, Tree, plain
 from ltat.errors import LtatError
 from ltat.files import read_text
 
-Tree = dict[str, Any]
 Config = TypeVar("Config", bound=RunConfig)
 
 _PLAIN = {
@@ -93,13 +94,13 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(config.model_dump(exclude_none=True, by_alias=True, mode="json"))
 
 
-def find_recipe(name: str) -> Tree:
+def find_recipe(name: str | os.PathLike[str]) -> Tree:
     """A recipe by its name in the package, or by the path of a TOML file.
 
     Raises:
         LtatError: neither exists; the message lists the names.
     """
-    known = list_recipes()
+    name, known = os.fspath(name), list_recipes()
     if name in known:
         return from_toml(known[name])
     if Path(name).suffix == ".toml":
@@ -108,7 +109,7 @@ def find_recipe(name: str) -> Tree:
 
 
 def set_by_path(tree: Tree, dotted: str, value: object) -> None:
-    """Set ``tree["a"]["b"]`` for the dotted name ``a.b``, making the tables on the way."""
+    """Set ``tree["a"]["b"]`` for the dotted name ``a.b``, making the tables on the way; a table is set key by key."""
     *tables, leaf = dotted.split(".")
     if len(tables) >= _DEEPEST:
         raise LtatError(f"setting {shortened(dotted)!r} is nested more than {_DEEPEST} deep; check the name")
@@ -116,7 +117,11 @@ def set_by_path(tree: Tree, dotted: str, value: object) -> None:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):
             raise LtatError(f"setting {dotted!r} goes through {table!r}, which is a value; check the name")
-    tree[leaf] = value
+    if isinstance(value, dict):
+        for name, own in value.items():
+            set_by_path(tree, f"{leaf}.{name}", own)
+    else:
+        tree[leaf] = value
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
@@ -135,39 +140,68 @@ def parse_assignment(text: str) -> tuple[str, object]:
 def load_config(
     config_class: Callable[[str], type[RunConfig]],
     *,
-    recipe: str | Tree | None = None,
+    recipe: str | os.PathLike[str] | Tree | None = None,
     settings: Mapping[str, object] | None = None,
     assignments: Sequence[str] = (),
     default_method: str = "self-distill",
+    decided: Mapping[str, str] = MappingProxyType({}),
 ) -> RunConfig:
     """Put a run's settings together: method defaults, then the recipe, then ``settings``, then ``assignments``.
 
     Args:
         config_class: from a method's name to its :class:`RunConfig` subclass.
         recipe: a recipe's name, a TOML file's path, or an already read tree.
-        settings: dotted names to values; ``None`` values are passed over.
+        settings: dotted names to values; ``None`` values are passed over. Paths, and numbers of NumPy, are as good
+            as text and Python's own.
         assignments: ``section.key=value`` texts, as from ``--set``.
         default_method: the method where nothing names one.
+        decided: the settings that no assignment may name, since the command decides them otherwise, each with how.
 
     Raises:
-        LtatError: an unknown recipe, method or setting, or a value outside its range.
+        LtatError: an unknown recipe, method or setting, a value outside its range, or two that exclude each other.
     """
-    tree = find_recipe(recipe) if isinstance(recipe, str) else _copied(recipe or {})
+    below = find_recipe(recipe) if isinstance(recipe, str | os.PathLike) else recipe or {}
+    given: Tree = {}
     for name, value in (settings or {}).items():
         if value is not None:
-            set_by_path(tree, name, value)
+            set_by_path(given, name, plain(value))
     assigned = dict(parse_assignment(text) for text in assignments)
     for name, value in assigned.items():
-        set_by_path(tree, name, value)
-    chosen = config_class(str(tree.setdefault("method", default_method)))
+        set_by_path(given, name, value)
+    _refuse_decided(assigned, decided)
+    method = str(given.get("method", below.get("method", default_method)))
+    chosen = config_class(method)
     for name, value in assigned.items():
         if isinstance(value, str) and get_origin(_follow(chosen, name.split("."))[1]) is tuple:
-            set_by_path(tree, name, [word.strip() for word in value.split(",")])
+            set_by_path(given, name, [word.strip() for word in value.split(",")])
+    tree = chosen.over(below, {**given, "method": method})
+    _refuse_second_teacher(given, tree)
     return validated(chosen, tree)
 
 
-def _copied(tree: Tree) -> Tree:
-    return {key: _copied(value) if isinstance(value, dict) else value for key, value in tree.items()}
+def _refuse_decided(assigned: Tree, decided: Mapping[str, str]) -> None:
+    tree: Tree = {}
+    for name, value in assigned.items():
+        set_by_path(tree, name, value)
+    for name, how in decided.items():
+        value = _value(tree, name)
+        if value is not None:
+            raise LtatError(f"setting {name}={value} is not for this command, where {how}; leave it out")
+
+
+def _refuse_second_teacher(given: Tree, tree: Tree) -> None:
+    # A saved teacher goes before one that is trained first, which is the default: only who asks for both is wrong.
+    train, path = _value(given, "teacher.train"), _value(tree, "teacher.path")
+    if path is not None and train not in (None, "none"):
+        raise LtatError(f"teacher.train={train} trains a teacher and teacher.path={path} names one; leave one out")
+
+
+def _value(tree: Tree, dotted: str) -> Any:
+    """The value under a dotted name, ``None`` where there is none."""
+    value: Any = tree
+    for name in dotted.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def validated(config_class: type[Config], tree: Tree) -> Config:
@@ -185,6 +219,10 @@ def validated(config_class: type[Config], tree: Tree) -> Config:
 def _sentence(error: ValidationError, config_class: type[RunConfig], method: object) -> str:
     problems = error.errors()
     first = problems[0]
+    for problem in problems:
+        told = problem.get("ctx", {}).get("error")
+        if isinstance(told, LtatError):  # of a setting that says itself what is wrong with it
+            return str(told)
     name = _setting_name(first, config_class)
     if first["type"] == "extra_forbidden":
         return (

@@ -5,9 +5,16 @@ A training method adds sections of its own, or other defaults, by subclassing :c
 resolved configuration is saved with the run.
 """
 
-from typing import Annotated, Any, Literal
+import os
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ltat.errors import LtatError
+from ltat.units import MAX_STEPS, check_image_size, check_length, check_ratio
+
+Tree = dict[str, Any]
 
 
 def read_quotient(value: object) -> object:
@@ -29,6 +36,20 @@ Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
 
 
+def passing(check: Callable[[str, Any], None], name: str) -> AfterValidator:
+    """A validator that keeps the value ``check(name, value)`` lets pass."""
+
+    def keep(value: Any) -> Any:
+        check(name, value)
+        return value
+
+    return AfterValidator(keep)
+
+
+Ratio = Annotated[Quotient, passing(check_ratio, "data.imbalance_ratio")]
+ImageSize = Annotated[int, passing(check_image_size, "data.image_size")]
+
+
 def named_epoch(when: float, epochs: int) -> int:
     """The epoch that a setting names: up to 1 a share of the epochs, above 1 an epoch.
 
@@ -37,10 +58,37 @@ def named_epoch(when: float, epochs: int) -> int:
     return int(when * epochs + 1e-9) if when <= 1 else int(when)
 
 
+def plain(value: object) -> object:
+    """A path as text, and what NumPy or torch holds as Python's own numbers; anything else passes through."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    tolist = getattr(value, "tolist", None)
+    return value if tolist is None else tolist()
+
+
 class Section(BaseModel):
     """A group of settings: unknown names are errors, values never change after construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
+        """``given`` on top of ``below``, two trees of this section's settings; neither is changed."""
+        tree = dict(below)
+        for name, value in given.items():
+            kind, standing = cls.section(name), below.get(name, {})
+            nested = kind is not None and isinstance(value, dict) and isinstance(standing, dict)
+            tree[name] = kind.over(standing, value) if kind and nested else value
+        return tree
+
+    @classmethod
+    def section(cls, name: str) -> "type[Section] | None":
+        """The class of the section called ``name``, or ``None`` where that is no section."""
+        field = cls.model_fields.get(name)
+        kind = None if field is None else field.annotation
+        return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
     @model_validator(mode="before")
     @classmethod
@@ -48,12 +96,14 @@ class Section(BaseModel):
         # A method's section default, such as its milestones, must outlive a change of that section's other settings.
         if not isinstance(given, dict):
             return given
+        given = {name: plain(value) for name, value in given.items()}
         defaults = {name: cls.model_fields[name].default for name in given if name in cls.model_fields}
-        return given | {
-            name: default.model_dump(exclude_unset=True) | given[name]
+        below = {
+            name: default.model_dump(exclude_unset=True, by_alias=True)
             for name, default in defaults.items()
             if isinstance(default, Section) and isinstance(given[name], dict)
         }
+        return cls.over(below, given)
 
 
 class DataSection(Section):
@@ -61,11 +111,11 @@ class DataSection(Section):
 
     name: str = "cifar10"
     dir: str | None = None
-    image_size: Count | None = None
+    image_size: ImageSize | None = None
     channels: Literal[1, 3] | None = None
     train_list: str | None = None
     test_list: str | None = None
-    imbalance_ratio: Annotated[Quotient, Field(ge=1)] | Literal["natural"] | None = None
+    imbalance_ratio: Ratio | Literal["natural"] | None = None
     imbalance: Literal["exp", "step"] = "exp"
     class_order: str = "label"
     split_file: str | None = None
@@ -119,6 +169,10 @@ class ModelSection(Section):
     weights: str | None = None
 
 
+LENGTHS = ("eps", "step")
+"""The settings of the attack that are lengths in its norm."""
+
+
 class AttackSection(Section):
     """The attack of training, and the threat model that evaluation shares (radii for pixels in [0, 1]).
 
@@ -127,12 +181,33 @@ class AttackSection(Section):
 
     norm: Literal["linf", "l2"] = "linf"
     eps: NonNegative = 8 / 255
-    steps: Natural = 10
+    steps: Annotated[Natural, Field(le=MAX_STEPS)] = 10
     step: NonNegative = 2 / 255
     start: str = "gauss"
     loss: str = "ce"
     mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
     fold: bool = True
+
+    @classmethod
+    def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
+        """As every section, but radius and step of ``below`` go with its norm: they are lengths in that."""
+        norms = [tree.get("norm", cls.model_fields["norm"].default) for tree in (below, {**below, **given})]
+        if norms[0] != norms[1]:
+            below = {name: value for name, value in below.items() if name not in LENGTHS}
+        return super().over(below, given)
+
+    @model_validator(mode="after")
+    def _lengths_of_the_norm(self) -> Self:
+        for name in LENGTHS:
+            check_length(f"attack.{name}", getattr(self, name), self.norm)
+        needed = [name for name in LENGTHS if name != "step" or self.steps]
+        left_out = [name for name in needed if name not in self.model_fields_set]
+        if self.norm != "linf" and left_out:
+            raise LtatError(
+                f"attack.norm={self.norm} needs {' and '.join(f'attack.{name}' for name in left_out)} in that norm, "
+                "and the usual ones are of linf; give for example attack.eps=128/255 and attack.step=15/255"
+            )
+        return self
 
 
 class OptimSection(Section):
@@ -141,7 +216,7 @@ class OptimSection(Section):
     lr: NonNegative = 0.1
     momentum: Annotated[Quotient, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    wd: NonNegative = 5e-4
+    wd: Annotated[NonNegative, Field(le=1)] = 5e-4
     wd_skip_bn: bool = False
 
 
@@ -233,7 +308,7 @@ class BslSection(Section):
 class AwpSection(Section):
     """Adversarial weight perturbation of relative size ``gamma``, 0 without; none in the first ``warmup`` epochs."""
 
-    gamma: NonNegative = 0.0
+    gamma: Annotated[NonNegative, Field(le=1)] = 0.0
     warmup: Natural = 0
 
 

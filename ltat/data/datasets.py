@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from ltat.data.npz import load_npz, load_positions
 from ltat.data.split import Dataset, Split
 from ltat.data.tiny_imagenet import load_tiny_imagenet
 from ltat.errors import LtatError
+from ltat.units import check_image_size
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,12 @@ def find_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
-def _check_settings(name: str, spec: DatasetSpec, given: Mapping[str, object]) -> None:
+def _check_settings(name: str, spec: DatasetSpec, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         if key not in spec.settings:
             raise LtatError(f"dataset {name!r} takes no {key} (here {value}); leave it out")
+    if "image_size" in given:
+        check_image_size("image_size", given["image_size"])
 
 
 def _folder(name: str, spec: DatasetSpec, data_dir: str | Path | None) -> Path:
@@ -159,6 +163,8 @@ def _folder(name: str, spec: DatasetSpec, data_dir: str | Path | None) -> Path:
         if spec.needs_dir:
             raise LtatError(f"dataset {name!r} lies in a folder; say which with --data-dir")
         return Path()
+    if not spec.needs_dir:
+        raise LtatError(f"dataset {name!r} lies in no folder (here {data_dir}); leave --data-dir out, or name another")
     return Path(data_dir).expanduser()
 
 

@@ -5,7 +5,6 @@ Class c of C keeps n_c = floor(n_max · μ^{c/(C-1)}) images, μ = 1 / imbalance
 """
 
 import bisect
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +13,7 @@ from ltat import native
 from ltat.data.grouping import images_by_class, resolve_labels
 from ltat.errors import LtatError
 from ltat.seeding import numpy_generator
+from ltat.units import check_ratio
 
 
 def _exponential(rank: int, num_classes: int) -> float:
@@ -145,5 +145,4 @@ def _check_profile(n_max: int, num_classes: int, ratio: float, kind: str) -> Non
         raise LtatError(f"{num_classes} classes cannot be imbalanced; a long-tailed set needs at least 2")
     if n_max < 1:
         raise LtatError(f"a largest class of {n_max} images is impossible; give at least 1")
-    if not (math.isfinite(ratio) and ratio >= 1):
-        raise LtatError(f"imbalance ratio {ratio} is not a finite number of at least 1; 1 means balanced")
+    check_ratio("imbalance ratio", ratio)

@@ -25,7 +25,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(folder)
 
     monkeypatch.setattr("ltat.training.train", train)
-    monkeypatch.setattr(demo, "compare", lambda out, n_examples: [])
+    monkeypatch.setattr(demo, "compare", lambda out, config: [])
     return folders
 
 

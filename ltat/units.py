@@ -1,0 +1,46 @@
+"""Checks of numbers that are often given in another unit; none of them needs torch."""
+
+import math
+
+from ltat.errors import LtatError
+
+MAX_IMAGE_SIZE = 4096
+MAX_STEPS = 10_000
+
+
+def check_length(name: str, value: float, norm: str = "linf", box: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Refuses a radius or step in ℓ∞ that is wider than the box, as 8 is where 8/255 is meant.
+
+    Lengths of other norms are not bounded by the box alone, so they pass.
+
+    Raises:
+        LtatError: naming the value and what it looks like.
+    """
+    width = box[1] - box[0]
+    if norm == "linf" and value > width:
+        meant = f"give {value:g}/255?" if width <= 1 and value <= 255 else f"give at most {width:g}"
+        raise LtatError(f"{name}={value:g} is wider than the box [{box[0]:g}, {box[1]:g}] of the pixels; {meant}")
+
+
+def check_ratio(name: str, ratio: float) -> None:
+    """Refuses an imbalance ratio below 1, as the share 0.02 is where 50 is meant.
+
+    Raises:
+        LtatError: naming the ratio and what it looks like.
+    """
+    if math.isfinite(ratio) and ratio >= 1:
+        return
+    meant = f"give 1/{ratio:g} = {1 / ratio:g}?" if 0 < ratio < 1 else "1 means balanced"
+    raise LtatError(
+        f"{name} {ratio} is not a finite number of at least 1, the largest class over the smallest; {meant}"
+    )
+
+
+def check_image_size(name: str, pixels: int) -> None:
+    """Refuses to scale images to a size that no network here is trained at.
+
+    Raises:
+        LtatError: naming the size.
+    """
+    if not 1 <= pixels <= MAX_IMAGE_SIZE:
+        raise LtatError(f"{name}={pixels} is not from 1 to {MAX_IMAGE_SIZE} pixels; give for example 224")
