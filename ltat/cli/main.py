@@ -1,12 +1,15 @@
 """The command group; a command's module is imported when the command is used, so that `--help` is quick."""
 
 import importlib
+from typing import Any
 
 import click
 
 from ltat import __version__
 from ltat.errors import LtatError
 from ltat.installed import package_of
+from ltat.interrupts import interrupted_once
+from ltat.streams import enduring_output
 
 COMMANDS = {
     "train": "Train by a method, on long-tailed data, into a run folder.",
@@ -44,6 +47,11 @@ class LazyGroup(click.Group):
         """List the commands from the table above, importing none."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program: neither a second Ctrl-C nor an output that fails ends it in a traceback."""
+        with enduring_output(), interrupted_once():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> object:
         """Run a command; wrong use and a missing package become one sentence and exit code 2."""

@@ -8,6 +8,7 @@ from ltat.attacks.modes import attack_mode
 from ltat.data import Batch, Split
 from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
+from ltat.interrupts import interrupts_wait
 from ltat.models import save_model
 from ltat.training.averaging import average_record
 from ltat.training.captured_update import why_update_not_captured
@@ -60,9 +61,10 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
         if row.get("score") is not None and row["score"] > best["score"]:
             best = row
         rows.append(row)
-        folder.append_metrics(row)
-        folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
-        save_weights(trainer.outcome, data, folder, files, row, best)
+        with interrupts_wait():
+            folder.append_metrics(row)
+            folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
+            save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: a bar with images/s and the time left, or plain lines in a log."""
 
+import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from ltat.streams import enduring
 
 QUIET_SECONDS = 5.0
 
@@ -19,11 +22,12 @@ class _ImagesPerSecond(ProgressColumn):
 class Reporter:
     """Shows the progress of long work on a console; a context manager.
 
-    In a terminal there is one bar per stage; elsewhere lines, at most one every few seconds.
+    In a terminal there is one bar per stage; elsewhere lines, at most one every few seconds. A console that can no
+    longer be written to ends nothing.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(file=enduring(sys.stderr), stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), _ImagesPerSecond(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task: Any = None

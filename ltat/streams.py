@@ -1,0 +1,88 @@
+"""Standard output whose reader may go away, or whose disk may be full, while a run goes on."""
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+
+class Enduring:
+    """A text stream that drops what it can no longer write; ``failure`` is the first error.
+
+    Everything but writing is the stream's own.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.failure: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write ``text``, or drop it."""
+        self._attempt(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is kept back, or drop it."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, write: Callable[[], Any]) -> None:
+        if self.failure is None:
+            try:
+                write()
+            except OSError as error:
+                self.failure = error
+                self._silence()
+
+    def _silence(self) -> None:
+        # Python writes what the stream still holds at the program's end, and would fail once more.
+        with suppress(OSError), open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def enduring(stream: Any) -> Any:
+    """The stream as an :class:`Enduring` one; None, as Python has it for a closed one, stays None."""
+    return None if stream is None else Enduring(stream)
+
+
+@contextmanager
+def enduring_output() -> Iterator[None]:
+    """Inside, a standard stream that fails ends nothing.
+
+    A program that would end well then ends with exit code 1, since its output is lost; not where the reader has
+    closed the pipe, who wanted no more.
+    """
+    _fill_closed()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = out, err = enduring(sys.stdout), enduring(sys.stderr)
+    try:
+        yield
+    except SystemExit as end:
+        lost = _lost(out)
+        if end.code or lost is None:
+            raise
+        print(f"Error: the output could not be printed ({lost.strerror}); free some space", file=err)
+        raise SystemExit(1) from None
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _lost(out: Any) -> OSError | None:
+    if out is None:
+        return None
+    out.flush()
+    return None if isinstance(out.failure, BrokenPipeError) else out.failure
+
+
+def _fill_closed() -> None:
+    """Give a closed standard stream's number to the null device, lest the next file that is opened takes it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
