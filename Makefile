@@ -7,7 +7,7 @@ BUILT := $(VENV)/.built
 FFCV := $(VENV)/.ffcv
 NATIVE := setup.py CMakeLists.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.txt' 2>/dev/null)
 
-.PHONY: demo test lint format build ffcv clean
+.PHONY: demo test stress lint format build ffcv clean
 
 demo: $(BUILT)
 	@echo "[3/3] training and comparing on real digits"
@@ -16,6 +16,11 @@ demo: $(BUILT)
 test: $(BUILT) $(FFCV)
 	@echo "[3/3] running the tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny tensors: more threads only wait for each other on a busy machine
+
+stress: $(BUILT)
+	@echo "[3/3] two runs in one folder, and damaged states; --rounds N and --long of the two do more"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.two_runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.corrupted_state
 
 lint: $(READY)
 	$(BIN)/ruff check .

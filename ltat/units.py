@@ -6,6 +6,7 @@ from ltat.errors import LtatError
 
 MAX_IMAGE_SIZE = 4096
 MAX_STEPS = 10_000
+MAX_EPOCHS = 100_000
 
 
 def check_length(name: str, value: float, norm: str = "linf", box: tuple[float, float] = (0.0, 1.0)) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from ltat.errors import LtatError
-from ltat.units import MAX_STEPS, check_image_size, check_length, check_ratio
+from ltat.units import MAX_EPOCHS, MAX_STEPS, check_image_size, check_length, check_ratio
 
 Tree = dict[str, Any]
 
@@ -32,6 +32,7 @@ Quotient = Annotated[float, BeforeValidator(read_quotient), Field(allow_inf_nan=
 NonNegative = Annotated[Quotient, Field(ge=0)]
 Positive = Annotated[Quotient, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[Count, Field(le=MAX_EPOCHS)]
 Natural = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use takes
 
@@ -140,7 +141,7 @@ class AugmentSection(Section):
     flip: bool | None = None
     pad_mode: Literal["zero", "reflect"] = "zero"
     policy: str = "none"
-    ra_ops: Count = 2
+    ra_ops: Annotated[Count, Field(le=MAX_STEPS)] = 2
     ra_magnitude: Annotated[int, Field(ge=0, le=30)] = 8
     cutout: Natural = 0
 
@@ -254,7 +255,7 @@ class TrainSection(Section):
     ``graph`` replays attack and update as one CUDA graph each; it has not run on a GPU yet (docs/engine.md).
     """
 
-    epochs: Count = 100
+    epochs: Epochs = 100
     batch_size: Count = 128
     drop_last: bool = True
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltat.attacks import Objective
 from ltat.config import AugmentSection, ModelSection, RunConfig, ScheduleSection, Section
-from ltat.config.sections import Count, NonNegative
+from ltat.config.sections import Count, Epochs, NonNegative
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.base import Method, Progress
@@ -28,7 +28,7 @@ class TeacherSection(Section):
     path: str | None = None
     train: Literal["balanced", "none"] = "balanced"
     model: str | None = None
-    epochs: Count = 30
+    epochs: Epochs = 30
     batch_size: Count = 32
     base_lr: NonNegative = 0.1
     lr: ScheduleSection = ScheduleSection()
