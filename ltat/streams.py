@@ -1,4 +1,4 @@
-"""Standard output whose reader may go away, or whose disk may be full, while a run goes on."""
+"""Standard output whose reader may go away, whose disk may be full, or whose encoding may lack a letter."""
 
 import errno
 import os
@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+PLAIN = {"█": "#", "…": "...", "–": "-", "→": "->", "±": "+/-"}
+"""What is shown for a letter that a terminal lacks; others become question marks."""
 
 
 class Enduring:
@@ -19,8 +22,9 @@ class Enduring:
         self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write ``text``, or drop it."""
-        self._attempt(lambda: self._stream.write(text))
+        """Write ``text``, in letters that the stream has, or drop it."""
+        shown = printable(text, getattr(self._stream, "encoding", None))
+        self._attempt(lambda: self._stream.write(shown))
         return len(text)
 
     def flush(self) -> None:
@@ -42,6 +46,19 @@ class Enduring:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """``text`` with other letters for those that ``encoding`` lacks; None has them all."""
+    return text if _fits(text, encoding) else "".join(c if _fits(c, encoding) else PLAIN.get(c, "?") for c in text)
+
+
+def _fits(text: str, encoding: str | None) -> bool:
+    try:
+        text.encode(encoding or "utf-16", "strict" if encoding else "surrogatepass")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def enduring(stream: Any) -> Any:

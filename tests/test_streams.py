@@ -1,6 +1,7 @@
 """An output that fails ends no work."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -61,3 +62,22 @@ def test_closed_streams_lend_their_numbers_to_no_file(tmp_path):
     code = f"import os; from ltat.streams import enduring_output\nwith enduring_output():\n {inside}"
     subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=tmp_path, check=True)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == 3 * [b""]
+
+
+def test_a_letter_that_a_terminal_lacks_becomes_another(tmp_path):
+    below = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    stream = Enduring(below)
+    stream.write("█… é ± ε \udcff")
+    stream.flush()
+    assert below.buffer.getvalue().decode("latin-1") == "#... é ± ? ?" and stream.failure is None
+
+
+def test_no_command_ends_in_a_letter_that_its_terminal_lacks(tmp_path):
+    report = tmp_path / "facts.json"
+    done = subprocess.run(
+        [*LTAT, "data", "info", "digits", "--json", str(report)],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"#####" in done.stdout and report.exists() and done.stderr == b""

@@ -13,7 +13,7 @@ from ltat.cli.options import comma_separated
 from ltat.config import load_config
 from ltat.config.loading import find_recipe, list_recipes, set_by_path
 from ltat.errors import LtatError
-from ltat.files import atomic_write_text, check_writable
+from ltat.files import atomic_write_text, check_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,13 +48,14 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
     """
     from rich.console import Console
 
-    if json_file is not None:
-        check_writable(json_file)
+    check_outputs({"--json": json_file, "--out": out / "METHOD"})
     configs = {name: seed_configs(name, seeds, options) for name in chosen_methods(options["methods"])}
     figures = run_all(configs, out)
-    if json_file is not None:
-        atomic_write_text(json_file, json.dumps(figures, indent=2) + "\n")
-    Console().print(render(figures, seeds))
+    try:
+        if json_file is not None:
+            atomic_write_text(json_file, json.dumps(figures, indent=2) + "\n")
+    finally:
+        Console().print(render(figures, seeds))
     click.echo(f"last checkpoint, whole test set, {seeds} seed(s), mean ± standard deviation; run folders: {out}")
 
 

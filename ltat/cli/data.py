@@ -13,7 +13,7 @@ import click
 
 from ltat.cli.options import Command, dataset_options
 from ltat.errors import LtatError
-from ltat.files import appearing_together, atomic_write_text, check_writable
+from ltat.files import appearing_together, atomic_write_text, check_outputs, check_writable
 
 if TYPE_CHECKING:
     from ltat.data import Dataset
@@ -40,13 +40,9 @@ def data_options(command: Command) -> Command:
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write JSON here.")
 def info(png: Path | None, json_file: Path | None, **options: Any) -> None:
     """Counts per class, imbalance ratio, groups of classes, the size of D_B and the index hash of DATASET."""
-    if png is not None and png == json_file:
-        raise LtatError(f"--png and --json both name {png}; name two files")
-    for file in filter(None, (png, json_file)):
-        check_writable(file)
+    check_outputs({"--png": png, "--json": json_file})
     data = open_dataset(options)
     facts = describe(data)
-    show(facts)
     if json_file is not None:
         atomic_write_text(json_file, json.dumps(facts, indent=2) + "\n")
     if png is not None:
@@ -54,6 +50,7 @@ def info(png: Path | None, json_file: Path | None, **options: Any) -> None:
 
         title = f"{data.name}: {len(data.train):,} training images, imbalance ratio {facts['imbalance_ratio']:.4g}"
         write_counts_chart(png, data.train.counts, data.class_names, title)
+    show(facts)
 
 
 @command.command("prepare")

@@ -11,7 +11,7 @@ from ltat.cli.options import Radius, comma_separated, dataset_options
 from ltat.config import from_toml
 from ltat.config.sections import DataSection
 from ltat.errors import LtatError
-from ltat.files import check_writable
+from ltat.files import check_outputs
 from ltat.units import check_length
 
 if TYPE_CHECKING:
@@ -58,26 +58,26 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
 
     from ltat.evaluation import write_json
 
-    if json_file is not None:
-        check_report(json_file, checkpoint)
-    if options["state_dir"] is not None:
-        check_writable(options["state_dir"] / "autoattack")
+    state_dir = options["state_dir"]
+    check_outputs(
+        {"--json": json_file, "--state-dir": state_dir and state_dir / "autoattack"}, inputs(checkpoint, options)
+    )
     evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
-    Console().print(evaluation.table())
-    if json_file is not None:
-        write_json(json_file, evaluation)
+    try:
+        if json_file is not None:
+            write_json(json_file, evaluation)
+    finally:  # hours of attacks are shown even where they cannot be written
+        Console().print(evaluation.table())
 
 
-def check_report(file: Path, checkpoint: Path) -> None:
-    """Find out whether a report can be written to ``file``.
-
-    Raises:
-        LtatError: it cannot, or the checkpoint lies there, whose card ends in .json too.
-    """
+def inputs(checkpoint: Path, options: dict[str, Any]) -> dict[str, Path | None]:
+    """What the command reads and no report may replace, by words for it."""
     own = checkpoint.with_name(checkpoint.name.removesuffix(".safetensors"))
-    if file.resolve() in [own.with_name(own.name + suffix).resolve() for suffix in (".json", ".safetensors")]:
-        raise LtatError(f"--json {file} would replace the checkpoint itself; name another file")
-    check_writable(file)
+    parts = {
+        f"the checkpoint itself ({suffix})": own.with_name(own.name + suffix) for suffix in (".safetensors", ".json")
+    }
+    lists = {f"the list of --{part}-list": options[f"{part}_list"] for part in ("train", "test")}
+    return parts | {"the settings of the run": own.with_name("config.toml")} | lists
 
 
 class TrainedThreat(BaseModel):

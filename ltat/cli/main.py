@@ -63,6 +63,10 @@ class LazyGroup(click.Group):
             raise WrongUse(
                 f"there is not enough memory ({error or 'none left'}); use smaller images or batches"
             ) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise WrongUse(f"{error.filename} cannot be used ({error.strerror}); check the path") from None
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] == "ltat":
                 raise

@@ -294,3 +294,15 @@ def test_the_help_names_every_data_set():
 def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ltat.data.load_dataset", lambda *_, **__: np.empty((2**20, 2**20, 2**15), np.uint8))
     assert "not enough memory (Unable to allocate 32.0 PiB" in refused("data", "info", "digits")
+
+
+def test_data_info_writes_its_files_before_it_shows_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ltat.cli.data.show", lambda facts: sys.exit(3))
+    done = ltat("data", "info", "digits", "--json", tmp_path / "facts.json")
+    assert done.exit_code == 3 and (tmp_path / "facts.json").exists()
+
+
+def test_data_info_with_two_outputs_of_one_name_is_refused(tmp_path: Path):
+    (tmp_path / "link").symlink_to("file")
+    done = ltat("data", "info", "digits", "--json", tmp_path / "file", "--png", tmp_path / "link")
+    assert done.exit_code == 2 and "both write to" in done.output and not (tmp_path / "file").exists()

@@ -68,10 +68,34 @@ def test_an_unwritable_place_is_told_before_the_evaluation(
 def test_a_report_that_can_no_longer_be_written_does_not_cost_the_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("ltat.cli.eval.check_writable", lambda path: None)
+    monkeypatch.setattr("ltat.cli.eval.check_outputs", lambda *_: None)
     (tmp_path / "file").touch()
     done = run(save(tmp_path), "--json", tmp_path / "file" / "r.json")
     assert done.exit_code == 2 and "overall" in done.output
+
+
+def test_the_report_is_written_before_the_table_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise UnicodeEncodeError("latin-1", "–", 0, 1, "no such letter")
+
+    monkeypatch.setattr("rich.console.Console.print", fail)
+    run(save(tmp_path), "--json", tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["n"] == 10
+
+
+@pytest.mark.parametrize("file", ["best.json", "best.safetensors", "config.toml", "link"])
+def test_no_report_replaces_what_the_evaluation_reads(file: str, tmp_path: Path):
+    model = save(tmp_path)
+    (tmp_path / "link").symlink_to("best.json")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    done = run(model, "--json", tmp_path / file)
+    assert done.exit_code == 2 and "would replace" in done.output
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_report_and_a_folder_of_one_name_are_refused(tmp_path: Path):
+    done = run(save(tmp_path), "--json", tmp_path / "out", "--state-dir", tmp_path / "out")
+    assert done.exit_code == 2 and "both write to" in done.output
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_eval_replaces_no_checkpoint_by_its_report(tmp_path: Path):
 
 def test_two_outputs_have_two_names(tmp_path: Path):
     file = tmp_path / "both"
-    assert "two files" in refused("data", "info", "digits", "--png", file, "--json", file)
+    assert "two places" in refused("data", "info", "digits", "--png", file, "--json", file)
     assert not file.exists()
 
 
