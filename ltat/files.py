@@ -174,6 +174,7 @@ def require_file(path: str | Path, largest: int | None = None) -> None:
     Raises:
         OSError: it is missing, no regular file, or too large; ``strerror`` says which.
     """
+    _refuse_null(path)
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -237,7 +238,13 @@ def _place(path: Path) -> Path | None:
     return real if stat.S_ISREG(found.st_mode) and _own_stream(found) is None else None
 
 
+def _refuse_null(path: str | Path) -> None:
+    if "\0" in str(path):  # the system's own functions raise a ValueError
+        raise OSError(errno.EINVAL, "its name holds a null character", str(path))
+
+
 def _refuse_dangling(path: Path) -> None:
+    _refuse_null(path)
     for link in (path, *path.parents):
         if link.is_symlink() and not os.path.exists(link):
             target = Path(os.path.realpath(link))

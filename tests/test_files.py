@@ -258,6 +258,14 @@ def test_an_output_that_would_replace_an_input_is_refused(tmp_path):
         check_outputs({"--json": tmp_path / "../" / tmp_path.name / "card"}, kept={"the card": tmp_path / "card"})
 
 
+def test_a_null_character_in_a_name_is_one_sentence(tmp_path):
+    for act in (check_writable, lambda path: atomic_write_text(path, "")):
+        with pytest.raises(LtatError, match="null character"):
+            act(tmp_path / "a\0b")
+    with pytest.raises(OSError, match="null character"):
+        read_bytes(tmp_path / "a\0b")
+
+
 def test_only_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path, reason in ((tmp_path / "pipe", "no file"), (Path("/dev/zero"), "no file"), (tmp_path, "a folder")):

@@ -98,8 +98,8 @@ class Facts(BaseModel):
 
     dataset: str | None = None
     imbalance_ratio: float | Literal["natural"] | None = None
-    subset_seed: int = 0
-    train_counts: list[Annotated[int, Field(ge=0)]] | None = None
+    subset_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    train_counts: list[Annotated[int, Field(ge=0, le=2**53)]] | None = None
     threat_model: TrainedThreat = TrainedThreat()
     select: str | None = None
     best: bool = False

@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,10 @@ import numpy as np
 
 from ltat.data.split import Dataset, Split
 from ltat.errors import LtatError
+from ltat.files import exists, read_bytes
+from ltat.temporaries import sweep, temporary_folder
+
+_LARGEST = 1 << 28  # bytes; the published files have up to 155 MB
 
 Checksums = tuple[tuple[str, str], ...]  # (file name, MD5) pairs
 
@@ -104,7 +107,7 @@ def _split(folder: Path, files: Checksums, labels_key: str, num_classes: int) ->
 def _read(folder: Path, file: str, md5: str) -> dict[str, Any]:
     path = folder / file
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, _LARGEST)
     except OSError as error:
         raise LtatError(f"{path} cannot be read ({error.strerror}); remove {folder} and download again") from error
     found = hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -150,13 +153,14 @@ class _PlainUnpickler(pickle.Unpickler):
 def _download(files: CifarSource, data_dir: Path) -> None:
     from torchvision.datasets.utils import download_and_extract_archive  # noqa: PLC0415
 
-    made = not data_dir.exists()
+    made = not exists(data_dir)
     data_dir.mkdir(parents=True, exist_ok=True)
+    sweep(data_dir)
     archive, md5 = files.archive
     try:
-        with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{files.name}-") as partial:
-            download_and_extract_archive(files.url, partial, filename=archive, md5=md5)
-            os.replace(Path(partial) / files.folder, data_dir / files.folder)
+        with temporary_folder(data_dir) as partial:
+            download_and_extract_archive(files.url, str(partial), filename=archive, md5=md5)
+            os.replace(partial / files.folder, data_dir / files.folder)
     except (OSError, RuntimeError, EOFError) as error:
         if made:
             data_dir.rmdir()

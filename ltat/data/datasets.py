@@ -120,7 +120,11 @@ def load_dataset(
     settings = {"image_size": image_size, "channels": channels, "train_list": train_list, "test_list": test_list}
     given = {key: value for key, value in settings.items() if value is not None}
     _check_settings(name, spec, given)
-    dataset = spec.load(_folder(name, spec, data_dir), download, **given)
+    try:
+        dataset = spec.load(_folder(name, spec, data_dir), download, **given)
+    except OSError as error:  # such as a folder on the way that may not be searched
+        place = error.filename or data_dir
+        raise LtatError(f"dataset {name!r} cannot be read: {place} ({error.strerror}); check the folder") from error
     if split_file is not None:
         if imbalance_ratio != "natural":
             raise LtatError(

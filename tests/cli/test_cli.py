@@ -193,3 +193,17 @@ def test_every_recipe_is_listed_with_its_source_and_can_be_loaded():
             assert settings["method"] == tomllib.loads(path.read_text())["method"]
             assert ("reconstruction" in own) == (settings["method"] == "self-distill")
             assert f"ratio {settings['data']['imbalance_ratio']:g}," in own
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("train", "--resume", "--out"), ("train", "--recipe"), ("eval",), ("data", "info", "npz", "--data-dir")],
+)
+def test_a_folder_that_may_not_be_searched_ends_no_command_in_a_traceback(arguments, tmp_path, monkeypatch):
+    def denied(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for method in ("exists", "is_dir", "is_file"):
+        monkeypatch.setattr(Path, method, denied)
+    done = ltat(*arguments, tmp_path / "below.toml")
+    assert done.exit_code == 2 and done.output.startswith("Error: "), done.output

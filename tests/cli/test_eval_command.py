@@ -108,6 +108,8 @@ def test_a_report_and_a_folder_of_one_name_are_refused(tmp_path: Path):
         ({"train_counts": "many"}, "train_counts"),
         ({"train_counts": [-1] * 10}, "train_counts"),
         ({"train_counts": [1, 2]}, "train_counts"),
+        ({"train_counts": [10**400] * 10}, "train_counts"),
+        ({"subset_seed": 2**62}, "subset_seed"),
         ({"imbalance_ratio": "steep"}, "imbalance_ratio"),
     ],
 )

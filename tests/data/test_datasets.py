@@ -423,3 +423,17 @@ def test_a_file_that_is_no_array_is_told_without_advice_to_run_it(tmp_path, cont
     with pytest.raises(LtatError, match=r"train\.npz") as caught:
         load_dataset("npz", tmp_path)
     assert "pickle" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["npz", "cifar10", "tiny-imagenet", "medmnist", "imagefolder"])
+def test_a_folder_that_may_not_be_searched_is_one_sentence(tmp_path, monkeypatch, name):
+    def denied(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for method in ("exists", "is_dir", "is_file", "stat"):
+        monkeypatch.setattr(Path, method, denied)
+    monkeypatch.setattr("os.stat", denied)
+    monkeypatch.setattr("os.scandir", denied)
+    with pytest.raises(LtatError, match="Permission denied") as caught:
+        load_dataset(name, tmp_path)
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ltat.errors import LtatError
+from ltat.files import read_bytes
 
 FORMAT: Final = 1
 PREPARE = "ltat data prepare --format beton"
@@ -83,8 +84,7 @@ def read_sidecar(path: Path) -> Sidecar:
     if not beside.is_file():
         raise LtatError(f"{path} has no {beside.name} beside it, so nothing says whether it is whole; {REMEDY}")
     try:
-        with beside.open("rb") as file:
-            text = file.read(_LARGEST)
+        text = read_bytes(beside, _LARGEST)
     except OSError as error:
         raise LtatError(f"{beside} cannot be read ({error.strerror}); {REMEDY}") from error
     try:
