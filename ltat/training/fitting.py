@@ -9,7 +9,8 @@ from ltat.data import Batch, Split
 from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.interrupts import interrupts_wait
-from ltat.models import save_model
+from ltat.models import read_card, save_model
+from ltat.models.card import saved_tensors
 from ltat.training.averaging import average_record
 from ltat.training.captured_update import why_update_not_captured
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
@@ -121,7 +122,26 @@ def restore(trainer: Trainer, data: TaskData, folder: RunFolder, files: StageFil
         raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
     folder.restore_metrics(stage.name, rows)
     save_weights(trainer.outcome, data, folder, files, rows[-1], best)
+    check_best(folder, files, best, state["epoch"])
     return rows, best
+
+
+def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> None:
+    """Look, before training goes on, at the best weights so far, which the state of ``epoch`` does not hold.
+
+    Raises:
+        LtatError: they are damaged, or of another epoch.
+    """
+    path = folder.path / f"{files.best}.safetensors"
+    if not best["epoch"]:
+        return
+    if not path.exists():
+        return folder.say(f"warning: {path} of epoch {best['epoch']} is lost; only a better epoch writes another")
+    saved_tensors(path)
+    found = read_card(path).extra.get("epoch")
+    later = isinstance(found, int) and found > epoch  # written before its state was lost; it is trained again
+    if found != best["epoch"] and not later:
+        raise LtatError(f"{path} is of epoch {found} and the best was {best['epoch']}; delete it to go on without")
 
 
 def save_weights(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:

@@ -143,6 +143,6 @@ def evaluate_checkpoint(
         on_progress=reporter.evaluation,
     )
     facts = read_card(folder.path / name).extra
-    selected = [SELECTED_ON_TEST] if facts["best"] and facts["select"] == "test" else []
+    selected = [SELECTED_ON_TEST] if facts.get("best") and facts.get("select") == "test" else []
     twice = [CORRECTED_TWICE] if evaluation.adjust and corrects_prior(stage) else []
     return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])

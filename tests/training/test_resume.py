@@ -108,6 +108,25 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one_and_ends_the_same(uni
     assert_same_run(uninterrupted, folder)
 
 
+def test_best_weights_that_cannot_be_the_runs_are_told_before_it_goes_on(uninterrupted: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    state = saved_state(folder)
+    state["best"] = state["rows"][0]  # whichever was the best, it is not the newest
+    write_state(folder / "state.pt", state)
+    shutil.copy(folder / "last.safetensors", folder / "best.safetensors")
+    shutil.copy(folder / "last.json", folder / "best.json")
+    with pytest.raises(LtatError, match="is of epoch 3 and the best was 1"):
+        train(tiny_config(), folder, resume=True)
+    (folder / "best.safetensors").write_bytes(b"damaged")
+    with pytest.raises(LtatError, match="checksum"):
+        train(tiny_config(), folder, resume=True)
+    (folder / "best.safetensors").unlink()
+    lines = io.StringIO()
+    assert set(train(tiny_config(), folder, resume=True, reporter=Reporter(Console(file=lines)))) == {"teacher", "last"}
+    assert "of epoch 1 is lost" in lines.getvalue()
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
