@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 from ltat.cli import demo
 from ltat.cli.main import main
 from ltat.config import RunConfig, to_toml
+from ltat.training.run_lock import locked
 
 
 def run(*arguments: object) -> Result:
@@ -68,3 +69,12 @@ def test_wrong_sizes_and_places_are_told(tmp_path: Path, trained: list[Path]):
     (tmp_path / "file").touch()
     refused = run("--out", tmp_path / "file" / "below")
     assert refused.exit_code == 2 and "cannot write" in refused.output
+
+
+@pytest.mark.parametrize("held", [".", "at-bsl"])
+def test_a_folder_in_use_is_not_emptied(held: str, tmp_path: Path, trained: list[Path]):
+    assert run("--out", tmp_path).exit_code == 0
+    with locked(tmp_path / held, pytest.fail):
+        refused = run("--out", tmp_path)
+    assert refused.exit_code == 2 and "in use by another run" in refused.output
+    assert (tmp_path / "at-bsl" / "config.toml").exists() and len(trained) == 2

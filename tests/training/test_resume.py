@@ -108,6 +108,20 @@ def test_a_run_goes_on_from_the_state_before_a_damaged_one_and_ends_the_same(uni
     assert_same_run(uninterrupted, folder)
 
 
+def test_a_folder_of_a_version_without_checksums_is_resumed(uninterrupted: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    for name, source in (("state.pt", "state-before.pt"), ("teacher-state.pt", "teacher-state.pt")):
+        old = saved_state(folder, source)
+        old["row"] = old.pop("rows")[-1]
+        del old["run"]
+        torch.save(old, folder / name)
+    for path in folder.glob("*-before.pt"):
+        path.unlink()
+    train(tiny_config(), folder, resume=True)
+    assert_same_run(uninterrupted, folder)
+
+
 def test_best_weights_that_cannot_be_the_runs_are_told_before_it_goes_on(uninterrupted: Path, tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
