@@ -69,7 +69,7 @@ def prepare(out: Path, layout: str, **options: Any) -> None:
     for part in ("train", "test"):
         if (out / f"{part}.{layout}").exists():
             raise LtatError(f"{out / part}.{layout} exists already; remove it, or name another --out")
-    check_writable(out / f"train.{layout}")
+        check_writable(out / f"{part}.{layout}")
     data = open_dataset(options)
     with undone_when_stopped(), appearing_together(out) as folder, Reporter() as reporter:
         for name, split in {"test": data.test, "train": data.train}.items():

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ltat.cli.options import Radius, comma_separated, dataset_options
 from ltat.config import from_toml
+from ltat.config.loading import shortened
 from ltat.config.sections import DataSection
 from ltat.errors import LtatError
 from ltat.files import check_outputs
@@ -200,7 +201,7 @@ def read_facts(checkpoint: Path) -> Facts:
     except ValidationError as error:
         first = error.errors()[0]
         raise LtatError(
-            f"the card of {checkpoint} cannot be used: {first['loc'][0]} holds {first['input']!r}; "
+            f"the card of {checkpoint} cannot be used: {first['loc'][0]} holds {shortened(repr(first['input']))}; "
             "correct it there, or save the model again"
         ) from None
 
@@ -243,7 +244,9 @@ def places_of_run(checkpoint: Path, as_trained: bool) -> dict[str, Any]:
         settings = DataSection.model_validate({key: stored[key] for key in PLACES.values() if key in stored})
     except ValidationError as error:
         first = error.errors()[0]
-        raise LtatError(f"{file}: data.{first['loc'][0]} holds {first['input']!r}; correct it there") from None
+        raise LtatError(
+            f"{file}: data.{first['loc'][0]} holds {shortened(repr(first['input']))}; correct it there"
+        ) from None
     return {name: getattr(settings, key) for name, key in PLACES.items()}
 
 

@@ -10,6 +10,8 @@ from ltat.data.split import Dataset
 from ltat.errors import LtatError
 from ltat.files import read_text
 
+_LARGEST_LIST = 1 << 30  # bytes; a line for each image of ImageNet-21k is less
+
 
 def load_image_folder(
     data_dir: Path, download: bool = False, *, image_size: int | None = None, channels: int | None = None
@@ -143,7 +145,7 @@ def text_lines(path: Path) -> list[str]:
         LtatError: it cannot be read, or is no text.
     """
     try:
-        return read_text(path.expanduser()).splitlines()
+        return read_text(path.expanduser(), _LARGEST_LIST).splitlines()
     except OSError as error:
         raise LtatError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
