@@ -68,6 +68,6 @@ def test_under_a_unified_protocol_only_the_method_differs(recipe):
     assert len({tuple(config["attack"][name] for name in shared) for config in configs}) == 1
 
 
-def test_figures_and_runs_of_one_name_are_refused(tmp_path: Path):
-    done = CliRunner().invoke(main, ["compare", "--out", str(tmp_path / "a"), "--json", str(tmp_path / "a")])
+def test_figures_and_runs_of_one_name_are_refused(tmp_path):
+    done = compare("--out", tmp_path / "a", "--json", tmp_path / "a")
     assert done.exit_code == 2 and "both write to" in done.output and not (tmp_path / "a").exists()
