@@ -44,6 +44,9 @@ PLACES = {
     metavar="TAU",
     help="Take TAU log(n/N) of the training set off the logits; the run's eval.tau if the card knows it, else 0.",
 )
+@click.option(
+    "--classes-by-name", is_flag=True, help="Where classes are in another order or fewer, take the model's by name."
+)
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32", show_default=True)
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N")
@@ -114,7 +117,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     from ltat.evaluation.adjustment import CORRECTED_TWICE
     from ltat.evaluation.attacks import parse_attack
     from ltat.evaluation.evaluate import SELECTED_ON_TEST
-    from ltat.models import load_model
+    from ltat.models import load_model, order_classes
     from ltat.training.environment import pick_device
     from ltat.training.reporting import Reporter
 
@@ -124,7 +127,11 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     facts = read_facts(checkpoint)
     threat = threat_model(checkpoint, facts.threat_model, options["norm"], options["eps"])
     model = load_model(checkpoint, device=device)
-    data, train_counts = open_data(checkpoint, facts, options)
+    data = open_data(checkpoint, facts, options)
+    known = model.num_classes
+    if options["classes_by_name"]:
+        facts = reordered(facts, order_classes(model, data.class_names))
+    train_counts = training_counts(facts, data, options)
     with Reporter() as reporter:
         evaluation = evaluate(
             model,
@@ -144,7 +151,10 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
         )
     selected = [SELECTED_ON_TEST] if facts.select == "test" and facts.best else []
     twice = [CORRECTED_TWICE] if evaluation.adjust and facts.corrects_prior else []
-    return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])
+    fewer = (
+        [] if known == data.num_classes else [f"classes: only {data.num_classes} of the model's {known} can be chosen"]
+    )
+    return replace(evaluation, flags=[*evaluation.flags, *selected, *twice, *fewer])
 
 
 def threat_model(checkpoint: Path, trained: TrainedThreat, norm: str | None, eps: float | None) -> "ThreatModel":
@@ -206,8 +216,15 @@ def read_facts(checkpoint: Path) -> Facts:
         ) from None
 
 
-def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> tuple[Any, list[int]]:
-    """The data set of the options, else of the card, and the training counts that define its groups of classes.
+def reordered(facts: Facts, rows: list[int]) -> Facts:
+    """The facts of a network of which the outputs ``rows`` were taken."""
+    if facts.train_counts is None or len(facts.train_counts) <= max(rows):
+        return facts
+    return facts.model_copy(update={"train_counts": [facts.train_counts[row] for row in rows]})
+
+
+def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> Any:
+    """The data set of the options, else of the card.
 
     Raises:
         LtatError: neither the command nor the card names a data set, or it cannot be read.
@@ -220,16 +237,22 @@ def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> tuple[
     as_trained = name == facts.dataset
     if ratio is None:
         ratio = facts.imbalance_ratio if as_trained and facts.imbalance_ratio is not None else "natural"
-    data = load_dataset(
+    return load_dataset(
         name,
         imbalance_ratio=ratio,
         subset_seed=facts.subset_seed,
         download=bool(options["download"]),
         **{name: options[name] or value for name, value in places_of_run(checkpoint, as_trained).items()},
     )
+
+
+def training_counts(facts: Facts, data: Any, options: dict[str, Any]) -> list[int]:
+    """The training images per class that define the groups of classes: the card's, or those of a set that is named."""
+    as_trained = options["dataset"] in (None, facts.dataset)
     if as_trained and options["imbalance_ratio"] is None and facts.train_counts is not None:
-        return data, facts.train_counts
-    return data, data.train.counts.tolist()
+        return facts.train_counts
+    counts: list[int] = data.train.counts.tolist()
+    return counts
 
 
 def places_of_run(checkpoint: Path, as_trained: bool) -> dict[str, Any]:

@@ -162,12 +162,14 @@ class LoaderSection(Section):
 class ModelSection(Section):
     """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model.
 
-    ``weights`` is a saved model to start from; its own mean and deviation then stay inside.
+    ``weights`` is a saved model to start from; its own mean and deviation then stay inside. Where its classes are those
+    of the data in another order, ``classes_by_name`` permutes its outputs.
     """
 
     name: str = "resnet18"
     normalize: Literal["none", "train"] = "none"
     weights: str | None = None
+    classes_by_name: bool = False
 
 
 LENGTHS = ("eps", "step")

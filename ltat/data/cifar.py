@@ -86,22 +86,17 @@ def load_cifar(source: Callable[[], CifarSource], data_dir: Path, download: bool
                 "pass --download to fetch it, or bring the images as an npz folder"
             )
         _download(files, data_dir)
-    names = _read(folder, *files.meta)[files.names_key]
-    num_classes = len(names)
-    return Dataset(
-        files.name,
-        _split(folder, files.train, files.labels_key, num_classes),
-        _split(folder, files.test, files.labels_key, num_classes),
-        tuple(names),
-    )
+    names = tuple(_read(folder, *files.meta)[files.names_key])
+    train, test = (_split(folder, part, files.labels_key, names) for part in (files.train, files.test))
+    return Dataset(files.name, train, test, names)
 
 
-def _split(folder: Path, files: Checksums, labels_key: str, num_classes: int) -> Split:
+def _split(folder: Path, files: Checksums, labels_key: str, names: tuple[str, ...]) -> Split:
     parts = [_read(folder, *file) for file in files]
     planes = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([np.asarray(part[labels_key], dtype=np.int64) for part in parts])
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
-    return Split(images, labels, num_classes, np.arange(len(images)))
+    return Split(images, labels, len(names), np.arange(len(images)), names)
 
 
 def _read(folder: Path, file: str, md5: str) -> dict[str, Any]:

@@ -21,11 +21,11 @@ def load_digits(data_dir: Path | None = None, download: bool = False) -> Dataset
 
     bundled = load_bundled()
     images = np.rint(bundled.images * (255 / 16)).astype(np.uint8)[..., None]
-    everything = Split(images, bundled.target.astype(np.int64), 10, np.arange(len(images)))
+    names = tuple(str(digit) for digit in range(10))
+    everything = Split(images, bundled.target.astype(np.int64), 10, np.arange(len(images)), names)
     by_class = images_by_class(everything.labels, 10)
     test = np.sort(np.concatenate([_test_images(own, c) for c, own in enumerate(by_class)]))
     train = np.setdiff1d(everything.indices, test, assume_unique=True)
-    names = tuple(str(digit) for digit in range(10))
     return Dataset("digits", everything.subset(train), everything.subset(test), names)
 
 

@@ -115,7 +115,7 @@ def files_dataset(
     def split(samples: Samples, first: int) -> Split:
         labels = np.array([label for _, label in samples], dtype=np.int64)
         places = np.arange(len(samples))
-        return Split(store.subset(first + places), labels, len(class_names), places)
+        return Split(store.subset(first + places), labels, len(class_names), places, tuple(class_names))
 
     return Dataset(name, split(train, 0), split(test, len(train)), tuple(class_names))
 

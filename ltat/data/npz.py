@@ -48,7 +48,7 @@ def arrays_dataset(
     _check_arrays(train, train_file)
     _check_arrays(test, test_file)
     names = _class_names(train, train_file)
-    return Dataset(name, _split(train, len(names), train_file), _split(test, len(names), test_file), names)
+    return Dataset(name, _split(train, names, train_file), _split(test, names, test_file), names)
 
 
 def write_npz(
@@ -160,10 +160,10 @@ def _class_names(train: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def _split(arrays: dict[str, np.ndarray], num_classes: int, path: Path) -> Split:
-    labels, _ = _named(path, resolve_labels, arrays["labels"], num_classes)
+def _split(arrays: dict[str, np.ndarray], names: tuple[str, ...], path: Path) -> Split:
+    labels, _ = _named(path, resolve_labels, arrays["labels"], len(names))
     index = arrays.get("index", np.arange(len(labels))).astype(np.int64)
-    return _named(path, Split, np.ascontiguousarray(arrays["images"]), labels, num_classes, index)
+    return _named(path, Split, np.ascontiguousarray(arrays["images"]), labels, len(names), index, names)
 
 
 def _named(path: Path, call: Callable[..., T], *arguments: object) -> T:

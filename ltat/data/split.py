@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +24,7 @@ class Split:
         labels: int64 [N], each in [0, num_classes).
         num_classes: number of classes; a class may be empty here (``load_dataset`` refuses that in training).
         indices: int64 [N], position of each image in the set it was taken from.
+        class_names: one per class, or empty where they are not known.
 
     Raises:
         LtatError: a wrong type or shape, differing lengths, no images, or a label out of range.
@@ -33,12 +34,15 @@ class Split:
     labels: np.ndarray
     num_classes: int
     indices: np.ndarray
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_images(self.images)
         for name in ("labels", "indices"):
             _check_vector(name, getattr(self, name), len(self.images))
         check_labels(self.labels, self.num_classes)
+        if self.class_names and len(self.class_names) != self.num_classes:
+            raise LtatError(f"{len(self.class_names)} class names for {self.num_classes} classes; give one per class")
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -52,7 +56,7 @@ class Split:
         """The images at these positions of this split, in that order; ``indices`` follows the source."""
         indices = check_positions(indices, len(self))
         images = self.images.subset(indices) if isinstance(self.images, ImageStore) else self.images[indices]
-        return Split(images, self.labels[indices], self.num_classes, self.indices[indices])
+        return replace(self, images=images, labels=self.labels[indices], indices=self.indices[indices])
 
     def images_on(self, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
         """All images on a device, uint8 [N, H, W, C], read and copied there once however often it is asked.

@@ -21,7 +21,8 @@ from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
 from ltat.evaluation.attacks import Outcome, Subject, as_tensor, parse_attack, predict
 from ltat.evaluation.groups import class_groups
 from ltat.evaluation.metrics import summarise
-from ltat.models.base import moved
+from ltat.models.base import Classifier, moved
+from ltat.models.classes import check_classes
 from ltat.precision import MixedPrecision, dtype_of
 
 DEFAULT_ATTACKS = ("clean", "pgd20")
@@ -122,13 +123,17 @@ def evaluate(
         on_progress: called as (stage, images done, images in all).
 
     Raises:
-        LtatError: an unknown attack, a model of another number of classes, one that adjusts its logits itself where
+        LtatError: an unknown attack, a model of another number of classes, or of other ones where both have names
+            (``ltat.models.order_classes`` maps them), one that adjusts its logits itself where
             ``adjust`` is given, or a setting out of range.
     """
     chosen = {attack: parse_attack(attack) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
     _check(chosen, threat, batch_size, precision)
     check_seed(seed)
     split, dataset, train_counts = _resolve(data, train_counts)
+    if isinstance(model, Classifier):
+        names = data.class_names or split.class_names
+        check_classes(model, names, "--classes-by-name, from Python with ltat.models.order_classes")
     class_groups(split.num_classes, train_counts)  # unfit counts must not wait until the attacks are through
     if n_examples is not None:
         split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))

@@ -26,6 +26,7 @@ class TeacherSection(Section):
     """The teacher: a checkpoint (``path``), or how it is trained on D_B first (unless ``train`` is "none")."""
 
     path: str | None = None
+    classes_by_name: bool = False
     train: Literal["balanced", "none"] = "balanced"
     model: str | None = None
     epochs: Epochs = 30

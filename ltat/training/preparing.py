@@ -18,6 +18,7 @@ from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import LossTerms, Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
+from ltat.models.classes import match_classes
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.training.averaging import check_average
@@ -64,8 +65,7 @@ def prepare(
     method = find_method(config.method)
     config = method.resolve(config, data.train.num_classes)
     check_evaluation(config, data)
-    path = teacher_path(config)
-    given = load_teacher(path, data, device) if teacher is None else handed_teacher(teacher, config, data, device)
+    given = load_teacher(config, data, device) if teacher is None else handed_teacher(teacher, config, data, device)
     teacher_config = None if given is not None else method.teacher_config(config)
     teacher_stage = None
     if teacher_config is not None:
@@ -119,6 +119,7 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: TaskData, device
     if teacher_path(config):
         raise LtatError(f"teacher.path={teacher_path(config)} names a teacher and another was handed in; give one")
     teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+    match_teacher(teacher, config, data)
     images = first_images(data, 2, device)
     try:
         with torch.no_grad():
@@ -140,12 +141,13 @@ def first_images(data: TaskData, n: int, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(data.train.images[:n]).permute(0, 3, 1, 2).float().div(255).to(device)
 
 
-def load_teacher(path: str | None, data: TaskData, device: torch.device) -> Classifier | None:
+def load_teacher(config: RunConfig, data: TaskData, device: torch.device) -> Classifier | None:
     """The teacher of a checkpoint, where one is named, in the memory layout of training.
 
     Raises:
-        LtatError: it cannot be read, or takes images of another number of channels.
+        LtatError: it cannot be read, takes images of another number of channels, or knows other classes.
     """
+    path = teacher_path(config)
     if path is None:
         return None
     teacher = load_model(path, device=device).to(memory_format=torch.channels_last)
@@ -155,7 +157,19 @@ def load_teacher(path: str | None, data: TaskData, device: torch.device) -> Clas
             f"the teacher {path} takes images of {teacher.in_channels} channels and the data have {channels}; "
             "name another teacher"
         )
+    match_teacher(teacher, config, data)
     return teacher
+
+
+def match_teacher(teacher: nn.Module, config: RunConfig, data: TaskData) -> None:
+    """See that the teacher's classes are the data's, as far as names are known; ``teacher.classes_by_name`` maps them.
+
+    Raises:
+        LtatError: they are other ones, or cannot be mapped.
+    """
+    if isinstance(teacher, Classifier):
+        by_name = getattr(config, "teacher").classes_by_name  # noqa: B009  (only methods with a teacher have one)
+        match_classes(teacher, data.dataset.class_names, "teacher.classes_by_name", by_name, "the teacher")
 
 
 def checked_stage(
@@ -217,7 +231,7 @@ def build_stage(
         model = method.prepare_model(model)
         if not isinstance(model, Classifier):
             raise LtatError(f"prepare_model() of {config.method} returns a {type(model).__name__}; return the network")
-    start_from(model, config)
+    start_from(model, config, data.dataset.class_names)
     return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
 
 

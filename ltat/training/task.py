@@ -1,5 +1,7 @@
 """From settings to data: the long-tailed set, its held-out part, and the loaders of the stages."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -226,7 +228,21 @@ def index_record(data: TaskData, config: RunConfig, given: Mapping[str, str | No
     lists["balanced"] = data.train.indices[_balanced(data.train, config).first_draw]
     if config.data.sampling == "file":
         lists["plan"] = data.train.indices[build_plan(data.train, config).epoch(1)]
-    return {name: {"sha256": sha256} for name, sha256 in given.items() if sha256 is not None} | {
-        name: {"n": len(indices), "sha256": index_hash(indices), "indices": indices.tolist()}
-        for name, indices in lists.items()
-    }
+    return (
+        {"classes": class_record(data.dataset)}
+        | {name: {"sha256": sha256} for name, sha256 in given.items() if sha256 is not None}
+        | {
+            name: {"n": len(indices), "sha256": index_hash(indices), "indices": indices.tolist()}
+            for name, indices in lists.items()
+        }
+    )
+
+
+def class_record(dataset: Dataset) -> dict[str, Any]:
+    """The class names, and a hash of them and of the label of each training image.
+
+    Positions alone do not tell a folder whose classes were renamed from the one that was trained on.
+    """
+    names = json.dumps(list(dataset.class_names)).encode()
+    digest = hashlib.sha256(names + np.ascontiguousarray(dataset.train.labels, dtype="<i8").tobytes())
+    return {"names": list(dataset.class_names), "sha256": digest.hexdigest()}

@@ -1,10 +1,13 @@
 """Starting a run from the weights of a saved model (``model.weights``), as fine-tuning does."""
 
+from collections.abc import Sequence
+
 from ltat.config import RunConfig
 from ltat.data import Split
 from ltat.errors import LtatError
 from ltat.models import Classifier, load_weights, read_card
 from ltat.models.base import Normalization
+from ltat.models.classes import match_classes
 from ltat.training.task import pixel_statistics
 
 
@@ -20,11 +23,11 @@ def normalization(config: RunConfig, train: Split) -> Normalization | None:
     return pixel_statistics(train)
 
 
-def start_from(model: Classifier, config: RunConfig) -> None:
+def start_from(model: Classifier, config: RunConfig, class_names: Sequence[str]) -> None:
     """Put the weights that ``model.weights`` names into ``model``, where one is named.
 
     Raises:
-        LtatError: they cannot be read, or are of another network.
+        LtatError: they cannot be read, or are of another network, or of one for other classes than ``class_names``.
     """
     path = config.model.weights
     if path is None:
@@ -38,6 +41,9 @@ def start_from(model: Classifier, config: RunConfig) -> None:
     _require_same("normalisation", "model.normalize", path, normalized, config.model.normalize)
     constants = {name: value.clone() for name, value in model.classifier.named_buffers()}
     load_weights(model, path)
+    model.class_names = card.class_names
+    by_name, whose = config.model.classes_by_name, f"model.weights={path}"
+    match_classes(model, class_names, "model.classes_by_name", by_name, whose)
     for name, value in model.classifier.named_buffers():
         if not value.equal(constants[name]):
             raise LtatError(

@@ -33,4 +33,6 @@ def _part(data_dir: Path, part: str) -> Beton:
 
 
 def _split(beton: Beton) -> Split:
-    return Split(BetonImages.of(beton), beton.labels, len(beton.sidecar.class_names), beton.indices)
+    return Split(
+        BetonImages.of(beton), beton.labels, len(beton.sidecar.class_names), beton.indices, beton.sidecar.class_names
+    )
