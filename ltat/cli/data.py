@@ -152,6 +152,7 @@ def describe(data: "Dataset") -> dict[str, Any]:
         "test_images": len(data.test),
         "image_shape": list(data.image_shape),
         "class_names": list(data.class_names),
+        "passed_over": dict(data.passed_over),
         "counts": counts.tolist(),
         "imbalance_ratio": float(counts.max() / counts.min()),
         "groups": {
@@ -166,6 +167,8 @@ def describe(data: "Dataset") -> dict[str, Any]:
 
 def show(facts: dict[str, Any]) -> None:
     """Print what ``describe`` found, the counts as bars."""
+    from ltat.data.split import listed
+
     names, counts = [shown(name) for name in facts["class_names"]], facts["counts"]
     width, shape = max(map(len, names[:CLASSES_SHOWN])), "x".join(map(str, facts["image_shape"]))
     click.echo(
@@ -175,6 +178,8 @@ def show(facts: dict[str, Any]) -> None:
         click.echo(f"  {name:>{width}} {n:6d} {'█' * max(1, round(BAR_WIDTH * n / max(counts)))}")
     if len(counts) > CLASSES_SHOWN:
         click.echo(f"  … and {len(counts) - CLASSES_SHOWN} classes more, down to {min(counts)} images")
+    if facts["passed_over"]:
+        click.echo(f"passed over: {shown(listed(facts['passed_over']))}")
     click.echo(f"imbalance ratio {facts['imbalance_ratio']:.4g}")
     for name, group in facts["groups"].items():
         click.echo(f"{name}: {group['classes']} of {len(counts)} classes, {group['train_images']} training images")

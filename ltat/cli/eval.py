@@ -113,6 +113,7 @@ class Facts(BaseModel):
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
     """Load the model and its data, and evaluate with a progress bar; what costs least is looked at first."""
+    from ltat.data.split import listed
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
     from ltat.evaluation.attacks import parse_attack
@@ -133,6 +134,8 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
         facts = reordered(facts, order_classes(model, data.class_names))
     train_counts = training_counts(facts, data, options)
     with Reporter() as reporter:
+        if data.passed_over:
+            reporter.say(f"data: passed over {listed(data.passed_over)}")
         evaluation = evaluate(
             model,
             data,

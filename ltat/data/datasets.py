@@ -15,7 +15,7 @@ from ltat.data.folders import load_image_folder, load_image_list
 from ltat.data.longtail import longtail_indices
 from ltat.data.medmnist import load_medmnist
 from ltat.data.npz import load_npz, load_positions
-from ltat.data.split import Dataset, Split
+from ltat.data.split import Dataset, Split, listed
 from ltat.data.tiny_imagenet import load_tiny_imagenet
 from ltat.errors import LtatError
 from ltat.units import check_image_size
@@ -191,7 +191,8 @@ def _check_no_empty_class(dataset: Dataset) -> None:
     counts = dataset.train.counts
     if not counts.all():
         empty = int(np.argmin(counts))
+        beside = f" (passed over: {listed(dataset.passed_over)})" if dataset.passed_over else ""
         raise LtatError(
-            f"{dataset.name}: class {empty} ({dataset.class_names[empty]}) has no training image; "
+            f"{dataset.name}: class {empty} ({dataset.class_names[empty]}) has no training image{beside}; "
             "add images of it or leave the class out"
         )

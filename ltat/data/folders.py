@@ -2,14 +2,26 @@
 
 import os
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from ltat.data.grouping import MAX_CLASSES
 from ltat.data.image_files import Samples, files_dataset
-from ltat.data.split import Dataset
+from ltat.data.split import Dataset, listed
 from ltat.errors import LtatError
 from ltat.files import read_text
 
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+_LEFT_BEHIND = (
+    "__MACOSX",
+    "@eaDir",
+    "lost+found",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "Thumbs.db",
+    "desktop.ini",
+)
 _LARGEST_LIST = 1 << 30  # bytes; a line for each image of ImageNet-21k is less
 
 
@@ -19,7 +31,8 @@ def load_image_folder(
     """Read ``train/CLASS/…`` and ``test/CLASS/…`` (or ``val/…``) as torchvision's ``ImageFolder`` does.
 
     Classes are the folders in ``train``, sorted by name; a class's images may lie in folders below it. Files of
-    other endings are passed over. ``image_size`` and ``channels``: see ``files_dataset``.
+    other endings, and what programs leave behind (``.ipynb_checkpoints``, ``__MACOSX``, ``.DS_Store``), are passed over
+    and counted. ``image_size`` and ``channels``: see ``files_dataset``.
 
     Raises:
         LtatError: a missing folder, no classes or no images, a class in the test set that training does not have,
@@ -28,17 +41,19 @@ def load_image_folder(
     refuse_download(download, "a folder of images", data_dir)
     train_folder = data_dir / "train"
     test_folder = next((data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()), data_dir / "test")
-    names = class_folders(train_folder)
-    unknown = sorted(set(class_folders(test_folder)) - set(names))
+    over: Counter[str] = Counter()
+    names = class_folders(train_folder, over)
+    unknown = sorted(set(class_folders(test_folder, over)) - set(names))
     if unknown:
         raise LtatError(f"{test_folder} has the class {unknown[0]!r}, {train_folder} has not; the classes must agree")
     return files_dataset(
         data_dir.absolute().name,
-        samples_below(train_folder, names),
-        samples_below(test_folder, names),
+        samples_below(train_folder, names, over),
+        samples_below(test_folder, names, over),
         names,
         image_size,
         channels,
+        over,
     )
 
 
@@ -71,38 +86,68 @@ def load_image_list(
     return files_dataset(data_dir.absolute().name, train, test, names, image_size, channels)
 
 
-def class_folders(folder: Path) -> list[str]:
-    """The folders in a folder, sorted by name.
+def class_folders(folder: Path, passed_over: Counter[str]) -> list[str]:
+    """The folders in a folder, sorted by name, without those that programs leave behind, which are counted.
 
     Raises:
         LtatError: it is missing, holds no folder, or one whose name is no text.
     """
-    from torchvision.datasets.folder import find_classes  # noqa: PLC0415  (seconds of import time)
-
     try:
-        names: list[str] = find_classes(folder)[0]
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     except OSError as error:
-        reason = error.strerror or "it holds no folder"
-        raise LtatError(f"{folder} gives no classes ({reason}); put each class's images into {folder}/CLASS") from None
+        raise _no_classes(folder, error.strerror) from None
+    names = [name for name in found if not _is_left_behind(name)]
+    passed_over.update(f"folder {name}" for name in found if _is_left_behind(name))
+    if not names:
+        raise _no_classes(folder, "it holds no folder")
     for name in names:
         if os.fsencode(name) != name.encode(errors="replace"):
             raise LtatError(f"the folder {name!a} in {folder} has a name that is not UTF-8; rename it")
     return names
 
 
-def samples_below(folder: Path, names: list[str]) -> Samples:
+def _no_classes(folder: Path, reason: str | None) -> LtatError:
+    return LtatError(f"{folder} gives no classes ({reason}); put each class's images into {folder}/CLASS")
+
+
+def _is_left_behind(name: str) -> bool:
+    """Whether a program left this folder or file behind; nobody names a class so."""
+    return name.startswith(".") or name in _LEFT_BEHIND
+
+
+def samples_below(folder: Path, names: list[str], passed_over: Counter[str]) -> Samples:
     """Every image below ``folder/NAME`` with the number of the name, in torchvision's order.
+
+    What is no image and what programs leave behind is counted in ``passed_over``.
 
     Raises:
         LtatError: there is none at all.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # noqa: PLC0415
-
-    numbers = {name: number for number, name in enumerate(names)}
-    samples: Samples = make_dataset(folder, numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
+    samples = [(file, number) for number, name in enumerate(names) for file in _images(folder / name, passed_over)]
     if not samples:
-        raise LtatError(f"{folder} holds no image (of {' '.join(IMG_EXTENSIONS)}); check the folder")
+        raise LtatError(f"{folder} holds no image (of {' '.join(IMAGE_ENDINGS)}){told(passed_over)}; check the folder")
     return samples
+
+
+def _images(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        passed_over.update(f"folder {name}" for name in folders if _is_left_behind(name))
+        folders[:] = [name for name in folders if not _is_left_behind(name)]
+        found.append((place, files))
+    for place, files in sorted(found):
+        for name in sorted(files):
+            if _is_left_behind(name):
+                passed_over["hidden or system file"] += 1
+            elif not name.lower().endswith(IMAGE_ENDINGS):
+                passed_over[f"file of {os.path.splitext(name)[1].lower() or 'no ending'}"] += 1
+            else:
+                yield os.path.join(place, name)
+
+
+def told(passed_over: Mapping[str, int]) -> str:
+    """What was passed over, for the end of a sentence."""
+    return f" (passed over: {listed(passed_over)})" if passed_over else ""
 
 
 def read_list(path: Path, root: Path, num_classes: int = MAX_CLASSES) -> Samples:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
@@ -94,6 +94,7 @@ def files_dataset(
     class_names: Sequence[str],
     image_size: int | None = None,
     channels: int | None = None,
+    passed_over: Mapping[str, int] | None = None,
 ) -> Dataset:
     """A dataset of image files; every header is read now, no pixel.
 
@@ -105,6 +106,7 @@ def files_dataset(
         image_size: scale the shorter side of each image to this (bilinear with antialiasing) and take the centre
             square, as torchvision's ``Resize`` and ``CenterCrop`` do; None: the images must agree in size.
         channels: 3 converts every image to RGB, 1 to grey; None: the images must agree.
+        passed_over: what lay beside the images and is not read, with its number.
 
     Raises:
         LtatError: a missing or foreign file, transparency, more than 8 bits per channel, images that differ in
@@ -117,7 +119,7 @@ def files_dataset(
         places = np.arange(len(samples))
         return Split(store.subset(first + places), labels, len(class_names), places, tuple(class_names))
 
-    return Dataset(name, split(train, 0), split(test, len(train)), tuple(class_names))
+    return Dataset(name, split(train, 0), split(test, len(train)), tuple(class_names), passed_over or {})
 
 
 def open_image_files(paths: Sequence[str], image_size: int | None, channels: int | None) -> ImageFiles:

@@ -32,7 +32,7 @@ def load_medmnist(data_dir: Path, download: bool = False) -> Dataset:
 def _find(data_dir: Path) -> Path:
     if not data_dir.is_dir():
         return data_dir
-    found = sorted(data_dir.glob("*.npz"))
+    found = sorted(file for file in data_dir.glob("*.npz") if not file.name.startswith("."))
     if len(found) != 1:
         raise LtatError(f"{data_dir} holds {len(found)} .npz files; name the one to read with --data-dir FILE")
     return found[0]

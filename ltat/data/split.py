@@ -1,8 +1,8 @@
 """What a dataset is: uint8 images, labels, and where each image came from."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -74,12 +74,16 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split over the same classes and image shape."""
+    """A training and a test split over the same classes and image shape.
+
+    ``passed_over`` counts what lay beside the images and was not read, by its kind.
+    """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
@@ -103,6 +107,11 @@ class Dataset:
         """Height, width, channels."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+
+def listed(passed_over: Mapping[str, int]) -> str:
+    """What was passed over, in words: ``3 × file of .gif, 1 × folder .git``."""
+    return ", ".join(f"{number} × {kind}" for kind, number in sorted(passed_over.items()))
 
 
 def index_hash(indices: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 """Tiny-ImageNet in its official folder: 200 classes, 64x64, 500 training and 50 validation images of each."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,11 @@ def load_tiny_imagenet(data_dir: Path, download: bool = False, *, image_size: in
         fetched = "it cannot be downloaded from here; " if download else ""
         raise LtatError(f"there is no {folder}/wnids.txt; {fetched}fetch {URL} and unpack it into {data_dir}")
     ids = _ids(folder / "wnids.txt")
-    train = samples_below(folder / "train", ids)
+    over: Counter[str] = Counter()
+    train = samples_below(folder / "train", ids, over)
     _check_complete(train, ids, folder)
     test = _validation(folder / "val", ids)
-    return files_dataset("tiny-imagenet", train, test, _class_names(folder, ids), image_size, channels=3)
+    return files_dataset("tiny-imagenet", train, test, _class_names(folder, ids), image_size, 3, over)
 
 
 def _ids(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltat.config import RunConfig
 from ltat.data.loaders.dataloader import dead_workers_told
+from ltat.data.split import listed
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
@@ -58,6 +59,8 @@ def train(
         folder.require_vacant(resume)
         require_unlocked(folder.path)
         plan = prepare(config, shown.evaluation, teacher)
+        if plan.data.dataset.passed_over:
+            shown.say(f"data: passed over {listed(plan.data.dataset.passed_over)}")
         with locked(folder.path, shown.say):
             folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
             folder.record_environment(environment_record(plan.student.device))

@@ -395,3 +395,36 @@ def test_an_index_list_that_is_missing_or_no_text_is_told(tmp_path):
     lists["test_list"].write_bytes(b"\xff\xfe\x00")
     with pytest.raises(LtatError, match=r"test\.txt is no text file"):
         load_dataset("imagelist", tmp_path, **lists)
+
+
+def test_what_programs_leave_behind_is_no_class_and_what_is_dropped_is_counted(tmp_path):
+    folder = image_folder(tmp_path / "images")
+    expected = load_dataset("imagefolder", folder)
+    assert not expected.passed_over
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "lost+found"):
+        picture(folder / "train" / name / "0.png")
+    picture(folder / "train/ant/.ipynb_checkpoints/0-checkpoint.png")
+    picture(folder / "train/ant/._0.png")
+    for file in ("train/bee/.DS_Store", "train/bee/Thumbs.db", "train/ant/a.gif", "test/cat/b.GIF", "test/cat/notes"):
+        (folder / file).write_bytes(b"")
+    found = load_dataset("imagefolder", folder)
+    assert found.class_names == expected.class_names == ("ant", "bee", "cat")
+    np.testing.assert_array_equal(found.train.counts, expected.train.counts)
+    np.testing.assert_array_equal(found.train.images[:], expected.train.images[:])
+    assert dict(found.passed_over) == {
+        "folder .ipynb_checkpoints": 2,
+        "folder __MACOSX": 1,
+        "folder @eaDir": 1,
+        "folder lost+found": 1,
+        "hidden or system file": 3,
+        "file of .gif": 2,
+        "file of no ending": 1,
+    }
+
+
+def test_an_empty_class_tells_what_was_not_read(tmp_path):
+    folder = image_folder(tmp_path / "images")
+    for file in (folder / "train/bee").iterdir():
+        file.rename(file.with_suffix(".gif"))
+    with pytest.raises(LtatError, match=r"bee\) has no training image \(passed over: 3 × file of \.gif\)"):
+        load_dataset("imagefolder", folder)
