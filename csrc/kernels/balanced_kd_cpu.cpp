@@ -98,42 +98,45 @@ Softmax softmax(Lanes* panel, int64_t vectors) {
   return {max, sum};
 }
 
+// What turns the exponentials of both panels into probabilities q and p, and `gap` into log q - log p.
 struct Divergence {
-  Lanes student_sum, teacher_sum;
-  Lanes gap;  // sum of e^(teacher - max) * (teacher - max - (student - max))
-
-  float kl(int64_t row) const {
-    return gap.at[row] / teacher_sum.at[row] + std::log(student_sum.at[row] / teacher_sum.at[row]);
-  }
+  Lanes student_inverse, teacher_inverse, gap_shift;
 };
 
-// Turns the logits of both panels into e^(logit - max).
+// log(a / b), one for each row.
 template <int kRows>
-Divergence divergence(Lanes* student, Lanes* teacher, int64_t vectors) {
+inline Lanes log_ratio(const Lanes& a, const Lanes& b) {
+  Lanes result;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    result.at[lane] = lane < kRows ? std::log(a.at[lane] / b.at[lane]) : result.at[0];
+  }
+  return result;
+}
+
+// Turns the logits of both panels into e^(logit - max), and leaves in `gap` how far the student's lie above
+// the teacher's, each below its own maximum.
+template <int kRows>
+Divergence divergence(Lanes* student, Lanes* teacher, Lanes* gap, int64_t vectors) {
   const Lanes student_max = row_max<kRows>(student, vectors), teacher_max = row_max<kRows>(teacher, vectors);
-  Lanes student_sum{}, teacher_sum{}, gap{};
+  Lanes student_sum{}, teacher_sum{};
   for (int64_t v = 0; v < vectors; ++v) {
-    Lanes s, t;
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
-      s.at[lane] = student[v].at[lane] - student_max.at[lane];
-      t.at[lane] = teacher[v].at[lane] - teacher_max.at[lane];
-      student[v].at[lane] = exp_nonpositive(s.at[lane]);
-      teacher[v].at[lane] = exp_nonpositive(t.at[lane]);
+      const float s = student[v].at[lane] - student_max.at[lane];
+      const float t = teacher[v].at[lane] - teacher_max.at[lane];
+      gap[v].at[lane] = s - t;
+      student[v].at[lane] = exp_nonpositive(s);
+      teacher[v].at[lane] = exp_nonpositive(t);
     }
-    // A loop of its own: in one with the exponentials gcc threads the two tests for 0 and gives up
-    // vectorising.
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) {
       student_sum.at[lane] += student[v].at[lane];
       teacher_sum.at[lane] += teacher[v].at[lane];
-      gap.at[lane] += kl_term(teacher[v].at[lane], t.at[lane], s.at[lane]);
     }
   }
   sum_parts<kRows>(student_sum);
   sum_parts<kRows>(teacher_sum);
-  sum_parts<kRows>(gap);
-  return {student_sum, teacher_sum, gap};
+  return {reciprocal(student_sum), reciprocal(teacher_sum), log_ratio<kRows>(teacher_sum, student_sum)};
 }
 
 template <class T>
@@ -161,7 +164,7 @@ template <int kRows>
 struct Group {
   const BalancedKdArgs& args;
   int64_t vectors;
-  Lanes *cls, *student, *teacher;
+  Lanes *cls, *student, *teacher, *gap;
   float *row_a, *row_b;
   int64_t begin = 0, rows = 0;
 
@@ -171,8 +174,9 @@ struct Group {
         cls(memory),
         student(cls + vectors),
         teacher(student + vectors),
-        row_a(teacher[vectors].at),
-        row_b(teacher[vectors + whole_vectors(args.classes)].at) {}
+        gap(teacher + vectors),
+        row_a(gap[vectors].at),
+        row_b(gap[vectors + whole_vectors(args.classes)].at) {}
 
   // Lanes beyond the last row repeat it, so that none computes on garbage.
   int64_t offset(int64_t r) const { return (begin + (r < rows ? r : rows - 1)) * args.classes; }
@@ -236,17 +240,29 @@ struct Group {
 
   // Adds the divergence of the logits laid out, and leaves its gradient in the student's panel as well.
   void add_divergence() const {
-    const Divergence d = divergence<kRows>(student, teacher, vectors);
-    for (int64_t r = 0; r < rows; ++r) args.row_kd[begin + r] += d.kl(r);
-    if (!args.grad_adv) return;
-    const float scale = kd_grad_scale(args);
-    const Lanes student_inverse = reciprocal(d.student_sum), teacher_inverse = reciprocal(d.teacher_sum);
+    const Divergence d = divergence<kRows>(student, teacher, gap, vectors);
+    Lanes kl{};
     for (int64_t v = 0; v < vectors; ++v) {
 #pragma omp simd
       for (int lane = 0; lane < kLanes; ++lane) {
-        const float q = student[v].at[lane] * student_inverse.at[lane];
-        const float p = teacher[v].at[lane] * teacher_inverse.at[lane];
-        const float grad = scale * (q - p);
+        const float q = student[v].at[lane] * d.student_inverse.at[lane];
+        const float p = teacher[v].at[lane] * d.teacher_inverse.at[lane];
+        kl.at[lane] += kl_term(p, q, gap[v].at[lane] + d.gap_shift.at[lane]);
+        student[v].at[lane] = q;
+        teacher[v].at[lane] = p;
+      }
+    }
+    sum_parts<kRows>(kl);
+    for (int64_t r = 0; r < rows; ++r) args.row_kd[begin + r] += kl.at[r];
+    if (args.grad_adv) add_divergence_gradient();
+  }
+
+  void add_divergence_gradient() const {
+    const float scale = kd_grad_scale(args);
+    for (int64_t v = 0; v < vectors; ++v) {
+#pragma omp simd
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float grad = scale * (student[v].at[lane] - teacher[v].at[lane]);
         cls[v].at[lane] += grad;
         student[v].at[lane] = -grad;
       }
