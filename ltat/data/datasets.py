@@ -192,6 +192,11 @@ def _check_no_empty_class(dataset: Dataset) -> None:
     if not counts.all():
         empty = int(np.argmin(counts))
         beside = f" (passed over: {listed(dataset.passed_over)})" if dataset.passed_over else ""
+        if empty == 0 and counts[1:].all():
+            raise LtatError(
+                f"{dataset.name}: class 0 ({dataset.class_names[0]}) has no training image and every other has, which "
+                f"looks like labels that count from 1{beside}; store labels - 1, or add images of it"
+            )
         raise LtatError(
             f"{dataset.name}: class {empty} ({dataset.class_names[empty]}) has no training image{beside}; "
             "add images of it or leave the class out"

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from ltat.data.grouping import MAX_CLASSES, resolve_labels
+from ltat.data.plausibility import label_hint
 from ltat.data.split import Dataset, Split, check_positions
 from ltat.errors import LtatError
 from ltat.files import replacing, require_file
@@ -144,7 +145,7 @@ def _check_integers(values: np.ndarray, length: int, name: str) -> None:
     if not np.issubdtype(values.dtype, np.integer) or values.shape != (length,):
         raise LtatError(
             f"{name} are {values.dtype} of shape {values.shape} for {length} images; "
-            f"store integers of shape ({length},)"
+            f"store integers of shape ({length},){label_hint(values, length)}"
         )
 
 

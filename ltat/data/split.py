@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ltat.data.images import Images, ImageStore
+from ltat.data.plausibility import check_apart, check_layout, check_pixels, wrong_kind
 from ltat.errors import LtatError
 
 _PLACED_AT_ONCE = 1024  # images of a store read at once on their way to the device
@@ -96,6 +97,10 @@ class Dataset:
                 f"{self.name}: {self.train.num_classes} training classes, {self.test.num_classes} test "
                 f"classes and {len(self.class_names)} class names do not agree; give one name per class"
             )
+        check_layout(self.train.images.shape)
+        if isinstance(self.train.images, np.ndarray) and isinstance(self.test.images, np.ndarray):
+            check_pixels(self.train.images, "training")
+            check_apart(self.train.images, self.test.images)
 
     @property
     def num_classes(self) -> int:
@@ -157,7 +162,8 @@ def _check_images(images: Images) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
         broken = " with NaN" if isinstance(images, np.ndarray) and _has_nan(images) else ""
-        raise LtatError(f"images are {kind}{broken}; store them as uint8, 0..255")
+        known = f", {wrong_kind(images)}" if isinstance(images, np.ndarray) else "; store them as uint8, 0..255"
+        raise LtatError(f"images are {kind}{broken}{known}")
     if images.ndim != 4 or 0 in images.shape:
         raise LtatError(f"images have shape {images.shape}; store them as [N, H, W, C], none of them 0")
     if not images.flags.c_contiguous:

@@ -289,7 +289,7 @@ def test_folders_that_are_no_set_are_told(tmp_path):
     refused(r"train holds no image \(of \.jpg")
     image_folder(tmp_path)
     refused("cannot be downloaded", download=True)
-    refused("image size 0", image_size=0)
+    refused("image_size=0", image_size=0)
     refused(r"image size 100000 is outside 1\.\.4096", image_size=100_000)
     refused("4 channels", channels=4)
     refused("takes no train_list", train_list="x")

@@ -46,7 +46,12 @@ def data() -> Dataset:
     margins[40:] = [100, 10, 10, 10, 10, 10, 10, 10, 10, 10]
     test = split_of(margins)
     counts = np.repeat(np.arange(CLASSES), COUNTS)
-    train = Split(np.zeros((len(counts), 8, 8, 1), np.uint8), counts, CLASSES, np.arange(len(counts)))
+    train = Split(
+        np.random.default_rng(0).integers(0, 256, (len(counts), 8, 8, 1), np.uint8),
+        counts,
+        CLASSES,
+        np.arange(len(counts)),
+    )
     return Dataset("margins", train, test, tuple("abcde"))
 
 
