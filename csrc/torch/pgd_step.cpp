@@ -1,6 +1,6 @@
 #include "../kernels/pgd_step.h"
 
-#include "common.h"
+#include "memory.h"
 
 namespace ltat {
 namespace {
@@ -23,13 +23,6 @@ bool is_sample_major(const Tensor& tensor) {
     if (found < 0) return false;
     seen[found] = true;
     expected *= tensor.size(found);
-  }
-  return true;
-}
-
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
   }
   return true;
 }
@@ -74,8 +67,6 @@ void launch(const PgdStepArgs& args, bool l2, [[maybe_unused]] const Tensor& on)
 void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& eps_each,
          const OptionalTensor& step_each, double eps, double step, bool l2, double lo, double hi,
          Tensor& out) {
-  check(x_adv, grad, x, eps_each, step_each);
-  if (x_adv.numel() == 0) return;
   const bool direct = out.is_contiguous() || is_sample_major(out);
   Tensor target = direct ? out : torch::stable::new_empty(out, x_adv.sizes());
   const Tensor x_adv_ordered = ordered_like(x_adv, target), x_ordered = ordered_like(x, target);
@@ -103,22 +94,29 @@ void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Optiona
 
 Tensor pgd_step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, OptionalTensor eps_each,
                 OptionalTensor step_each, double eps, double step, bool l2, double lo, double hi) {
+  check(x_adv, grad, x, eps_each, step_each);
   Tensor out = torch::stable::empty_like(x_adv);
-  run(x_adv, grad, x, eps_each, step_each, eps, step, l2, lo, hi, out);
+  if (x_adv.numel() != 0) run(x_adv, grad, x, eps_each, step_each, eps, step, l2, lo, hi, out);
   return out;
 }
 
-// An expanded tensor, whose elements share memory: nothing can be written into it.
-bool is_expanded(const Tensor& tensor) {
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) > 1 && tensor.stride(d) == 0) return true;
+// Nothing can be written into elements that share memory, nor over an input that is still to be read
+// elsewhere.
+void check_memory(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& eps_each,
+                  const OptionalTensor& step_each) {
+  STD_TORCH_CHECK(x_adv.is_contiguous() || is_nested(axes_of(x_adv)), "the elements of x_adv share memory");
+  STD_TORCH_CHECK(!overlaps_partly(x_adv, grad), "x_adv and grad overlap in memory");
+  STD_TORCH_CHECK(!overlaps_partly(x_adv, x), "x_adv and x overlap in memory");
+  for (const OptionalTensor* each : {&eps_each, &step_each}) {
+    STD_TORCH_CHECK(!*each || !overlaps_partly(x_adv, **each), "x_adv overlaps eps or step in memory");
   }
-  return false;
 }
 
 void pgd_step_(Tensor x_adv, const Tensor& grad, const Tensor& x, OptionalTensor eps_each,
                OptionalTensor step_each, double eps, double step, bool l2, double lo, double hi) {
-  STD_TORCH_CHECK(!is_expanded(x_adv), "x_adv is expanded");
+  check(x_adv, grad, x, eps_each, step_each);
+  if (x_adv.numel() == 0) return;
+  check_memory(x_adv, grad, x, eps_each, step_each);
   run(x_adv, grad, x, eps_each, step_each, eps, step, l2, lo, hi, x_adv);
 }
 

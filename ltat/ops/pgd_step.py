@@ -10,6 +10,7 @@ from torch import Tensor
 from ltat import native
 from ltat.errors import LtatError
 from ltat.ops.checks import require_tensors
+from ltat.ops.memory import overlaps_partly, shares_with_itself
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -42,13 +43,15 @@ def pgd_step(
         step: step length, any sign but not NaN; one number, or float32 [B].
         norm: "linf" or "l2".
         box: lower and upper bound of every pixel.
-        inplace: write the result into ``x_adv``.
+        inplace: write the result into ``x_adv``. ``grad`` or ``x`` may be ``x_adv`` itself (they are read first), but
+            may not overlap it otherwise, nor may its elements share memory with one another.
 
     Returns:
         float32, same shape and memory order as ``x_adv``; ``x_adv`` itself when ``inplace``. Carries no gradient.
 
     Raises:
-        LtatError: shapes, dtypes or devices that do not fit, an unknown norm, eps < 0 or NaN, step NaN.
+        LtatError: shapes, dtypes or devices that do not fit, an unknown norm, eps < 0 or NaN, step NaN, memory
+            that an in-place step would overwrite before it is read.
             Per-sample values on a CUDA device cannot be looked at without waiting for it: there a bad eps
             makes its sample NaN instead.
     """
@@ -62,9 +65,9 @@ def pgd_step(
     except (AttributeError, TypeError, RuntimeError, IndexError, LtatError):
         # The operator looks at all tensors before it writes; here is said, in a sentence, what it found. Done first,
         # as with the twin below, that would take a tenth of the time of a small batch.
-        _check_tensors(x_adv, grad, x, inplace)
+        _check_call(x_adv, grad, x, eps, step, inplace)
         raise
-    _check_tensors(x_adv, grad, x, inplace)
+    _check_call(x_adv, grad, x, eps, step, inplace)
     x_adv, grad, x = _plain(x_adv), _plain(grad), _plain(x)
     eps, step = eps_all if eps_each is None else eps_each, step_all if step_each is None else step_each
     result = pgd_step_twin(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box)
@@ -140,6 +143,14 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
+def _check_call(
+    x_adv: Tensor, grad: Tensor, x: Tensor, eps: float | Tensor, step: float | Tensor, inplace: bool
+) -> None:
+    _check_tensors(x_adv, grad, x, inplace)
+    if inplace and not torch.compiler.is_compiling() and x_adv.device.type != "meta":
+        _check_memory(x_adv, grad=grad, x=x, eps=eps, step=step)
+
+
 def _check_tensors(x_adv: Tensor, grad: Tensor, x: Tensor, inplace: bool) -> None:
     require_tensors(x_adv=x_adv, grad=grad, x=x)
     if x_adv.ndim < 1:
@@ -156,8 +167,17 @@ def _check_tensors(x_adv: Tensor, grad: Tensor, x: Tensor, inplace: bool) -> Non
         if tensor.dtype not in dtypes:
             names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
             raise LtatError(f"{name} is {tensor.dtype}; convert it to {names}")
-    if inplace and any(s == 0 and n > 1 for s, n in zip(x_adv.stride(), x_adv.shape, strict=True)):
-        raise LtatError("x_adv is expanded, so its elements share memory; clone() it before an in-place step")
+    if inplace and shares_with_itself(x_adv):
+        raise LtatError(
+            "x_adv is an expanded or overlapping view, so its elements share memory; clone() it before an in-place step"
+        )
+
+
+def _check_memory(x_adv: Tensor, **read: float | Tensor) -> None:
+    """Refuses an in-place step over what it still has to read."""
+    for name, tensor in read.items():
+        if isinstance(tensor, Tensor) and overlaps_partly(x_adv, tensor):
+            raise LtatError(f"x_adv and {name} overlap in memory; clone() one of them before an in-place step")
 
 
 def _check_norm_and_box(norm: str, box: tuple[float, float]) -> None:

@@ -105,6 +105,49 @@ def test_expanded_inputs_are_read_as_what_they_stand_for(device):
         pgd_step(*many, eps=0.1, step=0.02, inplace=True)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("other", ["grad", "x", "eps"])
+def test_an_in_place_step_over_what_it_still_reads_is_refused(device, other, norm):
+    memory = torch.rand(2000, device=device)
+    tensors = dict(zip(("x_adv", "grad", "x"), make_inputs((4, 200), torch.float32, 8, device), strict=True))
+    tensors |= {"x_adv": memory[100:900].view(4, 200), "eps": torch.full((4,), 0.1, device=device)}
+    near = (memory[896:900],) if other == "eps" else (memory[o : o + 800].view(4, 200) for o in (0, 99, 101, 899))
+    for overlapping in near:
+        before = memory.clone()
+        with pytest.raises(LtatError, match=f"x_adv and {other} overlap in memory; clone"):
+            pgd_step(**(tensors | {other: overlapping}), step=0.02, norm=norm, inplace=True)
+        assert torch.equal(memory, before), "nothing is written"
+        pgd_step(**(tensors | {other: overlapping}), step=0.02, norm=norm)
+
+
+def test_views_that_interleave_or_touch_without_sharing_are_stepped_in_place(device):
+    pair, grad = torch.rand(4, 6, 5, 5, device=device), torch.randn(4, 3, 5, 5, device=device)
+    line = torch.rand(24, 2, 25, device=device)
+    flat = torch.rand(200, device=device)
+    for x_adv, x in (pair.chunk(2, dim=1), (pair[:, 3:], pair[:, :3]), pair.chunk(2, 1)[::-1], line.unbind(1)):
+        expected = pgd_step(x_adv, grad.view(x_adv.shape) if x_adv.ndim == 4 else x, x, eps=0.1, step=0.02)
+        given_ = grad.view(x_adv.shape) if x_adv.ndim == 4 else x
+        assert torch.equal(pgd_step(x_adv, given_, x, eps=0.1, step=0.02, inplace=True), expected)
+    pgd_step(flat[:100], flat[100:], flat[100:], eps=0.1, step=0.02, inplace=True)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_x_adv_may_be_x_or_the_gradient_itself(device, norm):
+    x_adv, grad, x = make_inputs((6, 3, 20, 20), torch.float32, 9, device)
+    for roles in ({"x": x_adv}, {"grad": x_adv}, {"x": x_adv, "grad": x_adv}):
+        given_ = {"grad": grad, "x": x, **roles}
+        expected = pgd_step(x_adv.clone(), **{n: t.clone() for n, t in given_.items()}, eps=0.1, step=0.02, norm=norm)
+        stepped = x_adv.clone()
+        aliased = given_ | dict.fromkeys(roles, stepped)
+        assert torch.equal(pgd_step(stepped, **aliased, eps=0.1, step=0.02, norm=norm, inplace=True), expected)
+
+
+def test_a_view_whose_elements_overlap_is_no_target_of_an_in_place_step(device):
+    windows = torch.rand(50, device=device).unfold(0, 10, 1)
+    with pytest.raises(LtatError, match="overlapping view, so its elements share memory; clone"):
+        pgd_step(windows, torch.ones(41, 10, device=device), windows.clone(), eps=0.1, step=0.02, inplace=True)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (3, 0, 4), (0,)])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_empty_batch_is_no_crash(device, shape, norm):
