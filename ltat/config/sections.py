@@ -179,7 +179,8 @@ LENGTHS = ("eps", "step")
 class AttackSection(Section):
     """The attack of training, and the threat model that evaluation shares (radii for pixels in [0, 1]).
 
-    With ``fold`` an attack in evaluation mode runs on a copy with batch norm folded away (docs/engine.md).
+    With ``fold`` an attack in evaluation mode runs on a copy with batch norm folded away (docs/engine.md). With
+    ``final_forward`` one in mode ``train`` ends with a forward of x', which moves the running statistics once more.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -190,6 +191,7 @@ class AttackSection(Section):
     loss: str = "ce"
     mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
     fold: bool = True
+    final_forward: bool = False
 
     @classmethod
     def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:

@@ -73,6 +73,12 @@ def unread_by_loss(end_step: Hook) -> Hook:
     return end_step
 
 
+def final_forward(model: nn.Module, x_adv: Tensor) -> None:
+    """Show the finished x' [B, C, H, W] to the network in training mode, as codes do that then ask for its loss."""
+    with torch.no_grad(), attack_mode(model, "train"):
+        model(x_adv)
+
+
 class Method:
     """Base of every training method: plain PGD on the configured objective, no hooks, no state.
 
@@ -159,7 +165,7 @@ class Method:
         threat, step = scaled(*self.training_ball(), self.radius_scale(batch, progress))
         with attack_mode(model, settings.mode):
             objective = self.objective(model, batch)
-        return pgd(
+        x_adv = pgd(
             model,
             batch.images,
             batch.labels,
@@ -174,6 +180,9 @@ class Method:
             fold=settings.fold,
             validate=False,
         )
+        if settings.final_forward and settings.mode == "train":
+            final_forward(model, x_adv)
+        return x_adv
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
         """The loss of the outer minimisation; ``model`` is in training mode."""

@@ -16,8 +16,8 @@ class KdSection(Section):
     """The divergence from the teacher: how it is averaged, and over what ball the training attack runs.
 
     ``reduction`` left out is the reference code's for the number of classes. ``swap_step_eps`` calls the training
-    attack with step eps and radius step, a quarter of the right radius by the usual values, as the scripts of the
-    IGDM authors' SAAD repository do for these baselines; evaluation keeps the right radius.
+    attack with step eps and radius step, a quarter of the right radius by the usual values, as the IGDM authors' SAAD
+    repository does for RSLAD, AdaAD and AdaAD with IGDM, and not for ARD; evaluation keeps the right radius.
     """
 
     reduction: Reduction | None = None

@@ -5,6 +5,9 @@ network took for class c in the previous epoch (n_c in the first),
 
     w_c = 1 / (E_c + 1e-5), scaled to sum_c w_c = C,    E_c = (1 - b_c^A_c) / (1 - b_c),    b_c = (n_c - 1) / n_c
 
+The weights act where batch norm couples the images of a batch, in ``attack.mode=train`` and ``train_frozen_stats``. In
+evaluation mode, the published one, they change no image and are left out.
+
 Loss:
 
     L = mean CE( f(x') + tau * log n, y ) + lambda * TAIL,    TAIL = mean over the tail images i of the batch of t_i
@@ -71,6 +74,11 @@ class Reat(ClassificationMethod):
         super().__init__(config, class_counts, teacher)
         self.predicted: Tensor | None = None
         self.counting = torch.zeros_like(class_counts)
+        if config.attack.mode != "eval" and config.train.precision == "fp16":
+            raise LtatError(
+                f"the class weights of reat underflow in an fp16 attack in mode {config.attack.mode}; "
+                "use --precision bf16 or attack.mode=eval"
+            )
         if config.reat.tail and not self.tail_classes.any():
             raise LtatError(f"{len(class_counts)} classes leave the tail of reat empty; set reat.tail=0")
 
@@ -101,8 +109,14 @@ class Reat(ClassificationMethod):
         self.predicted = state["predicted"].to(self.class_counts) if "predicted" in state else None
 
     def objective(self, model: nn.Module, batch: Batch) -> Objective:
-        """RBL: ``attack.loss`` of every image, times w of its class."""
+        """RBL: ``attack.loss`` of every image, times w of its class where the batch couples the images.
+
+        In evaluation mode every image has the gradient that it has alone: a positive factor turns neither its sign nor
+        its direction, and can only underflow.
+        """
         inner = super().objective(model, batch)
+        if self.config.attack.mode == "eval":
+            return inner
         weights = rbl_weights(self.class_counts, self.class_counts if self.predicted is None else self.predicted)
         return lambda logits, labels, x_adv: weights.to(logits)[labels] * inner(logits, labels, x_adv)
 

@@ -5,7 +5,8 @@
 
 The reference code forms each divergence as p_T (log(p_T + 1e-5) - log p_S), averages it over images *and* classes,
 and multiplies by 10 for CIFAR-100, which makes it a tenth of the batchmean for both data sets. It runs S(x') before
-S(x), both in training mode. Its teacher runs in half precision; ours in that of the training (``teacher.precision``).
+S(x), both in training mode. Its teacher runs in half precision in one of its scripts (ResNet-18 on CIFAR-100); ours in
+that of the training (``teacher.precision``).
 """
 
 from typing import Annotated, ClassVar, Literal

@@ -13,8 +13,9 @@ l_c the mean of CE( f_w(x'_i), y_i ) over the images of class c in the batch, an
     RCEL = sum_c ( l_c / (sum_k l_k + 1e-10) )^2           rare classes
 
 In the reference code a class that is absent from the batch counts with l_c = 0 (``taet.absent=zero``), and every step
-of stage 2 begins with a training-mode forward of the clean images that enters no loss but moves the batch-norm
-statistics (``taet.extra_forward``). Its resolution of 224 pixels and its long-tailed test set are not followed.
+begins with a training-mode forward of the clean images that enters no loss but moves the batch-norm statistics
+(``taet.extra_forward`` in stage 2, ``taet.clean_extra_forward`` in stage 1). Its resolution of 224 pixels and its
+long-tailed test set are not followed.
 """
 
 from typing import Literal
@@ -31,7 +32,10 @@ from ltat.methods.base import LossTerms, Method, Progress
 
 
 class TaetSection(Section):
-    """HARL. ``clean`` is stage 1: up to 1 a share of the epochs (rounded down), above 1 a number of epochs."""
+    """HARL. ``clean`` is stage 1: up to 1 a share of the epochs (rounded down), above 1 a number of epochs.
+
+    ``extra_forward`` is the reference code's of stage 2, ``clean_extra_forward`` that of stage 1.
+    """
 
     clean: NonNegative = 0.4
     alpha: NonNegative = 0.1
@@ -39,6 +43,7 @@ class TaetSection(Section):
     gamma: NonNegative = 0.1
     absent: Literal["zero", "ignore"] = "zero"
     extra_forward: bool = True
+    clean_extra_forward: bool = False
 
 
 class TaetConfig(RunConfig):
@@ -73,13 +78,12 @@ class Taet(Method):
         return progress.epoch <= self.clean_epochs
 
     def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
-        """The clean images in stage 1; PGD in stage 2, after the reference code's extra forward."""
-        if self.is_clean(progress):
-            return batch.images
-        if self.config.taet.extra_forward:
+        """The clean images in stage 1, PGD in stage 2, after the reference code's extra forward."""
+        taet, clean = self.config.taet, self.is_clean(progress)
+        if taet.clean_extra_forward if clean else taet.extra_forward:
             with torch.no_grad():
                 model(batch.images)
-        return super().attack(model, batch, progress, generator)
+        return batch.images if clean else super().attack(model, batch, progress, generator)
 
     def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
         """Mean cross-entropy in stage 1, HARL in stage 2, of the logits on ``x_adv`` [B, C, H, W]."""

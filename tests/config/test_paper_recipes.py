@@ -42,6 +42,7 @@ def test_a_recipe_is_the_setting_that_its_name_says(name: str):
     suffix = next((end for end in ("-ra", "-aua") if row.endswith(end)), "")
     assert config.aug.policy == POLICIES[suffix]
     assert config.attack.eps == 8 / 255
+    assert {"clean", "pgd20", "autoattack"} <= set(config.eval.attacks)  # the columns of the tables
     if row == "balanced-teacher":
         assert (config.method, config.data.sampling, config.train.epochs) == ("pgd-at", "balanced", 30)
         return

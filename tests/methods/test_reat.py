@@ -135,7 +135,7 @@ def objective_of(method, batch: Batch) -> torch.Tensor:
 
 
 def test_the_attacks_weights_follow_the_predictions_of_the_previous_epoch(batch: Batch):
-    model, method = Linear(), make()
+    model, method = Linear(), make("attack.mode=train")
     first = objective_of(method, batch)
     weights = rbl_weights(COUNTS, COUNTS).float()
     torch.testing.assert_close(first, np.log(CLASSES) * weights[batch.labels])
@@ -156,7 +156,7 @@ def test_the_attacks_weights_follow_the_predictions_of_the_previous_epoch(batch:
 
 
 def test_the_predictions_survive_an_interruption(batch: Batch):
-    method, resumed = make(), make()
+    method, resumed = make("attack.mode=train"), make("attack.mode=train")
     assert method.state_dict() == {}
     resumed.load_state_dict({})
     method.end_step(Linear(), batch, method.loss(Linear(), batch, batch.images, PROGRESS))
@@ -201,6 +201,21 @@ def test_the_weights_move_images_only_where_the_batch_couples_them(mode: str, ma
     )
     moved = ((weighted - plain).abs() > 1e-4).float().mean().item()
     assert moved > 0.02 if matters else moved < 0.002  # rounding may turn a step where the gradient is all but zero
+
+
+def test_an_fp16_attack_moves_the_images_of_every_class(pictures: Batch):
+    counts, model = torch.tensor([5000, 20, 10, 5, 1]), network()
+    model.classifier.weight.data.mul_(0.01)  # gradients as small as those of a network of many layers
+    method = make("train.precision=fp16", "attack.start=zero", counts=counts)
+    method.predicted = torch.tensor([5000, 20, 10, 5, 0])  # one class is never predicted: the others weigh 1e-5 of it
+    moved = method.attack(model, pictures, PROGRESS, torch.Generator()) != pictures.images
+    assert (moved.flatten(1).float().mean(1) > 0.5).all()
+
+
+@pytest.mark.parametrize("mode", ["train", "train_frozen_stats"])
+def test_weights_that_would_underflow_where_they_act_are_refused(mode: str):
+    with pytest.raises(LtatError, match=rf"fp16 attack in mode {mode}"):
+        make("train.precision=fp16", f"attack.mode={mode}")
 
 
 def test_one_forward_moves_the_batch_norm_statistics_and_the_attack_none(pictures: Batch):
