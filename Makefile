@@ -18,9 +18,10 @@ test: $(BUILT) $(FFCV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # tiny tensors: more threads only wait for each other on a busy machine
 
 stress: $(BUILT)
-	@echo "[3/3] two runs in one folder, and damaged states; --rounds N and --long of the two do more"
+	@echo "[3/3] two runs in one folder, damaged states, a bare machine; --rounds N and --long of the first two do more"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.two_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.corrupted_state
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.bare_machine
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +31,7 @@ import click
 from bench.report import bench_part, read_all, table, targets_part
 
 ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("pyautoattack",)  # asks for torch, which is here
 TOOLS = ("cmake", "ninja", "setuptools", "pytest", "hypothesis")
 MINUTES = 8.8
 SHORTEST = 5.0  # seconds; with less time left a part is not begun
@@ -79,20 +80,21 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
-def bench(name: str, limit: float, rounds: int, *options: str, part: str = "", modes: str = "default") -> Part:
-    """A bench on the GPU, shortened: with the modes of torch.compile that are worth their time, or none."""
+def bench(name: str, limit: float, rounds: int, *options: str, part: str = "", modes: str = "") -> Part:
+    """A bench on the GPU, shortened: without torch.compile, or with those of its modes that are worth their time."""
     command = python("-m", f"bench.{name}", "--device", "cuda", "--rounds", str(rounds), *options)
     return Part(part or name, ["env", f"LTAT_BENCH_MODES={modes}", *command], limit)
 
 
 def train_step(images: str, limit: float, *options: str, part: str, modes: str = "") -> Part:
-    """The training step at a batch of ``images``; compiling takes longer than all the rest."""
+    """The training step at a batch of ``images``."""
     return bench("train_step", limit, 7, "--batch", images, *options, part=part, modes=modes)
 
 
 def tests(name: str, limit: float, folder: str, *chosen: str, under: Sequence[str] = ()) -> Part:
     """The tests of ``folder`` that pytest's options ``chosen`` fit, but for those of this machinery."""
     ignored = ("--ignore=tests/bench", "--ignore=tests/packaging", "-p", "no:cacheprovider")
+    ignored += ("--continue-on-collection-errors",)  # a missing package costs the tests that need it, and no other
     return Part(name, [*under, *python("-m", "pytest", folder, "-q", *ignored, *chosen)], limit, PASSED, SKIPPED)
 
 
@@ -107,9 +109,17 @@ def sanitizer(tool: str, *watched: str) -> Part:
     return tests(tool, 90, "tests/ops", "-k", chosen, under=under)
 
 
+def training(out: Path, data_dir: Path | None, limit: float, *options: str, part: str = "training") -> Part:
+    """Both stages of the main method, attack and update as CUDA graphs."""
+    data = ["--data-dir", str(data_dir)] if data_dir else []
+    return Part(part, python("-m", "bench.short_training", str(out / part), *data, *options), limit)
+
+
 def all_stages(out: Path, data_dir: Path | None) -> list[Stage]:
-    """The parts in their order, what matters most first. What is timed is alone, the rest runs side by side."""
-    training = ["-m", "bench.short_training", str(out / "training")]
+    """The parts in their order, what matters most first. What is timed is alone, the rest runs side by side.
+
+    Nothing compiles by torch.compile, which takes minutes, before every bench has written its other rows.
+    """
     checks = (
         tests("tests", 100, "tests", "-k", "(cuda or gpu) and not capture"),
         tests("capture", 120, "tests", "-k", "capture", "-m", "skipif"),  # those that a CPU alone would skip
@@ -123,12 +133,16 @@ def all_stages(out: Path, data_dir: Path | None) -> list[Stage]:
         bench("end_to_end", 120, 2),
         train_step("32", 50, "--no-memory", part="train_step_32"),
         train_step("128", 90, part="train_step_128"),
-        Part("training", python(*training, *(["--data-dir", str(data_dir)] if data_dir else [])), 90),
-        bench("balanced_kd", 60, 10),
-        bench("attack", 60, 7, modes="reduce-overhead"),
+        training(out, data_dir, 90),
+        bench("balanced_kd", 40, 10),
+        bench("attack", 40, 7),
         bench("gather_augment", 40, 10),
         bench("loader", 40, 2),
+        bench("pgd_step", 50, 10, part="pgd_step_compiled", modes="default"),
+        bench("balanced_kd", 60, 10, part="balanced_kd_compiled", modes="default"),
+        bench("attack", 60, 7, part="attack_compiled", modes="reduce-overhead"),
         train_step("128", 120, "--no-memory", part="train_step_compiled", modes="reduce-overhead"),
+        training(out, data_dir, 60, "--epochs", "2", "--set", "train.graph=false", part="training_eager"),
     )
     return [(Part("build", python("setup.py", "build_ext", "--inplace"), 150),), checks, *((part,) for part in timed)]
 
@@ -138,6 +152,19 @@ def missing_packages() -> list[str]:
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = [re.split(r"[^\w-]", line, maxsplit=1)[0] for line in needed]
     return [name for name in (*names, *TOOLS) if not _installed(name)]
+
+
+def how_to_bring(missing: Sequence[str]) -> str:
+    """The lines that fetch packages where there is a network, as a folder that PYTHONPATH names here."""
+    version = ".".join(map(str, sys.version_info[:2]))
+    download = f"pip download -d wheels --only-binary :all: --python-version {version}"
+    heavy = [name for name in missing if name in HEAVY]
+    light = [name for name in missing if name not in HEAVY]
+    lines = [f"missing here: {' '.join(missing)}; what does not need them runs; elsewhere:"]
+    lines += [f"  {download} {' '.join(light)}"] if light else []
+    lines += [f"  {download} --no-deps {' '.join(heavy)}"] if heavy else []
+    lines += ["  for w in wheels/*.whl; do python -m zipfile -e $w site; done; rm -rf site/pyautoattack/examples"]
+    return "\n".join([*lines, 'then here: PYTHONPATH="$PWD/site" python -m bench.gpu OUT'])
 
 
 def _installed(name: str) -> bool:
@@ -287,10 +314,10 @@ def environment(out: Path, commit: str | None) -> dict[str, str]:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data-dir", type=click.Path(path_type=Path, exists=True), help="CIFAR-10-LT as train.npz and test.npz.")
-@click.option("--minutes", default=MINUTES, show_default=True, help="All parts together.")
+@click.option("--minutes", type=float, help=f"All parts together, {MINUTES} by default; beside --only also each part.")
 @click.option("--only", multiple=True, metavar="PART", help="Only this part; repeatable.")
 @click.option("--commit", help="The commit that the rows are to name, where this is no clone.")
-def main(out: Path, data_dir: Path | None, minutes: float, only: tuple[str, ...], commit: str | None) -> None:
+def main(out: Path, data_dir: Path | None, minutes: float | None, only: tuple[str, ...], commit: str | None) -> None:
     """Build, test, measure and train on this machine's GPU, into the folder OUT."""
     out, data_dir = out.absolute(), data_dir and data_dir.absolute()
     stages = all_stages(out, data_dir)
@@ -302,12 +329,12 @@ def main(out: Path, data_dir: Path | None, minutes: float, only: tuple[str, ...]
         raise click.UsageError(f"{out} is not empty; name a new folder")
     missing = missing_packages()
     if missing:
-        told = " ".join(missing)
-        print(f"missing here: {told}; elsewhere: pip download -d wheels {told}", flush=True)
-        print(f"then here: pip install --no-index --find-links wheels {told}", flush=True)
+        print(how_to_bring(missing), flush=True)
     out.mkdir(parents=True, exist_ok=True)
     chosen = [tuple(part for part in stage if part.name in (only or names)) for stage in stages]
-    outcomes = run_stages(chosen, out, 60 * minutes, environment(out, commit))
+    if only and minutes is not None:
+        chosen = [tuple(replace(part, limit=60 * minutes) for part in stage) for stage in chosen]
+    outcomes = run_stages(chosen, out, 60 * (MINUTES if minutes is None else minutes), environment(out, commit))
     sys.exit(0 if all(outcome.state == "passed" for outcome in outcomes) else 1)
 
 

@@ -32,6 +32,7 @@ def settings(data_dir: Path, device: str, epochs: int) -> list[str]:
     """The published settings on the data given, shortened."""
     fixed = ["method=self-distill", "data.name=npz", "data.imbalance_ratio=natural", "train.precision=bf16"]
     fixed += ["aug.pad=4", "aug.flip=true", "select.set=none", 'eval.attacks=["clean", "pgd20"]', "eval.n_examples=500"]
+    fixed += [f"train.graph={'false' if device == 'cpu' else 'true'}"]  # a CPU has no graphs
     return [*fixed, f"data.dir={data_dir}", f"train.device={device}", f"train.epochs={epochs}", "teacher.epochs=1"]
 
 

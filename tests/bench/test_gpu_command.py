@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import gpu
+from bench import gpu, short_training
 from bench.gpu import Part, run_stages
 
 OPERATORS = ("pgd_step", "balanced_kd", "gather_augment")
@@ -206,4 +206,46 @@ def test_what_is_missing_is_named_before_anything_runs(
 ):
     monkeypatch.setattr(gpu, "_installed", lambda name: name != "pydantic")
     done = CliRunner().invoke(gpu.main, [str(tmp_path / "new"), "--only", "good"])
-    assert done.output.startswith("missing here: pydantic; elsewhere: pip download -d wheels pydantic")
+    assert done.output.startswith("missing here: pydantic; ")
+    version = ".".join(map(str, sys.version_info[:2]))  # of this machine, not of the one that fetches
+    assert f"--python-version {version} pydantic\n" in done.output and "--no-deps" not in done.output
+
+
+def test_the_minutes_given_with_a_part_are_its_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    slow = program("slow", "import time; time.sleep(1.5)", limit=0.5)
+    monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: [(slow,)])
+    for name, options, state in (("without", [], "timed out"), ("with", ["--minutes", "0.5"], "passed")):
+        CliRunner().invoke(gpu.main, [str(tmp_path / name), "--only", "slow", *options])
+        told = json.loads((tmp_path / name / "summary.json").read_text())["parts"]
+        assert [part["state"] for part in told] == [state], name
+
+
+def test_nothing_compiles_before_every_bench_has_written_its_other_rows():
+    compiling = [
+        any(word.startswith("LTAT_BENCH_MODES=") and word[17:] for word in p.command) for p in parts().values()
+    ]
+    benches = [
+        "bench." in " ".join(part.command) and "short_training" not in " ".join(part.command)
+        for part in parts().values()
+    ]
+    timed = [modes for modes, is_bench in zip(compiling, benches, strict=True) if is_bench]
+    assert timed == sorted(timed) and any(timed)
+
+
+def test_a_package_that_is_missing_costs_the_tests_that_need_it_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "test_needs_it.py").write_text("import no_such_package\n")
+    (tmp_path / "test_does_not.py").write_text("def test_plain():\n    pass\n")
+    part = gpu.tests("tests", 60, str(tmp_path), "--rootdir", str(tmp_path), "-c", os.devnull)
+    assert outcomes([(part,)], tmp_path / "out")["tests"].last_line.startswith("1 passed, 1 error")
+
+
+def test_the_training_replays_graphs_and_is_given_the_real_data(tmp_path: Path):
+    stages = gpu.all_stages(Path("/out"), tmp_path)
+    commands = {part.name: part.command for stage in stages for part in stage if part.name.startswith("training")}
+    for command in commands.values():
+        short_training.main.make_context("training", list(command[command.index("-m") + 2 :]))
+        assert command[command.index("--data-dir") + 1] == str(tmp_path)
+    assert "train.graph=true" in short_training.settings(tmp_path, "cuda", 1)
+    assert "train.graph=false" in commands["training_eager"]
