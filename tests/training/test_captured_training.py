@@ -48,7 +48,7 @@ def test_a_captured_run_ends_with_the_weights_of_the_eager_run(settings: str, re
 
 
 @pytest.mark.parametrize(
-    ("settings", "why"), [("method=reat", "closure"), ("method=at-bsl attack.mode=train", "mode=train")]
+    ("settings", "why"), [("method=robal", "closure"), ("method=at-bsl attack.mode=train", "mode=train")]
 )
 def test_a_run_that_cannot_be_captured_says_why_and_trains(settings: str, why: str, recorder: Recorder):
     trainer, said = trained(*settings.split(), "train.graph=true")
