@@ -2,6 +2,7 @@
 // box. The functions here are the whole formula; the CPU and the CUDA kernels only bring the data to them.
 #pragma once
 
+#include <cfloat>
 #include <cmath>
 
 #include "common.h"
@@ -26,6 +27,12 @@ struct PgdStepArgs {
 LTAT_INLINE float eps_of(const PgdStepArgs& args, int64_t sample) {
   const float eps = args.eps_each ? args.eps_each[sample] : args.eps;
   return eps >= 0.0f ? eps : NAN;
+}
+
+// The largest number stands for an infinite radius: it reaches as far, and x + eps never becomes inf - inf.
+LTAT_INLINE float linf_radius_of(const PgdStepArgs& args, int64_t sample) {
+  const float eps = eps_of(args, sample);
+  return eps > FLT_MAX ? FLT_MAX : eps;
 }
 
 LTAT_INLINE float step_of(const PgdStepArgs& args, int64_t sample) {

@@ -24,7 +24,7 @@ double lane_sum(int64_t size, Term term) {
 
 template <class Grad>
 void linf_segment(const PgdStepArgs& args, int64_t sample, int64_t begin, int64_t end) {
-  const float eps = eps_of(args, sample), step = step_of(args, sample), lo = args.lo, hi = args.hi;
+  const float eps = linf_radius_of(args, sample), step = step_of(args, sample), lo = args.lo, hi = args.hi;
   const float *x_adv = args.x_adv, *x = args.x;
   const Grad* grad = static_cast<const Grad*>(args.grad);
   float* out = args.out;

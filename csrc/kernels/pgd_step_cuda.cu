@@ -15,7 +15,7 @@ struct alignas(sizeof(T) * kVector) Vector {
 
 __device__ float linf_element(const PgdStepArgs& args, int64_t i, float x_adv, float grad, float x) {
   const int64_t sample = args.eps_each || args.step_each ? i / args.sample_size : 0;
-  return linf_step(x_adv, grad, x, eps_of(args, sample), step_of(args, sample), args.lo, args.hi);
+  return linf_step(x_adv, grad, x, linf_radius_of(args, sample), step_of(args, sample), args.lo, args.hi);
 }
 
 template <class Grad>

@@ -42,6 +42,12 @@ void check_targets(const BalancedKdArgs& args) {
   }
 }
 
+void check_log_prior(const BalancedKdArgs& args) {
+  for (int64_t k = 0; k < args.classes; ++k) {
+    STD_TORCH_CHECK(args.log_prior[k] < INFINITY, "log_prior of class ", k, " is NaN or infinite");
+  }
+}
+
 void launch(const BalancedKdArgs& args, [[maybe_unused]] const Tensor& on) {
 #ifdef LTAT_WITH_CUDA
   if (on.is_cuda()) {
@@ -50,6 +56,7 @@ void launch(const BalancedKdArgs& args, [[maybe_unused]] const Tensor& on) {
   }
 #endif
   check_targets(args);
+  check_log_prior(args);
   balanced_kd_cpu(args, torch_threads);
 }
 

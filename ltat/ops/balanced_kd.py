@@ -4,6 +4,7 @@ Balanced softmax: Ren et al. 2020 (logit adjustment: Menon et al. 2021). Distill
 al. 2015. Matching logit differences along the perturbation (igdm): Lee, Cho and Kim 2025.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from ltat import native
 from ltat.errors import LtatError
-from ltat.ops.checks import require_tensors
+from ltat.ops.checks import flag, number, require_tensors
 
 # Loading registers the operator; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -98,8 +99,8 @@ def balanced_kd(
 
     Raises:
         LtatError: an unknown form or reduction, a missing tensor, shapes, dtypes or devices that do not fit, a
-            teacher tensor that requires a gradient, a target out of range (on CUDA, where nobody may look
-            without waiting, the loss is NaN instead), T <= 0.
+            teacher tensor that requires a gradient, a target out of range or a log_prior of NaN or +inf (on CUDA,
+            where nobody may look without waiting, the loss is NaN instead), T <= 0, anything but numbers for numbers.
         RuntimeError: a second derivative is asked of the native operator.
     """
     given = {
@@ -109,26 +110,26 @@ def balanced_kd(
         "teacher_clean": teacher_clean,
     }
     chosen = _choose(form, given)
-    _check_settings(temperature, reduction)
+    _check_reduction(reduction)
     rest: dict[str, Any] = {
         **chosen,
         "form": form,
-        "cls_weight": cls_weight,
-        "kd_weight": kd_weight,
-        "temperature": temperature,
+        "cls_weight": number("cls_weight", cls_weight),
+        "kd_weight": number("kd_weight", kd_weight),
+        "temperature": _temperature(temperature),
         "reduction": reduction,
-        "on_biased": on_biased,
+        "on_biased": flag("on_biased", on_biased),
     }
     try:
         if student_adv.device.type in _NATIVE_DEVICES and not log_prior.requires_grad:
             return _native_loss(student_adv, target, log_prior, **rest)
-    except (AttributeError, TypeError, RuntimeError):
+    except Exception:
         # The operator looks at all tensors and targets first; here is said, in a sentence, what it found.
         _check(student_adv, target, log_prior, chosen)
-        _check_targets(target, student_adv.shape[1])
+        _check_values(target, log_prior)
         raise
     _check(student_adv, target, log_prior, chosen)
-    _check_targets(target, student_adv.shape[1])
+    _check_values(target, log_prior)
     return balanced_kd_twin(student_adv, target, log_prior, **rest)
 
 
@@ -198,9 +199,9 @@ def _native_loss(
         log_prior,
         None if plan.teacher is None else chosen[plan.teacher],
         *differences,
-        float(cls_weight),
-        float(kd_weight),
-        float(temperature),
+        cls_weight,
+        kd_weight,
+        temperature,
         reduction == "elementmean",
         on_biased,
         torch.is_grad_enabled() and wants_grad,
@@ -210,7 +211,7 @@ def _native_loss(
 
 def _choose(form: str, given: dict[str, Tensor | None]) -> dict[str, Tensor]:
     """The tensors the form needs; those it does not need may be given and are ignored."""
-    if form not in _FORMS:
+    if not isinstance(form, str) or form not in _FORMS:
         raise LtatError(f"unknown distillation form {form!r}; choose one of {', '.join(KD_FORMS)}")
     chosen: dict[str, Tensor] = {}
     for name in _FORMS[form].needs:
@@ -237,12 +238,18 @@ def _check(student: Tensor, target: Tensor, log_prior: Tensor, others: dict[str,
         raise LtatError("log_prior requires a gradient, but none flows to it; detach() it")
 
 
-def _check_targets(target: Tensor, classes: int) -> None:
+def _check_values(target: Tensor, log_prior: Tensor) -> None:
     if target.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    classes = len(log_prior)
     low, high = (int(bound) for bound in target.aminmax())
     if low < 0 or high >= classes:
         raise LtatError(f"target {low if low < 0 else high} is outside 0..{classes - 1}; check the labels")
+    if not bool((log_prior < math.inf).all()):
+        bad = int((~(log_prior < math.inf)).nonzero()[0])
+        raise LtatError(
+            f"log_prior of class {bad} is {float(log_prior[bad])}; give tau * log n of the training classes"
+        )
 
 
 def _check_tensor(
@@ -257,10 +264,15 @@ def _check_tensor(
         raise LtatError(f"{name} lies on {tensor.device}, student_adv on {device}; move them to one device")
 
 
-def _check_settings(temperature: float, reduction: str) -> None:
-    if not 0 < temperature < float("inf"):
+def _temperature(value: float) -> float:
+    temperature = number("temperature", value, "a number > 0")
+    if not 0 < temperature < math.inf:
         raise LtatError(f"temperature is {temperature}; it must be a number > 0")
-    if reduction not in _REDUCTIONS:
+    return temperature
+
+
+def _check_reduction(reduction: str) -> None:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise LtatError(f"unknown reduction {reduction!r}; choose one of {', '.join(_REDUCTIONS)}")
 
 

@@ -48,13 +48,20 @@ def gather_augment(
             outside the set or a reflecting shift of an image's size or more. On a CUDA device nobody can look without
             waiting for it: there such an image becomes NaN.
     """
-    _check(images, positions, shift, mirrored, pad_mode)
-    if dtype not in _DTYPES:
-        raise LtatError(f"images of {dtype} cannot be given; choose torch.float32 or torch.bfloat16")
-    if images.device.type in _NATIVE_DEVICES:
-        return _native_gather(images, positions, shift, mirrored, pad_mode, dtype)
-    if not torch.compiler.is_compiling():
-        _check_values(images, positions, shift, pad_mode)
+    try:
+        _check(images, positions, shift, mirrored, pad_mode)
+        if dtype not in _DTYPES:
+            raise LtatError(f"images of {dtype} cannot be given; choose torch.float32 or torch.bfloat16")
+        if images.device.type in _NATIVE_DEVICES:
+            return _native_gather(images, positions, shift, mirrored, pad_mode, dtype)
+        if not torch.compiler.is_compiling():
+            _check_values(images, positions, shift, pad_mode)
+    except Exception:
+        # What is no tensor has failed somewhere above; here is said, in a sentence, which one it was.
+        optional = {"positions": positions, "shift": shift, "mirrored": mirrored}
+        present = {name: tensor for name, tensor in optional.items() if tensor is not None}
+        require_tensors(images=images, **present)
+        raise
     return gather_augment_twin(images, positions, shift=shift, mirrored=mirrored, pad_mode=pad_mode, dtype=dtype)
 
 
@@ -156,13 +163,12 @@ def _native_gather(
 def _check(
     images: Tensor, positions: Tensor | None, shift: Tensor | None, mirrored: Tensor | None, pad_mode: str
 ) -> None:
-    require_tensors(images=images)
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
         kind = f"{images.dtype} of shape {tuple(images.shape)}"
         raise LtatError(f"images are {kind}; give contiguous uint8 [N, H, W, C]")
-    if pad_mode not in PADDINGS:
+    if not isinstance(pad_mode, str) or pad_mode not in PADDINGS:
         raise LtatError(f"unknown padding {pad_mode!r}; choose one of {', '.join(PADDINGS)}")
-    batch = len(images) if positions is None else len(positions)
+    batch = len(images) if positions is None else positions.numel()
     for name, tensor, shape, dtype in (
         ("positions", positions, (batch,), torch.int64),
         ("shift", shift, (batch, 2), torch.int64),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ltat import native
 from ltat.errors import LtatError
-from ltat.ops.checks import require_tensors
+from ltat.ops.checks import flag, number, require_tensors
 from ltat.ops.memory import overlaps_partly, shares_with_itself
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
@@ -55,14 +55,16 @@ def pgd_step(
             Per-sample values on a CUDA device cannot be looked at without waiting for it: there a bad eps
             makes its sample NaN instead.
     """
-    _check_norm_and_box(norm, box)
+    _check_norm(norm)
+    box = _bounds(box)
+    inplace = inplace if type(inplace) is bool else flag("inplace", inplace)
     try:
         eps_each, eps_all = _checked(eps, "eps", x_adv, minimum=0.0)
         step_each, step_all = _checked(step, "step", x_adv, minimum=-math.inf)
         if x_adv.device.type in _NATIVE_DEVICES:
             amounts = (eps_each, step_each, eps_all, step_all, norm == "l2", *box)
             return (_step_in_place if inplace else _step)(_plain(x_adv), _plain(grad), _plain(x), *amounts)
-    except (AttributeError, TypeError, RuntimeError, IndexError, LtatError):
+    except Exception:
         # The operator looks at all tensors before it writes; here is said, in a sentence, what it found. Done first,
         # as with the twin below, that would take a tenth of the time of a small batch.
         _check_call(x_adv, grad, x, eps, step, inplace)
@@ -93,7 +95,7 @@ def _linf_twin(
 ) -> Tensor:
     # The gradient becomes float32 first: with a bfloat16 gradient, `step * sign(grad)` would round the step.
     sign = grad.float().sign().where(~grad.isnan(), math.nan)
-    eps = _nan_where_negative(eps)
+    eps = _finite(_nan_where_negative(eps))
     low, high = (x - eps).clamp(min=box[0]), (x + eps).clamp(max=box[1])
     return torch.clamp(x_adv + step * sign, low, high)
 
@@ -127,6 +129,12 @@ def _nan_where_negative(eps: float | Tensor) -> float | Tensor:
     return eps.where(eps >= 0, math.nan) if isinstance(eps, Tensor) else eps
 
 
+def _finite(eps: float | Tensor) -> float | Tensor:
+    """The largest number stands for an infinite radius: it reaches as far, and x + eps never becomes inf - inf."""
+    most = torch.finfo(torch.float32).max
+    return eps.clamp(max=most) if isinstance(eps, Tensor) else min(eps, most)
+
+
 def _step(*arguments: Any) -> Tensor:
     return torch.ops.ltat.pgd_step.default(*arguments)
 
@@ -146,6 +154,7 @@ def _plain(tensor: Tensor) -> Tensor:
 def _check_call(
     x_adv: Tensor, grad: Tensor, x: Tensor, eps: float | Tensor, step: float | Tensor, inplace: bool
 ) -> None:
+    require_tensors(**{name: each for name, each in {"eps": eps, "step": step}.items() if isinstance(each, Tensor)})
     _check_tensors(x_adv, grad, x, inplace)
     if inplace and not torch.compiler.is_compiling() and x_adv.device.type != "meta":
         _check_memory(x_adv, grad=grad, x=x, eps=eps, step=step)
@@ -180,21 +189,33 @@ def _check_memory(x_adv: Tensor, **read: float | Tensor) -> None:
             raise LtatError(f"x_adv and {name} overlap in memory; clone() one of them before an in-place step")
 
 
-def _check_norm_and_box(norm: str, box: tuple[float, float]) -> None:
-    if norm not in _TWINS:
+def _check_norm(norm: str) -> None:
+    if not isinstance(norm, str) or norm not in _TWINS:
         raise LtatError(f"unknown norm {norm!r}; choose one of {', '.join(_TWINS)}")
-    if not box[0] <= box[1]:
+
+
+def _bounds(box: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = box
+    except (TypeError, ValueError):
+        raise LtatError(f"the box is {box!r}; give a pair (lower, upper) of numbers") from None
+    if type(low) is not float or type(high) is not float:
+        low, high = number("the lower bound of the box", low), number("the upper bound of the box", high)
+    if not low <= high:
         raise LtatError(f"the box {box} is empty; give (lower, upper) with lower <= upper")
+    return low, high
 
 
 def _checked(amount: float | Tensor, name: str, x_adv: Tensor, minimum: float) -> tuple[Tensor | None, float]:
     """As the operator takes it: one per sample, or one for all."""
-    if isinstance(amount, Tensor):
-        _check_each(amount, name, x_adv, minimum)
-        return amount.detach(), 0.0
+    if type(amount) is not float:
+        if isinstance(amount, Tensor):
+            _check_each(amount, name, x_adv, minimum)
+            return amount.detach(), 0.0
+        amount = number(name, amount, f"{_wanted(minimum)}, or float32 [B]")
     if not amount >= minimum:
         raise LtatError(f"{name} is {amount}; give {_wanted(minimum)}")
-    return None, float(amount)
+    return None, amount
 
 
 def _check_each(amount: Tensor, name: str, x_adv: Tensor, minimum: float) -> None:

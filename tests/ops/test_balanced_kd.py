@@ -271,14 +271,52 @@ def bad_calls():
         ({"student_adv": torch.randn(0, 6)}, r"student_adv has shape \(0, 6\)"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"temperature": None}, "temperature is None; give a number > 0"),
+        ({"temperature": "a"}, "temperature is 'a'; give a number > 0"),
+        ({"temperature": torch.tensor(2.0)}, "temperature is a value of type Tensor; give a number > 0"),
+        ({"cls_weight": "0.5"}, "cls_weight is '0.5'; give a number"),
+        ({"kd_weight": 10**5000}, "kd_weight is too large for a float"),
         ({"reduction": "mean"}, "unknown reduction 'mean'"),
+        ({"reduction": None}, "unknown reduction None"),
+        ({"reduction": ["batchmean"]}, r"unknown reduction \['batchmean'\]"),
+        ({"form": None}, "unknown distillation form None"),
+        ({"form": ["kl_adv"]}, r"unknown distillation form \['kl_adv'\]"),
+        ({"on_biased": "yes"}, "on_biased is 'yes'; give True or False"),
+        ({"student_adv": [[0.0] * 6] * 4}, "student_adv is a value of type list; give a torch tensor"),
+        ({"student_adv": torch.randn(4, 6).to_sparse()}, "student_adv is a tensor of layout torch.sparse_coo"),
+        ({"student_adv": torch.tensor(0.0)}, r"student_adv has shape \(\)"),
+        ({"student_adv": good["student_adv"].to(torch.complex64)}, "student_adv is torch.complex64"),
+        ({"target": [0, 1, 2, 3]}, "target is a value of type list"),
+        ({"target": None}, "target is a value of type NoneType"),
+        ({"target": torch.ones(4, dtype=torch.bool)}, "target is torch.bool"),
+        ({"log_prior": [0.0] * 6}, "log_prior is a value of type list"),
+        ({"log_prior": torch.zeros(6, 1)}, r"log_prior has shape \(6, 1\)"),
+        ({"log_prior": torch.tensor([0.0, 0, math.nan, 0, 0, 0])}, "log_prior of class 2 is nan; give tau"),
+        ({"log_prior": torch.tensor([0.0, 0, 0, 0, math.inf, 0])}, "log_prior of class 4 is inf; give tau"),
     ]
 
 
 @pytest.mark.parametrize(("change", "message"), bad_calls())
-def test_wrong_use_is_one_clear_sentence(change, message):
+def test_wrong_use_is_one_clear_sentence(device, change, message):
+    if device.type == "cuda":
+        pytest.skip("the arguments lie on the CPU")
     with pytest.raises(LtatError, match=message):
         balanced_kd(**(make_inputs(4, 6) | change))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int])
+def test_numpy_numbers_and_integers_are_numbers(device, kind):
+    tensors = make_inputs(4, 6, device=device)
+    options = {"cls_weight": kind(2), "kd_weight": kind(3), "temperature": kind(4), "on_biased": np.bool_(True)}
+    expected = balanced_kd(**tensors, form="kl_adv", cls_weight=2.0, kd_weight=3.0, temperature=4.0, on_biased=True)
+    assert torch.equal(balanced_kd(**tensors, form="kl_adv", **options).loss, expected.loss)
+
+
+def test_a_class_without_images_has_a_log_prior_of_minus_infinity(device):
+    tensors = make_inputs(4, 6, device=device)
+    tensors["log_prior"][5], tensors["target"] = -math.inf, tensors["target"] % 5
+    assert balanced_kd(**tensors).loss.isfinite()
 
 
 def test_a_target_out_of_range_on_a_gpu_poisons_the_loss_and_not_the_context():

@@ -154,6 +154,26 @@ def test_an_axis_of_one_pixel_reflects_nothing(device):
             gather_augment(images, positions, shift=still + 1, pad_mode="reflect")
 
 
+@pytest.mark.parametrize("sizes", [(0, 5, 3), (6, 0, 3), (6, 5, 0)])
+@pytest.mark.parametrize("pad_mode", ["zero", "reflect"])
+def test_pictures_without_pixels_are_no_crash(device, sizes, pad_mode):
+    images = torch.zeros(7, *sizes, dtype=torch.uint8, device=device)
+    positions = torch.tensor([6, 0], device=device)
+    still, mirrored = (
+        torch.zeros(2, 2, dtype=torch.int64, device=device),
+        torch.ones(2, dtype=torch.bool, device=device),
+    )
+    for moves in ({}, {"mirrored": mirrored}, *([{"shift": still}] if pad_mode == "zero" else [])):
+        assert gather_augment(images, positions, pad_mode=pad_mode, **moves).shape == (2, sizes[2], *sizes[:2])
+
+
+def test_an_image_more_than_two_gigabytes_into_the_set_is_found(device):
+    images = torch.empty(2**31 // 65536 + 9, 256, 256, 1, dtype=torch.uint8, device=device)  # untouched, so not held
+    images[-1] = 51
+    got = gather_augment(images, torch.tensor([len(images) - 1], device=device))
+    assert torch.equal(got, torch.full((1, 1, 256, 256), 0.2, device=device))
+
+
 def test_an_empty_batch_is_no_crash(device):
     images, positions, shift, mirrored = (t[:0] for t in make_inputs(device=device))
     full = make_inputs(device=device)[0]
@@ -188,6 +208,24 @@ def test_inference_tensors_and_inference_mode_are_served(device):
         ({"images": torch.zeros(6, 5, 3, dtype=torch.uint8)}, "give contiguous uint8"),
         ({"images": torch.zeros(7, 5, 6, 3, dtype=torch.uint8).transpose(1, 2)}, "give contiguous uint8"),
         ({"dtype": torch.float16}, "images of torch.float16 cannot be given; choose torch.float32 or torch.bfloat16"),
+        ({"dtype": "float32"}, "images of float32 cannot be given"),
+        ({"dtype": None}, "images of None cannot be given"),
+        ({"images": None}, "images is a value of type NoneType; give a torch tensor"),
+        ({"images": [[0]]}, "images is a value of type list; give a torch tensor"),
+        (
+            {"images": torch.zeros(7, 6, 5, 3, dtype=torch.uint8).to_sparse()},
+            "images is a tensor of layout torch.sparse",
+        ),
+        ({"images": torch.tensor(0, dtype=torch.uint8)}, r"images are torch.uint8 of shape \(\)"),
+        ({"positions": [0, 1, 2, 3]}, "positions is a value of type list; give a torch tensor"),
+        ({"positions": np.arange(4)}, "positions is a numpy array; give a torch tensor"),
+        ({"positions": torch.tensor(0)}, r"positions is torch.int64 \(\) on cpu; give torch.int64 \(1,\)"),
+        ({"positions": torch.ones(4, dtype=torch.bool)}, "positions is torch.bool"),
+        ({"positions": torch.ones(4, dtype=torch.complex64)}, "positions is torch.complex64"),
+        ({"shift": 4}, "shift is a value of type int; give a torch tensor"),
+        ({"mirrored": True}, "mirrored is a value of type bool; give a torch tensor"),
+        ({"pad_mode": None}, "unknown padding None; choose one of"),
+        ({"pad_mode": ["zero"]}, r"unknown padding \['zero'\]; choose one of"),
         ({"pad_mode": "edge"}, "unknown padding 'edge'; choose one of zero, reflect"),
         ({"positions": torch.zeros(4, dtype=torch.int32)}, r"positions is torch.int32 \(4,\)"),
         ({"positions": torch.zeros(2, 2, dtype=torch.int64)}, r"positions is torch.int64 \(2, 2\)"),
@@ -197,7 +235,9 @@ def test_inference_tensors_and_inference_mode_are_served(device):
         ({"mirrored": torch.zeros(4, dtype=torch.uint8)}, "mirrored is torch.uint8"),
     ],
 )
-def test_wrong_use_is_one_clear_sentence(change, message):
+def test_wrong_use_is_one_clear_sentence(device, change, message):
+    if device.type == "cuda":
+        pytest.skip("the arguments lie on the CPU")
     images, positions, shift, mirrored = make_inputs()
     arguments = {"images": images, "positions": positions, "shift": shift, "mirrored": mirrored} | change
     with pytest.raises(LtatError, match=message):

@@ -224,7 +224,30 @@ def test_the_result_carries_no_gradient(device):
         ({"eps": -0.1}, "eps is -0.1"),
         ({"eps": math.nan}, "eps is nan"),
         ({"step": math.nan}, "step is nan"),
+        ({"eps": "a"}, "eps is 'a'; give a number >= 0"),
+        ({"eps": None}, "eps is None; give a number >= 0"),
+        ({"eps": 1j}, "eps is 1j; give a number >= 0"),
+        ({"eps": True}, "eps is True; give a number >= 0"),
+        ({"eps": [0.1, 0.1]}, "eps is a value of type list; give"),
+        ({"eps": np.ones(2)}, "eps is a numpy array; give"),
+        ({"eps": 10**5000}, "eps is too large for a float; give"),
+        ({"eps": torch.tensor(0.1)}, r"eps is a torch.float32 tensor \(\) on cpu; give"),
+        ({"eps": torch.ones(2).to_sparse()}, "eps is a tensor of layout torch.sparse_coo; convert"),
+        ({"step": "a"}, "step is 'a'; give a number"),
         ({"norm": "l1"}, "unknown norm 'l1'"),
+        ({"norm": None}, "unknown norm None"),
+        ({"norm": ["linf"]}, r"unknown norm \['linf'\]"),
+        ({"box": (0.0, 0.5, 1.0)}, r"the box is \(0.0, 0.5, 1.0\); give a pair"),
+        ({"box": 5}, "the box is 5; give a pair"),
+        ({"box": None}, "the box is None; give a pair"),
+        ({"box": (math.nan, 1.0)}, "is empty"),
+        ({"box": ("a", "b")}, "the lower bound of the box is 'a'; give a number"),
+        ({"inplace": "no"}, "inplace is 'no'; give True or False"),
+        ({"x_adv": [[1.0] * 3] * 2}, "x_adv is a value of type list; give a torch tensor"),
+        ({"x": torch.ones(2, 3).to_sparse()}, "x is a tensor of layout torch.sparse_coo; convert it with to_dense"),
+        ({"grad": torch.ones(2, 3, dtype=torch.complex64)}, "grad is torch.complex64; convert it"),
+        ({"grad": torch.ones(2, 3, dtype=torch.bool)}, "grad is torch.bool; convert it"),
+        ({"x_adv": None}, "x_adv is a value of type NoneType"),
         ({"box": (1.0, 0.0)}, "is empty"),
         ({"eps": torch.ones(3)}, r"eps is a torch.float32 tensor \(3,\)"),
         ({"eps": torch.ones(2, dtype=torch.float64)}, "float64"),
@@ -242,11 +265,36 @@ def test_the_result_carries_no_gradient(device):
         ({"x_adv": torch.ones(3, 3), "eps": torch.ones(2)}, r"x has shape \(2, 3\), x_adv \(3, 3\)"),
     ],
 )
-def test_wrong_use_is_one_clear_sentence(change, message):
+def test_wrong_use_is_one_clear_sentence(device, change, message):
+    if device.type == "cuda":
+        pytest.skip("the arguments lie on the CPU")
     tensors = {"x_adv": torch.ones(2, 3), "grad": torch.ones(2, 3), "x": torch.ones(2, 3)}
     arguments = tensors | {"eps": 0.1, "step": 0.1} | change
     with pytest.raises(LtatError, match=message):
         pgd_step(**arguments)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, int])
+def test_numpy_numbers_and_integers_are_numbers(device, kind):
+    x_adv, grad, x = make_inputs((3, 5), torch.float32, 10, device)
+    got = pgd_step(x_adv, grad, x, eps=kind(1), step=kind(1), box=(kind(0), kind(1)))
+    assert torch.equal(got, pgd_step(x_adv, grad, x, eps=1.0, step=1.0))
+
+
+@pytest.mark.parametrize("eps", [math.inf, 1e300])
+def test_an_infinite_radius_is_a_very_large_one(device, eps):
+    pixels = [-math.inf, math.inf, math.nan, 0.5, 0.5, 0.5, 0.5]
+    x = torch.tensor([pixels] * 60, device=device)  # long enough for the blocks of the kernel
+    x_adv = torch.full_like(x, 0.5)
+    grad = torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, 0.0, math.nan], device=device).expand(60, 7).contiguous()
+    large = torch.finfo(torch.float32).max
+    expected = pgd_step(x_adv, grad, x, eps=large, step=0.1)
+    each = torch.full((60,), math.inf, device=device)
+    for radius in (eps, each):
+        for step in (pgd_step, pgd_step_twin):
+            got = step(x_adv, grad, x, eps=radius, step=0.1)
+            torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
+    assert expected[0, 2].isnan() and expected[0, 6].isnan() and not expected[0, :2].isnan().any()
 
 
 def test_a_bad_radius_on_a_gpu_poisons_its_sample_instead_of_hanging():
