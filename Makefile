@@ -52,9 +52,10 @@ $(BUILT): $(READY) $(NATIVE)
 	@$(BIN)/ltat doctor | grep '^native'
 	@touch $@
 
-# Optional: without FFCV all else works, and its tests are skipped unless LTAT_FFCV=1.
+# Optional: without FFCV all else works, and its tests are skipped unless LTAT_FFCV=1, which also says yes to the system
+# packages that it needs.
 $(FFCV): ltat/install_ffcv.py $(READY) | $(BUILT)
-	@if $(BIN)/python -m ltat.install_ffcv; then touch $@; else test "$$LTAT_FFCV" != 1; fi
+	@if $(BIN)/python -m ltat.install_ffcv $(if $(filter 1,$(LTAT_FFCV)),--yes); then touch $@; else test "$$LTAT_FFCV" != 1; fi
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info ltat/*.so

@@ -1,9 +1,10 @@
-"""Install FFCV for this Python: ``python -m ltat.install_ffcv``. Nothing else of ltat, and not torch, is loaded.
+"""Install FFCV for this Python: ``python -m ltat.install_ffcv [--yes]``. Nothing else of ltat, nor torch, is loaded.
 
 ``pip install ffcv`` alone fails nearly everywhere: it asks for the whole of OpenCV (700 MB of system packages) and
 uses two of its libraries, and it would bring a second OpenCV for Python beside the first. So the two are named by a
 package description of our own, and FFCV is built without its dependencies, which are brought one by one. What is
-there already is left as it is; torch is never touched.
+there already is left as it is; torch is never touched. System packages are installed only after a yes, from a person
+or by ``--yes``; the archive of FFCV, whose setup runs on this machine, must have the checksum below.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from pathlib import Path
 from ltat.errors import LtatError
 
 VERSION = "1.0.2"
+SHA256 = "42766a487c8a659b543d070f24732c4b65aab8d96980f5792c63e91e55511f00"  # of its source archive on PyPI
 MODULES = {
     "setuptools": "setuptools",  # FFCV's setup and one of its modules still ask for distutils
     "numba": "numba",
@@ -49,18 +51,24 @@ _PATIENCE = 900.0  # seconds for one command
 _LAST_LINES = 15  # of a command that failed
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Install FFCV, or say in one line what is in the way; the exit code."""
+    unknown = [word for word in arguments if word != "--yes"]
+    if unknown:
+        print(f"unknown argument {unknown[0]}; there is only --yes, which installs system packages", file=sys.stderr)
+        return 2
     try:
-        print(install(), flush=True)
+        print(install(agreed=bool(arguments)), flush=True)
     except LtatError as error:
         print(f"FFCV was not installed: {error}", file=sys.stderr, flush=True)
         return 1
     return 0
 
 
-def install() -> str:
+def install(agreed: bool = False) -> str:
     """Bring what is missing, build FFCV, and import it in a new process; what to tell the user.
+
+    ``agreed`` says that system packages may be installed without asking.
 
     Raises:
         LtatError: what is in the way, with the command that helps.
@@ -69,17 +77,27 @@ def install() -> str:
     if import_problem() is None:
         return f"FFCV {VERSION} is installed"
     with build_environment() as env:
-        bring_system_packages(missing_packages(env), env)
+        bring_system_packages(missing_packages(env), env, agreed)
         wanted = [package for module, package in MODULES.items() if find_spec(module) is None]
         if wanted:
             pip(wanted, env)
         # Without isolation and cache: built with the setuptools and the libraries of this very machine.
-        options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall"]
-        pip([*options, f"ffcv=={VERSION}"], env)
+        options = ["--no-deps", "--no-build-isolation", "--no-cache-dir", "--force-reinstall", "--no-binary", "ffcv"]
+        with pinned_requirement() as file:
+            pip([*options, "--require-hashes", "--requirement", file], env)
     problem = import_problem()
     if problem is not None:
         raise LtatError(f"it was built and cannot be imported ({problem})")
     return f"FFCV {VERSION} is installed now"
+
+
+@contextlib.contextmanager
+def pinned_requirement() -> Iterator[str]:
+    """A file of pip's that names FFCV with its checksum; pip takes none on its command line."""
+    with tempfile.TemporaryDirectory(prefix="ltat-ffcv-") as name:
+        file = Path(name, "requirements.txt")
+        file.write_text(f"ffcv=={VERSION} --hash=sha256:{SHA256}\n")
+        yield str(file)
 
 
 def import_problem() -> str | None:
@@ -130,11 +148,11 @@ def pkg_config(name: str, env: Mapping[str, str]) -> list[str] | None:
     return done.stdout.split() if done.returncode == 0 else None
 
 
-def bring_system_packages(packages: Sequence[str], env: Mapping[str, str]) -> None:
-    """Install Debian packages, as root or by a ``sudo`` that asks no questions.
+def bring_system_packages(packages: Sequence[str], env: Mapping[str, str], agreed: bool) -> None:
+    """Install Debian packages, as root or by a ``sudo`` that asks no questions, once that is agreed to.
 
     Raises:
-        LtatError: neither is possible, or the installation failed.
+        LtatError: nobody agrees, neither is possible, or the installation failed.
     """
     if not packages:
         return
@@ -149,11 +167,24 @@ def bring_system_packages(packages: Sequence[str], env: Mapping[str, str]) -> No
         raise LtatError(
             f"system packages are missing and this user may not install them; run: sudo {' '.join(command)}"
         )
+    if not (agreed or is_agreed(packages)):
+        raise LtatError(
+            "system packages are missing and nobody agreed to install them; "
+            f"add --yes, or run: {' '.join([*sudo[:1], *command])}"
+        )
     quiet = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive"]
     print(f"installing {', '.join(packages)}", flush=True)
     if _run([*quiet, *command], env).returncode != 0:  # the lists of packages may be missing or old
         _must([*quiet, "apt-get", "update"], env)
         _must([*quiet, *command], env)
+
+
+def is_agreed(packages: Sequence[str]) -> bool:
+    """Whether the person at the terminal, if there is one, lets system packages be installed."""
+    if not (sys.stdin and sys.stdin.isatty()):
+        return False
+    answer = input(f"FFCV needs the system packages {', '.join(packages)}; install them? [y/N] ")
+    return answer.strip().lower() in ("y", "yes")
 
 
 def pip(arguments: Sequence[str], env: Mapping[str, str]) -> None:
@@ -186,4 +217,4 @@ def _run(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.Complete
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ class Machine:
                 return 100, ""
             self.tools |= {"g++", "pkg-config"}
             self.libraries |= {"libturbojpeg", "opencv4"}
-        if "ffcv==" in line:
+        if "--require-hashes" in line:
             self.ffcv = self.builds
         return 0, ""
 
@@ -70,7 +71,7 @@ def test_what_is_there_is_left_alone(machine):
 def test_only_ffcv_is_built_where_all_else_is_there(machine):
     install_ffcv.install()
     (command,) = machine.commands
-    assert "pip install" in command and "ffcv==1.0.2" in command
+    assert "pip install" in command and "--require-hashes" in command.split()
     assert "--no-deps" in command.split(), "FFCV's own requirements would bring a second OpenCV"
 
 
@@ -96,21 +97,50 @@ def test_missing_python_packages_are_brought_and_no_second_opencv(machine):
 )
 def test_root_installs_the_packages_that_are_missing_and_no_others(machine, missing, packages):
     machine.libraries -= missing
-    install_ffcv.install()
+    install_ffcv.install(agreed=True)
     assert machine.commands[0] == f"env DEBIAN_FRONTEND=noninteractive {APT} {packages}"
 
 
 def test_without_a_compiler_everything_is_asked_for(machine):
     machine.tools -= {"g++", "pkg-config"}
-    install_ffcv.install()
+    install_ffcv.install(agreed=True)
     wanted = "g++ pkg-config libturbojpeg0-dev libopencv-imgproc-dev"
     assert machine.commands[0].endswith(f"{APT} {wanted}")
+
+
+@pytest.mark.parametrize(("terminal", "answer"), [(False, None), (True, "n"), (True, "")])
+def test_no_system_package_is_installed_without_a_yes(machine, monkeypatch, capsys, terminal, answer):
+    machine.libraries.clear()
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: terminal))
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert install_ffcv.main() == 1
+    assert machine.commands == []
+    assert f"run: {APT} libturbojpeg0-dev" in capsys.readouterr().err
+
+
+def test_a_yes_at_the_terminal_installs(machine, monkeypatch):
+    machine.libraries.clear()
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    install_ffcv.install()
+    assert "apt-get install" in machine.commands[0]
+
+
+def test_the_archive_that_is_built_is_pinned_by_its_checksum():
+    with install_ffcv.pinned_requirement() as file:
+        assert Path(file).read_text() == f"ffcv==1.0.2 --hash=sha256:{install_ffcv.SHA256}\n"
+    assert len(bytes.fromhex(install_ffcv.SHA256)) == 32
+
+
+def test_an_argument_that_is_not_known_installs_nothing(machine, capsys):
+    assert install_ffcv.main(["--no"]) == 2
+    assert machine.commands == [] and "--no" in capsys.readouterr().err
 
 
 def test_a_user_installs_by_a_sudo_that_asks_nothing(machine):
     machine.user = 1000
     machine.libraries.clear()
-    install_ffcv.install()
+    install_ffcv.install(agreed=True)
     assert machine.commands[:1] == ["sudo -n true"]
     assert machine.commands[1].startswith(f"sudo -n env DEBIAN_FRONTEND=noninteractive {APT}")
 
@@ -120,7 +150,7 @@ def test_a_user_without_sudo_gets_one_line_with_the_command(machine, capsys, sud
     machine.user, machine.sudo_asks = 1000, True
     machine.tools -= {"sudo"} if sudo == "missing" else set()
     machine.libraries -= {"libturbojpeg"}
-    assert install_ffcv.main() == 1
+    assert install_ffcv.main(["--yes"]) == 1
     out, err = capsys.readouterr()
     assert out == "looking for FFCV\n" and err.count("\n") == 1
     assert err.endswith(f"run: sudo {APT} libturbojpeg0-dev\n")
@@ -131,13 +161,13 @@ def test_without_apt_the_needs_are_named(machine):
     machine.tools -= {"apt-get"}
     machine.libraries.clear()
     with pytest.raises(LtatError, match="headers of libturbojpeg and of OpenCV"):
-        install_ffcv.install()
+        install_ffcv.install(agreed=True)
 
 
 def test_old_package_lists_are_renewed_once(machine):
     machine.libraries.clear()
     machine.apt_fails = 1
-    install_ffcv.install()
+    install_ffcv.install(agreed=True)
     assert [command.split("noninteractive ")[-1][:15] for command in machine.commands[:3]] == [
         "apt-get install",
         "apt-get update",
@@ -148,7 +178,7 @@ def test_old_package_lists_are_renewed_once(machine):
 def test_a_command_that_fails_is_named_with_its_last_lines(machine, capsys):
     machine.libraries.clear()
     machine.apt_fails = 2
-    assert install_ffcv.main() == 1
+    assert install_ffcv.main(["--yes"]) == 1
     err = capsys.readouterr().err
     assert f"this command failed, see its last lines above: env DEBIAN_FRONTEND=noninteractive {APT}" in err
     assert err.startswith("first\n") and "Traceback" not in err
@@ -157,13 +187,13 @@ def test_a_command_that_fails_is_named_with_its_last_lines(machine, capsys):
 def test_a_build_that_cannot_be_imported_is_a_failure(machine):
     machine.builds = False
     with pytest.raises(LtatError, match="cannot be imported"):
-        install_ffcv.install()
+        install_ffcv.install(agreed=True)
 
 
 def test_without_pip_the_way_out_is_named(machine):
     machine.modules -= {"pip"}
     with pytest.raises(LtatError, match="-m ensurepip"):
-        install_ffcv.install()
+        install_ffcv.install(agreed=True)
 
 
 def test_our_description_of_opencv_stands_in_for_a_missing_one_and_goes_away(machine):
@@ -197,7 +227,7 @@ def test_the_script_needs_nothing_but_python():
 def test_make_goes_on_without_ffcv_unless_it_is_required(tmp_path, required, code):
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin/python"
-    python.write_text("#!/bin/sh\necho 'FFCV was not installed: run this' >&2\nexit 1\n")
+    python.write_text('#!/bin/sh\necho "FFCV was not installed: run this ($*)" >&2\nexit 1\n')
     python.chmod(0o755)
     for stamp in (".ready", ".built"):
         (tmp_path / stamp).touch()
@@ -211,3 +241,4 @@ def test_make_goes_on_without_ffcv_unless_it_is_required(tmp_path, required, cod
     )
     assert done.returncode == code and "FFCV was not installed: run this" in done.stderr
     assert not (tmp_path / ".ffcv").exists()
+    assert ("--yes" in done.stderr) == (required == "1")
