@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ltat.arguments import as_path, as_whole
 from ltat.attacks import official
-from ltat.attacks.checks import check_batch, check_channels, check_seed, check_threat
+from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat
 from ltat.attacks.journal import Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
@@ -64,7 +65,7 @@ def autoattack(
     threat: ThreatModel = LINF_8,
     batch_size: int = 256,
     seed: int = 0,
-    state_path: Path | None = None,
+    state_path: str | Path | None = None,
     precision: str = "fp32",
     on_progress: OnProgress | None = None,
 ) -> AutoAttackResult:
@@ -89,8 +90,9 @@ def autoattack(
     Raises:
         LtatError: a threat model AutoAttack does not know, wrong images or labels, the state of another run.
     """
-    _check(x, y, threat, batch_size)
-    check_seed(seed)
+    _check(x, y, threat)
+    seed, batch_size = as_seed(seed), as_whole("batch_size", batch_size, 1)
+    state_path = None if state_path is None else as_path("state_path", state_path)
     check_channels(model, x.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode(False):
         x, y = x.detach().clone(), y.detach().clone()
@@ -234,12 +236,10 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *,
     return digest.hexdigest()
 
 
-def _check(x: Tensor, y: Tensor, threat: ThreatModel, batch_size: int) -> None:
+def _check(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     check_threat(threat)
     if isinstance(threat.eps, Tensor):
         raise LtatError("AutoAttack takes one radius for all images: give eps as a number")
     if threat.box != (0.0, 1.0):
         raise LtatError(f"AutoAttack knows only the box (0, 1), not {threat.box}: scale the images to it")
-    if batch_size < 1:
-        raise LtatError(f"batch_size is {batch_size}: give 1 or more")
     check_batch(x, y, threat)

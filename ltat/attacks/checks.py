@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from ltat.arguments import as_number, as_whole, shown
 from ltat.attacks.threat import ThreatModel
 from ltat.errors import LtatError
 from ltat.ops.checks import require_tensors
+from ltat.units import MAX_STEPS, check_length
 
 MAX_SEED = 2**63 - 1
 
@@ -47,14 +49,38 @@ def check_channels(model: nn.Module, channels: int) -> None:
         raise LtatError(f"the model takes images of {wanted} channels and these have {channels}: use its own data")
 
 
-def check_seed(seed: int) -> None:
-    """Refuses a seed that torch's generators cannot take.
+def as_seed(seed: object) -> int:
+    """A seed that torch's generators can take, as an ``int``.
 
     Raises:
         LtatError: naming the seed.
     """
-    if not 0 <= seed <= MAX_SEED:
-        raise LtatError(f"seed is {seed}: give one from 0 to {MAX_SEED}")
+    return as_whole("seed", seed, 0, MAX_SEED)
+
+
+def as_steps(name: str, steps: object) -> int:
+    """The steps of an attack, as an ``int``.
+
+    Raises:
+        LtatError: not a whole number from 0 to :data:`ltat.units.MAX_STEPS`.
+    """
+    return as_whole(name, steps, 0, MAX_STEPS)
+
+
+def as_step_size(name: str, step_size: object, threat: ThreatModel) -> float | Tensor:
+    """The step of an attack as a ``float``, or the tensor [B] that it is.
+
+    Raises:
+        LtatError: no number, negative, not finite, or wider than the box.
+    """
+    if not (isinstance(step_size, Tensor) and step_size.dim()):
+        step_size = as_number(name, step_size, "give a number of at least 0, or float32 [B]")
+    sizes = torch.as_tensor(step_size)
+    if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
+        raise LtatError(f"{name} is {sizes.min().item()}: give a finite one, 0 or more")
+    if sizes.numel():
+        check_length(name, float(sizes.max()), threat.norm, threat.box)
+    return step_size
 
 
 def check_threat(threat: object) -> None:
@@ -64,4 +90,4 @@ def check_threat(threat: object) -> None:
         LtatError: naming what was given.
     """
     if not isinstance(threat, ThreatModel):
-        raise LtatError(f"threat is {threat!r}: give a ThreatModel, such as ThreatModel(norm='linf', eps=8 / 255)")
+        raise LtatError(f"threat is {shown(threat)}: give a ThreatModel, such as ThreatModel(norm='linf', eps=8 / 255)")

@@ -4,13 +4,13 @@ x⁰ = start(x);   xᵗ⁺¹ = Π(xᵗ + a·sign ∇ₓ J(xᵗ)),   t = 0 … K�
 """
 
 import warnings
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
+from ltat.arguments import as_whole
 from ltat.attacks.ascent import Ascent
-from ltat.attacks.checks import check_batch, check_channels, check_threat
+from ltat.attacks.checks import as_step_size, as_steps, check_batch, check_channels, check_threat
 from ltat.attacks.graph import captured_climb, why_not_captured
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
@@ -80,10 +80,10 @@ def pgd(
         check_threat(threat)
         check_batch(x, y, threat)
         check_channels(model, x.shape[1] if x.dim() > 1 else 1)
-    step_size = threat.eps / 4 if step_size is None else step_size
-    if validate:
         _check_choices(start, mode, keep, precision)
-        _check_numbers(steps, step_size, restarts)
+        steps, restarts = as_steps("steps", steps), as_whole("restarts", restarts, 1)
+        step_size = None if step_size is None else as_step_size("step_size", step_size, threat)
+    step_size = threat.eps / 4 if step_size is None else step_size
     # Another's autocast would round the gradients too: backward runs under the one that stands when it is called.
     exact = autocast(x.device.type, "fp32")
     with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
@@ -143,14 +143,3 @@ def _check_choices(start: str, mode: str, keep: str, precision: str) -> None:
         if name not in known:
             raise LtatError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
     dtype_of(precision)
-
-
-def _check_numbers(steps: int, step_size: float | Tensor, restarts: int) -> None:
-    for what, number, least in (("steps", steps, 0), ("restarts", restarts, 1)):
-        if not isinstance(number, Integral) or number < least:
-            raise LtatError(f"{what} is {number!r}: give a whole number, {least} or more")
-    if not isinstance(step_size, Real | Tensor):
-        raise LtatError(f"step_size is {step_size!r}: give a number, or float32 [B]")
-    sizes = torch.as_tensor(step_size)
-    if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
-        raise LtatError(f"step_size is {sizes.min().item()}: give a finite one, 0 or more")

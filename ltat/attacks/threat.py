@@ -1,15 +1,18 @@
 """The threat model: the set of images an adversary may reach from x, and how to move inside it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ltat.arguments import as_number, shown
 from ltat.attacks.starts import STARTS
 from ltat.errors import LtatError
 from ltat.ops import pgd_step
+from ltat.units import check_length
 
 NORMS = ("linf", "l2")
 
@@ -20,11 +23,13 @@ class ThreatModel:
 
     Args:
         norm: ``"linf"`` or ``"l2"`` (over all pixels and channels of one image).
-        eps: radius ε ≥ 0 in units of the image, one number or a tensor [B] with one radius per image.
+        eps: radius ε ≥ 0 in units of the image, one number or a tensor [B] with one radius per image. Numbers of
+            NumPy and tensors without shape become a ``float``.
         box: smallest and largest legal pixel value.
 
     Raises:
-        LtatError: unknown norm; ε negative or not finite; ε of more than one dimension; an empty box.
+        LtatError: unknown norm; ε no number, negative, not finite, of more than one dimension, or in ℓ∞ wider than
+            the box; no box, or an empty one.
     """
 
     norm: str = "linf"
@@ -33,19 +38,29 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise LtatError(f"unknown norm {self.norm!r}: use one of {', '.join(NORMS)}")
-        low, high = self.box
-        if not low < high:
-            raise LtatError(f"the box {self.box} is empty: give (lowest, highest) pixel value")
+            raise LtatError(f"unknown norm {shown(self.norm)}: use one of {', '.join(NORMS)}")
+        object.__setattr__(self, "box", _as_box(self.box))
+        if not (isinstance(self.eps, Tensor) and self.eps.dim()):
+            object.__setattr__(self, "eps", as_number("eps", self.eps, "give a number such as 8/255, or a tensor [B]"))
         # A radius on the GPU is checked by `validate`, not here: reading it would stall every training step.
         if not isinstance(self.eps, Tensor) or self.eps.device.type == "cpu":
-            _check_radius(self.eps)
+            self._check_radius()
 
     def validate(self, batch_size: int) -> None:
         """Checks the radii themselves (one device synchronisation) and that they fit the batch."""
-        _check_radius(self.eps)
+        self._check_radius()
         if isinstance(self.eps, Tensor) and len(self.eps) != batch_size:
             raise LtatError(f"eps holds {len(self.eps)} radii for {batch_size} images: give one per image")
+
+    def _check_radius(self) -> None:
+        if isinstance(self.eps, Tensor) and self.eps.dim() != 1:
+            raise LtatError(f"eps has shape {tuple(self.eps.shape)}: give one number or a tensor [B]")
+        values = torch.as_tensor(self.eps, dtype=torch.float64).reshape(-1)
+        bad = values[~(torch.isfinite(values) & (values >= 0))]
+        if bad.numel():
+            raise LtatError(f"eps is {bad[0].item()}: a radius must be finite and not negative, such as 8/255")
+        if values.numel():
+            check_length("eps", float(values.max()), self.norm, self.box)
 
     def radius(self, x: Tensor) -> float | Tensor:
         """ε as a number, or as a tensor [B, 1, …] that broadcasts against ``x``."""
@@ -97,15 +112,14 @@ def per_image(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value
 
 
-def _check_radius(eps: float | Tensor) -> None:
-    if not isinstance(eps, Tensor | Real):
-        raise LtatError(f"eps is {eps!r}: give a number such as 8 / 255, or a tensor [B]")
-    if isinstance(eps, Tensor) and eps.dim() != 1:
-        raise LtatError(f"eps has shape {tuple(eps.shape)}: give one number or a tensor [B]")
-    values = torch.as_tensor(eps, dtype=torch.float64).reshape(-1)
-    bad = values[~(torch.isfinite(values) & (values >= 0))]
-    if bad.numel():
-        raise LtatError(f"eps is {bad[0].item()}: a radius must be finite and not negative, such as 8/255")
+def _as_box(box: object) -> tuple[float, float]:
+    advice = "give (lowest, highest) pixel value"
+    if not isinstance(box, Sequence | np.ndarray | Tensor) or isinstance(box, str) or len(box) != 2:
+        raise LtatError(f"box is {shown(box)}: {advice}")
+    low, high = (as_number("a bound of the box", bound, advice) for bound in box)
+    if not low < high:
+        raise LtatError(f"the box {(low, high)} is empty: {advice}")
+    return low, high
 
 
 LINF_8 = ThreatModel()

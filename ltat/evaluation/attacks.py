@@ -17,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltat.arguments import shown
 from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
+from ltat.attacks.checks import as_step_size
 from ltat.attacks.modes import attack_mode
+from ltat.attacks.threat import LINF_8
 from ltat.data.images import Images
 from ltat.errors import LtatError
 from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
+from ltat.units import MAX_STEPS
 
 OnProgress = Callable[[str, int, int], None]
 START = "uniform"
@@ -190,24 +194,29 @@ masking by large logits (AT-BSL's probe)."""
 ATTACKS: dict[str, Callable[[Subject], Outcome]] = {"clean": clean, "autoattack": auto_attack}
 
 
-def parse_attack(name: str) -> Callable[[Subject], Outcome]:
+def parse_attack(name: str, threat: ThreatModel = LINF_8) -> Callable[[Subject], Outcome]:
     """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with a step of its own, ``"pgd20@1/255"``.
 
     Raises:
-        LtatError: unknown name, or steps missing or out of place.
+        LtatError: unknown name, steps missing, out of place or too many, or a step wider than the threat model's box.
     """
-    if name in ATTACKS:
+    if isinstance(name, str) and name in ATTACKS:
         return ATTACKS[name]
-    match = re.fullmatch(r"([a-z]+)([1-9]\d*)(?:@([\d.]+)(?:/(\d+))?)?", name)
-    if match is None or match[1] not in PGD_LOSSES or not _is_step(match[3], match[4]):
+    match = re.fullmatch(r"([a-z]+)([1-9]\d*)(?:@([\d.]+)(?:/(\d+))?)?", str(name), re.ASCII)
+    step_size = None if match is None or match[3] is None else _quotient(match[3], match[4] or "1")
+    if match is None or match[1] not in PGD_LOSSES or step_size == 0:
         choices = [*ATTACKS, *(f"{prefix}<steps>" for prefix in PGD_LOSSES)]
-        raise LtatError(f"unknown attack {name!r}: use {', '.join(choices)}, such as pgd20 or pgd20@1/255")
-    step_size = None if match[3] is None else float(match[3]) / int(match[4] or 1)
+        raise LtatError(f"unknown attack {shown(name)}: use {', '.join(choices)}, such as pgd20 or pgd20@1/255")
+    if float(match[2]) > MAX_STEPS:
+        raise LtatError(f"attack {shown(name)} takes more than {MAX_STEPS} steps: lower them")
+    if step_size is not None:
+        as_step_size(f"the step of {shown(name)}", step_size, threat)
     return partial(gradient_attack, name=match[1], steps=int(match[2]), step_size=step_size)
 
 
-def _is_step(numerator: str | None, denominator: str | None) -> bool:
+def _quotient(numerator: str, denominator: str) -> float:
+    """The step; 0 where it is none."""
     try:
-        return numerator is None or float(numerator) / int(denominator or 1) > 0
+        return float(numerator) / float(denominator)
     except (ValueError, ZeroDivisionError):
-        return False
+        return 0.0

@@ -10,8 +10,9 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from ltat.arguments import as_path, as_whole, shown
 from ltat.attacks import ThreatModel
-from ltat.attacks.checks import check_channels, check_seed, check_threat
+from ltat.attacks.checks import as_seed, check_channels, check_threat
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
@@ -98,7 +99,7 @@ def evaluate(
     device: torch.device | str | None = None,
     precision: str = "fp32",
     name: str = "",
-    state_dir: Path | None = None,
+    state_dir: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
     """Accuracy of ``model`` on ``data``, clean and under each attack.
@@ -127,9 +128,14 @@ def evaluate(
             (``ltat.models.order_classes`` maps them), one that adjusts its logits itself where
             ``adjust`` is given, or a setting out of range.
     """
-    chosen = {attack: parse_attack(attack) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
-    _check(chosen, threat, batch_size, precision)
-    check_seed(seed)
+    _check_threat(threat)
+    chosen = _parse(attacks, threat)
+    dtype_of(precision)
+    batch_size, seed = as_whole("batch_size", batch_size, 1), as_seed(seed)
+    n_examples = None if n_examples is None else as_whole("n_examples", n_examples, 1)
+    state_dir = None if state_dir is None else as_path("state_dir", state_dir)
+    if not isinstance(device, torch.device | str | None):
+        raise LtatError(f"device is {shown(device)}: give a name, such as cpu or cuda")
     split, dataset, train_counts = _resolve(data, train_counts)
     if isinstance(model, Classifier):
         names = data.class_names or split.class_names
@@ -231,15 +237,18 @@ def _contradictions(outcomes: dict[str, Outcome]) -> list[str]:
     ]
 
 
-def _check(attacks: dict[str, Any], threat: ThreatModel, batch_size: int, precision: str) -> None:
+def _parse(attacks: Sequence[str] | str, threat: ThreatModel) -> dict[str, Callable[[Subject], Outcome]]:
+    if not isinstance(attacks, str | Sequence):
+        raise LtatError(f"attacks are {shown(attacks)}: give names, such as ['clean', 'pgd20']")
     if not attacks:
         raise LtatError("no attack was named: give at least 'clean'")
+    return {attack: parse_attack(attack, threat) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
+
+
+def _check_threat(threat: ThreatModel) -> None:
     check_threat(threat)
     if isinstance(threat.eps, Tensor):
         raise LtatError("an evaluation has one radius for all images: give eps as a number")
-    if batch_size < 1:
-        raise LtatError(f"batch_size is {batch_size}: give 1 or more")
-    dtype_of(precision)
 
 
 def _silent(stage: str, done: int, total: int) -> None:

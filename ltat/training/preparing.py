@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from ltat.attacks import ThreatModel
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -96,8 +97,9 @@ def check_evaluation(config: RunConfig, data: TaskData) -> None:
     """
     if not config.eval.attacks:
         raise LtatError("eval.attacks is empty; name at least clean")
-    for name in config.eval.attacks:
-        parse_attack(name)
+    threat = ThreatModel(config.attack.norm, config.attack.eps)
+    for name in (*config.eval.attacks, config.select.metric or "clean"):
+        parse_attack(name, threat)
     asked, there = config.eval.n_examples or 0, len(data.dataset.test)
     if asked > there:
         raise LtatError(f"eval.n_examples={asked} is more than the {there} test images; lower it or leave it out")
@@ -200,10 +202,9 @@ def check_selection(config: RunConfig) -> None:
     """Look at how the best checkpoint is to be chosen.
 
     Raises:
-        LtatError: an unknown attack, or no epoch in which a checkpoint competes.
+        LtatError: no epoch in which a checkpoint competes.
     """
     select, epochs = config.select, config.train.epochs
-    parse_attack(select.metric or "clean")
     if select.set != "none" and select.from_epoch > epochs:
         raise LtatError(f"select.from={select.from_epoch} is beyond the {epochs} epochs; lower it")
 

@@ -303,12 +303,38 @@ def test_wrong_arguments_are_named(change, names, net, x, y):
         ({"eps": torch.rand(2, 2)}, r"\(2, 2\)"),
         ({"eps": "8/255"}, "'8/255'"),
         ({"norm": "l1"}, "l1"),
+        ({"eps": None}, "eps is None"),
+        ({"eps": True}, "eps is True"),
+        ({"eps": 8}, "give 8/255"),
+        ({"eps": torch.tensor([0.1, 8.0])}, "give 8/255"),
         ({"box": (1.0, 0.0)}, "empty"),
+        ({"box": 5}, "box is 5"),
+        ({"box": (0.0, 0.5, 1.0)}, "box is"),
+        ({"box": (0.0, float("nan"))}, "bound of the box is nan"),
+        ({"norm": ["linf"]}, "unknown norm"),
     ],
 )
 def test_an_impossible_threat_model_is_refused(arguments, names):
     with pytest.raises(LtatError, match=names):
         ThreatModel(**arguments)
+
+
+@pytest.mark.parametrize("eps", [np.float32(0.03), np.float64(0.03), np.array(0.03), torch.tensor(0.03), 0])
+def test_a_radius_of_another_kind_of_number_becomes_a_float(eps):
+    threat = ThreatModel(eps=eps, box=np.array([0, 1]))
+    assert type(threat.eps) is float and threat.eps == float(eps)
+    assert threat.box == (0.0, 1.0) and all(type(bound) is float for bound in threat.box)
+
+
+def test_a_radius_is_looked_at_in_the_box_and_norm_it_is_given_for():
+    assert ThreatModel(eps=8, box=(0, 255)).eps == ThreatModel("l2", eps=8).eps == 8.0
+
+
+def test_numpy_numbers_attack_as_the_plain_ones_do(net, x, y):
+    kinds = {"steps": (2, np.int64(2)), "step_size": (0.01, np.float64(0.01)), "restarts": (1, torch.tensor(1))}
+    plain, other = ({name: pair[i] for name, pair in kinds.items()} for i in (0, 1))
+    first, second = (pgd(net, x, y, **given, generator=generator()) for given in (plain, other))
+    assert torch.equal(first, second)
 
 
 def test_contains_tells_legal_images_from_illegal_ones():
@@ -319,7 +345,7 @@ def test_contains_tells_legal_images_from_illegal_ones():
     x_adv[2, 0, 0, 0] = float("nan")
     assert ThreatModel(eps=0.1).contains(x_adv, x).tolist() == [True, False, False, True]
     assert ThreatModel("l2", eps=0.2).contains(x_adv, x).tolist() == [True, False, False, True]
-    wide = ThreatModel(eps=9.0)
+    wide = ThreatModel(eps=1.0)
     assert wide.contains(x + 0.6, x).tolist() == [False] * 4  # in the ball, not in the box
 
 
@@ -337,6 +363,8 @@ def test_images_of_other_channels_than_the_model_are_told():
         ({"restarts": 1.5}, "restarts is 1.5"),
         ({"step_size": "x"}, "step_size is 'x'"),
         ({"step_size": [0.1, 0.1]}, "step_size is"),
+        ({"step_size": 2}, "step_size=2 is wider"),
+        ({"steps": 10**18}, "steps is 1000000000000000000"),
     ],
 )
 def test_numbers_of_a_wrong_kind_are_told(wrong, named):

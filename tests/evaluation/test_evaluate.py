@@ -203,6 +203,12 @@ def test_an_attack_may_name_its_step(data):
         ({"attacks": ["pgd20@0"]}, "pgd20@0"),
         ({"attacks": ["pgd20@1/0"]}, "pgd20@1/0"),
         ({"attacks": ["pgd20@1.2.3"]}, "pgd20@1.2.3"),
+        ({"attacks": ["pgd5@2"]}, "the step of 'pgd5@2'=2 is wider"),
+        ({"attacks": ["pgd99999999999999"]}, "more than 10000 steps"),
+        ({"attacks": ["pgd" + 5000 * "9"]}, "more than 10000 steps"),
+        ({"attacks": ["pgd5@1/1" + 400 * "0"]}, "unknown attack"),
+        ({"attacks": [20]}, "unknown attack 20"),
+        ({"attacks": None}, "attacks are None"),
         ({"attacks": ["unheard"]}, "unheard"),
         ({"attacks": []}, "no attack"),
         ({"batch_size": 0}, "batch_size is 0"),
@@ -213,11 +219,33 @@ def test_an_attack_may_name_its_step(data):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"device": "gpu"}, "device 'gpu'"),
+        ({"device": 1.5}, "device is 1.5"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"n_examples": "5"}, "n_examples is '5'"),
+        ({"n_examples": 0}, "n_examples is 0"),
+        ({"seed": True}, "seed is True"),
+        ({"state_dir": 5}, "state_dir is 5"),
     ],
 )
 def test_wrong_settings_are_named(settings, names, data):
     with pytest.raises(LtatError, match=names):
         evaluate(Brightest(), data, **settings).to_json()
+
+
+def test_numbers_of_numpy_and_a_path_as_a_string_are_taken(data, tmp_path):
+    plain = evaluate(Brightest(), data, attacks="pgd2", threat=THREAT, n_examples=10, batch_size=4, seed=1)
+    other = evaluate(
+        Brightest(),
+        data,
+        attacks="pgd2",
+        threat=ThreatModel(eps=np.float64(0.1)),
+        n_examples=np.int64(10),
+        batch_size=torch.tensor(4),
+        seed=np.uint8(1),
+        state_dir=str(tmp_path),
+        device=torch.device("cpu"),
+    )
+    assert json.dumps(other.to_json()) == json.dumps(plain.to_json())
 
 
 @pytest.mark.parametrize("counts", [[1, 2], list("abcde"), [1, 2, 3, 4, float("nan")], [[1], [2, 3]]])
