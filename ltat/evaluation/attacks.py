@@ -30,7 +30,7 @@ from ltat.units import MAX_STEPS
 
 OnProgress = Callable[[str, int, int], None]
 START = "uniform"
-LSA_SCALE = 10.0
+LSA_SPREAD = 10.0  # the least likely class then has a probability of e^-10, which fp32 holds beside 1
 
 
 @dataclass(frozen=True)
@@ -183,13 +183,28 @@ def auto_attack(subject: Subject) -> Outcome:
     return Outcome(correct, {"stages": stages, **result.settings}, list(result.flags))
 
 
+def ce_of_spread(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+    """Cross-entropy of each image's logits scaled to lie :data:`LSA_SPREAD` apart, the scale a constant: [B].
+
+    The same for c·logits with any c > 0, so that softmax is never saturated by their size.
+    """
+    below = logits - logits.amax(1, keepdim=True)
+    spread = -below.detach().amin(1, keepdim=True)
+    return cross_entropy(below * (LSA_SPREAD / spread.clamp_min(torch.finfo(spread.dtype).tiny)), y, x_adv)
+
+
+def ce_of_tenfold(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+    """Cross-entropy of ten times the logits, [B]: the probe of AT-BSL's code, to compare with its figures alone."""
+    return cross_entropy(10 * logits, y, x_adv)
+
+
 PGD_LOSSES: dict[str, tuple[str, Objective]] = {
     "pgd": ("ce", cross_entropy),
     "cw": ("cw", OBJECTIVES["cw"]),
-    "lsa": ("ce of 10·logits", lambda logits, y, x_adv: cross_entropy(LSA_SCALE * logits, y, x_adv)),
+    "lsa": (f"ce of logits {LSA_SPREAD:g} apart", ce_of_spread),
+    "tenfold": ("ce of 10·logits", ce_of_tenfold),
 }
-"""Attacks whose names end in the number of steps: what the loss is called, and the loss. ``lsa`` sees through
-masking by large logits (AT-BSL's probe)."""
+"""Attacks whose names end in the number of steps: what the loss is called, and the loss."""
 
 ATTACKS: dict[str, Callable[[Subject], Outcome]] = {"clean": clean, "autoattack": auto_attack}
 

@@ -158,6 +158,48 @@ def test_masked_gradients_are_flagged(data):
     assert any("zero gradient" in flag for flag in found["flags"])
 
 
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, Split]:
+    """A network that knows its images, at logits of an ordinary size."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % CLASSES
+    images = np.clip(rng.normal(110 + 12 * labels[:, None, None, None], 30, (60, 4, 4, 1)), 0, 255).astype(np.uint8)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, CLASSES))
+    x, y = torch.from_numpy(images).permute(0, 3, 1, 2) / 255, torch.from_numpy(labels)
+    optimizer = torch.optim.Adam(net.parameters(), 0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net, Split(images, labels, CLASSES, np.arange(60))
+
+
+class Scaled(nn.Module):
+    def __init__(self, network: nn.Module, by: float) -> None:
+        super().__init__()
+        self.network, self.by = network, by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.by * self.network(x)
+
+
+def test_logits_that_are_large_or_small_hide_nothing_from_lsa(trained):
+    net, data = trained
+    figures = {
+        by: {
+            attack: float(outcome.correct.mean())
+            for attack, outcome in evaluate(
+                Scaled(net, by), data, attacks=["pgd20", "lsa20"], threat=ThreatModel(eps=0.04)
+            ).outcomes.items()
+        }
+        for by in (0.01, 1, 10, 100)
+    }
+    assert len({found["lsa20"] for found in figures.values()}) == 1
+    assert 0 < figures[1]["lsa20"] <= figures[1]["pgd20"] + 0.04
+    assert figures[100]["lsa20"] < figures[100]["pgd20"] - 0.1
+
+
 def test_an_adversarial_image_outside_the_threat_model_never_counts(data, monkeypatch):
     from ltat.evaluation import attacks
 
