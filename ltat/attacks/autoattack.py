@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltat.arguments import as_path, as_whole
 from ltat.attacks import official
 from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat
-from ltat.attacks.journal import Journal, Piece
+from ltat.attacks.journal import Damaged, Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.errors import LtatError
@@ -155,7 +155,7 @@ class _Run:
         for number, start in enumerate(range(0, len(victims), self.batch_size)):
             batch = victims[start : start + self.batch_size]
             name = f"{stage}-{number:05d}"
-            piece = journal.load(name)
+            piece = self._stored(name, batch, journal)
             if piece is None:
                 piece = self._attack_batch(stage, batch)
                 journal.save(name, piece)
@@ -165,6 +165,34 @@ class _Run:
             if on_progress is not None:
                 on_progress(stage, start + len(batch), len(victims))
         return left
+
+    def _stored(self, name: str, batch: Tensor, journal: Journal) -> Piece | None:
+        """The journal's piece of that name if the network confirms it, else None, for the batch to be attacked."""
+        try:
+            piece = journal.load(name)
+            if piece is not None:
+                self._confirm(piece, batch)
+            return piece
+        except Damaged as why:
+            self.messages.append(f"the stored batch {name} could not be trusted ({why}): it was attacked again")
+            return None
+
+    def _confirm(self, piece: Piece, batch: Tensor) -> None:
+        """Raises: Damaged where not every image of ``piece`` is a legal adversarial example of its own in ``batch``."""
+        indices, x_adv = piece.indices, piece.x_adv
+        shapes = indices.shape == x_adv.shape[:1] and x_adv.shape[1:] == self.x.shape[1:]
+        known = indices.dtype == torch.int64 and bool(torch.isin(indices, batch).all())
+        if not (shapes and known and x_adv.dtype == torch.float32 and len(indices.unique()) == len(indices)):
+            raise Damaged("it is not of this batch")
+        x, y = (t[batch.to(t.device)].cpu() for t in (self.x, self.y))
+        places = torch.searchsorted(batch, indices)  # of the victims, which stand in order
+        if not bool(self.threat.contains(x_adv, x[places]).all()):
+            raise Damaged("an image of it breaks the threat model")
+        x[places] = x_adv  # a batch of the attack's size, so that its logits are rounded as they were
+        with torch.no_grad():
+            predicted = self.model(x.to(self.device)).max(1)[1].cpu()
+        if bool((predicted == y)[places].any()):
+            raise Damaged("an image of it is classified correctly")
 
     def _attack_batch(self, stage: str, batch: Tensor) -> Piece:
         x, y = (t[batch.to(t.device)].to(self.device) for t in (self.x, self.y))

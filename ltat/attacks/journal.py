@@ -1,11 +1,13 @@
 """The journal of a long attack: every finished batch on disk, so that an interruption costs one batch."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,11 +30,15 @@ class Piece:
     messages: tuple[str, ...]
 
 
+class Damaged(Exception):
+    """A piece that cannot be trusted; says why."""
+
+
 class Journal:
     """A folder of pieces that belong to one fingerprint; without a folder it keeps nothing.
 
     Raises:
-        LtatError: a piece was written under another fingerprint, or is not a piece.
+        LtatError: a file stands in the folder's place.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str) -> None:
@@ -42,7 +48,12 @@ class Journal:
             raise LtatError(f"{folder} is a file: give a folder for the attack's state")
 
     def load(self, name: str) -> Piece | None:
-        """The piece of that name, or None if it is not there yet."""
+        """The piece of that name, or None if it is not there yet.
+
+        Raises:
+            Damaged: it is not what was written.
+            LtatError: it was written under another fingerprint.
+        """
         if self.folder is None or not (self.folder / f"{name}.safetensors").exists():
             return None
         path = self.folder / f"{name}.safetensors"
@@ -50,13 +61,13 @@ class Journal:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 piece = Piece(
-                    file.get_tensor("indices"),
-                    file.get_tensor("x_adv"),
-                    tuple(json.loads(header.get("messages", "[]"))),
+                    file.get_tensor("indices"), file.get_tensor("x_adv"), tuple(json.loads(header["messages"]))
                 )
-        except (SafetensorError, OSError, ValueError) as error:
-            raise LtatError(f"{path} is damaged: delete the folder {self.folder} to start over") from error
-        if header.get("fingerprint") != self.fingerprint:
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Damaged("it cannot be read") from error
+        if header.get("sha256") != self._checksum(header.get("fingerprint", ""), name, piece):
+            raise Damaged("its checksum does not fit")
+        if header["fingerprint"] != self.fingerprint:
             raise LtatError(
                 f"{path} belongs to another model, data or setting: delete the folder {self.folder} "
                 "or choose another one"
@@ -67,7 +78,21 @@ class Journal:
         """Writes the piece atomically."""
         if self.folder is None:
             return
-        header = {"fingerprint": self.fingerprint, "messages": json.dumps(piece.messages)}
+        header = {
+            "fingerprint": self.fingerprint,
+            "messages": json.dumps(piece.messages),
+            "sha256": self._checksum(self.fingerprint, name, piece),
+        }
         tensors = {"indices": piece.indices.cpu(), "x_adv": piece.x_adv.cpu().contiguous()}
         data = safetensors.torch.save(tensors, metadata=header)
         atomic_write_bytes(self.folder / f"{name}.safetensors", data)
+
+    @staticmethod
+    def _checksum(fingerprint: str, name: str, piece: Piece) -> str:
+        head = [fingerprint, name, list(piece.messages)]
+        digest = hashlib.sha256()
+        for tensor in (piece.indices, piece.x_adv):
+            head.append(f"{tensor.dtype} {tuple(tensor.shape)}")
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(json.dumps(head).encode())
+        return digest.hexdigest()

@@ -1,15 +1,19 @@
 """AutoAttack through the authors' package: the same verdicts, resumable, nothing swallowed, nothing left behind."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pyautoattack
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from ltat.attacks import ThreatModel, official
 from ltat.attacks.autoattack import autoattack
+from ltat.attacks.journal import Journal, Piece
 from ltat.errors import LtatError
 
 
@@ -33,17 +37,19 @@ def images(classes: int, margins: list[float], channels: int = 3) -> tuple[torch
     return x, y
 
 
+BUILD = official.build
+
+
+def quick_build(*arguments, **settings):
+    package = BUILD(*arguments, **settings)
+    package.square.n_queries = 100
+    return package
+
+
 @pytest.fixture(autouse=True)
 def few_queries(monkeypatch: pytest.MonkeyPatch):
     """Square with 100 queries instead of 5000: the wrapper is under test, not the attack."""
-    build = official.build
-
-    def quick(*arguments, **settings):
-        package = build(*arguments, **settings)
-        package.square.n_queries = 100
-        return package
-
-    monkeypatch.setattr(official, "build", quick)
+    monkeypatch.setattr(official, "build", quick_build)
 
 
 MARGINS = [0.02, 0.05, 0.3, 0.4, 0.03, 0.5, -0.2]
@@ -124,13 +130,70 @@ def test_the_state_of_another_run_is_refused(change: str, tmp_path: Path):
         autoattack(model, other, y, threat=threat, seed=int(change == "seed"), state_path=tmp_path)
 
 
-def test_a_damaged_state_is_told_in_a_sentence(tmp_path: Path):
+def rewritten(path: Path, change) -> None:
+    """The piece with other contents, and the header that stood there."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    indices, x_adv = change(tensors["indices"], tensors["x_adv"])
+    if change.__name__ == "forge":
+        header["sha256"] = Journal._checksum(
+            header["fingerprint"], path.stem, Piece(indices, x_adv, tuple(json.loads(header["messages"])))
+        )
+    path.write_bytes(safetensors.torch.save({"indices": indices, "x_adv": x_adv.contiguous()}, header))
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:50]),
+    "a flipped bit": lambda path: path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1])),
+    "emptied": lambda path: rewritten(path, lambda indices, x_adv: (indices[:0], x_adv[:0])),
+    "negative": lambda path: rewritten(path, lambda indices, x_adv: (indices - 7, x_adv)),
+    "another batch's": lambda path: path.write_bytes(path.with_name("apgd-ce-00001.safetensors").read_bytes()),
+    "no messages": lambda path: path.write_bytes(safetensors.torch.save({"indices": torch.zeros(0)})),
+}
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory):
+    """A finished run with its state, to be damaged in a copy."""
+    folder = tmp_path_factory.mktemp("journal")
     x, y = images(10, MARGINS)
-    autoattack(Pixels(10), x, y, threat=THREAT, state_path=tmp_path)
-    first = min(tmp_path.iterdir())
-    first.write_bytes(first.read_bytes()[:50])
-    with pytest.raises(LtatError, match="damaged"):
-        autoattack(Pixels(10), x, y, threat=THREAT, state_path=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(official, "build", quick_build)
+        return folder, autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_batch_is_attacked_again_and_flagged(damage: str, journal, tmp_path: Path):
+    x, y = images(10, MARGINS)
+    shutil.copytree(journal[0], tmp_path, dirs_exist_ok=True)
+    DAMAGES[damage](tmp_path / "apgd-ce-00000.safetensors")
+    again = autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=tmp_path)
+    assert torch.equal(again.x_adv, journal[1].x_adv)
+    assert all(torch.equal(again.survivors[stage], alive) for stage, alive in journal[1].survivors.items())
+    assert [flag for flag in again.flags if "apgd-ce-00000 could not be trusted" in flag]
+    whole = autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=tmp_path)
+    assert whole.flags == journal[1].flags  # the batch was stored anew
+
+
+@pytest.mark.parametrize("what", ["clean images", "illegal images", "foreign indices", "twice", "a shorter list"])
+def test_a_forged_batch_is_held_to_what_the_network_says(what: str, journal, tmp_path: Path):
+    x, y = images(10, MARGINS)
+    shutil.copytree(journal[0], tmp_path, dirs_exist_ok=True)
+
+    def forge(indices, x_adv):
+        made = {
+            "clean images": (indices, x[indices]),
+            "illegal images": (indices, 1 - x_adv),
+            "foreign indices": (indices + 3, x_adv),
+            "twice": (indices[:1].repeat(2), x_adv[:1].repeat(2, 1, 1, 1)),
+            "a shorter list": (indices[:1], x_adv),
+        }
+        return made[what]
+
+    rewritten(tmp_path / "apgd-ce-00000.safetensors", forge)
+    again = autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=tmp_path)
+    assert torch.equal(again.robust, journal[1].robust) and torch.equal(again.x_adv, journal[1].x_adv)
+    assert any("could not be trusted" in flag for flag in again.flags)
 
 
 def test_nothing_left_to_attack_is_no_error():
