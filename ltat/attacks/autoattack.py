@@ -73,7 +73,7 @@ def autoattack(
 
     Deterministic in ``seed`` whatever the global random state, which is left as found; so is the model.
     With fewer than 10 classes the targeted attacks visit all C − 1 targets; APGD-T, whose loss needs four
-    classes, is left out below that, and flagged.
+    classes, is left out below that, and flagged. So is Square in ℓ2 where the package cannot tile the images.
 
     Args:
         model: images [B, ch, H, W] → logits [B, C]; attacked in eval mode on the device of its parameters.
@@ -122,7 +122,7 @@ class _Run:
         self.x_adv = x.clone()
         self.messages: list[str] = []
         self.num_classes = self._num_classes()
-        self.stages = official.possible_stages(self.num_classes)
+        self.stages = official.possible_stages(self.num_classes, threat.norm, tuple(x.shape[2:]))
         self.package = official.build(model, threat, self.num_classes, seed, self.device)
         self.settings: dict[str, object] = {
             "package": official.VERSION,
@@ -213,8 +213,11 @@ class _Run:
     def flags(self) -> list[str]:
         """Stages left out, and the warnings of all batches, alike ones gathered into one."""
         flags = []
-        if len(self.stages) < len(official.STAGES):
+        if "apgd-t" not in self.stages:
             flags.append(f"apgd-t was left out: its loss needs 4 classes, the model has {self.num_classes}")
+        if "square" not in self.stages:
+            size = "x".join(map(str, self.x.shape[2:]))
+            flags.append(f"square was left out: in l2 the package cannot tile images of {size} pixels")
         return flags + _gather(self.messages)
 
 
@@ -244,6 +247,8 @@ def _gather(messages: list[str]) -> list[str]:
 
 def _square_flags(survivors: dict[str, Tensor]) -> list[str]:
     # The package makes this check over a whole run, and here it never sees one.
+    if "square" not in survivors:
+        return []
     before = torch.stack([alive for stage, alive in survivors.items() if stage != "square"]).all(0)
     won = float(before.float().mean() - survivors["square"].float().mean())
     if won <= SQUARE_TOLERANCE:

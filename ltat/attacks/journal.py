@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ltat.errors import LtatError
-from ltat.files import atomic_write_bytes
+from ltat.files import atomic_write_bytes, exists, require_file
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ class Journal:
             Damaged: it is not what was written.
             LtatError: it was written under another fingerprint.
         """
-        if self.folder is None or not (self.folder / f"{name}.safetensors").exists():
+        if self.folder is None or not exists(self.folder / f"{name}.safetensors"):
             return None
         path = self.folder / f"{name}.safetensors"
+        require_file(path)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}

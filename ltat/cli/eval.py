@@ -72,6 +72,8 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
             write_json(json_file, evaluation)
     finally:  # hours of attacks are shown even where they cannot be written
         Console().print(evaluation.table())
+    if evaluation.failed:
+        raise click.ClickException(f"no figure of {', '.join(evaluation.failed)}; the flags tell why")
 
 
 def inputs(checkpoint: Path, options: dict[str, Any]) -> dict[str, Path | None]:

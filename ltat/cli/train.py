@@ -210,3 +210,6 @@ def show_report(report: "dict[str, Evaluation]", folder: Path) -> None:
 
     Console().print(render_table(list(report.values())))
     click.echo(f"run folder: {folder}")
+    failed = [f"{role}: {', '.join(evaluation.failed)}" for role, evaluation in report.items() if evaluation.failed]
+    if failed:
+        raise click.ClickException(f"no figure of {'; '.join(failed)}; the flags tell why, `ltat eval` tries again")

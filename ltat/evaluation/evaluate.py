@@ -1,7 +1,7 @@
 """Evaluating a model: clean and under attack, overall and for the rare classes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Evaluation:
         outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
         flags: every flag, each with the attack it belongs to.
         adjust: what was taken off the network's logits, or None.
+        failed: by name, the attacks that broke off and have no figure, each with its reason.
     """
 
     model: str
@@ -56,6 +57,7 @@ class Evaluation:
     outcomes: dict[str, Outcome]
     flags: list[str]
     adjust: Adjustment | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for ``json.dumps``; accuracies in percent, None where a group is empty or unknown."""
@@ -70,6 +72,7 @@ class Evaluation:
             },
             **({} if self.adjust is None else {"adjustment": self.adjust.to_json()}),
             **{name: {**self.summary(name), **o.settings} for name, o in self.outcomes.items()},
+            **({"failed": dict(self.failed)} if self.failed else {}),
             "flags": list(self.flags),
         }
 
@@ -105,7 +108,7 @@ def evaluate(
     """Accuracy of ``model`` on ``data``, clean and under each attack.
 
     Robust means correct before and after the attack, so no robust accuracy can exceed the clean one. The model
-    runs in eval mode and comes back as it was.
+    runs in eval mode and comes back as it was. Of several attacks one that raises has no figure and a flag.
 
     Args:
         model: images fp32 [B, ch, H, W] in [0, 1] → logits [B, C].
@@ -155,7 +158,8 @@ def evaluate(
         state_dir=state_dir,
         on_progress=on_progress or _silent,
     )
-    outcomes = {attack: run(subject) for attack, run in chosen.items()}
+    outcomes, failed = _attack(subject, chosen)
+    flags += [f"{attack}: broke off and has no figure ({reason})" for attack, reason in failed.items()]
     flags += [f"{attack}: {flag}" for attack, outcome in outcomes.items() for flag in outcome.flags]
     flags += _contradictions(outcomes)
     return Evaluation(
@@ -168,7 +172,24 @@ def evaluate(
         outcomes=outcomes,
         flags=flags,
         adjust=adjust,
+        failed=failed,
     )
+
+
+def _attack(
+    subject: Subject, chosen: dict[str, Callable[[Subject], Outcome]]
+) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """The outcome of each attack, and why those broke off that did; raised where nothing else would be left."""
+    outcomes: dict[str, Outcome] = {}
+    failed: dict[str, str] = {}
+    for attack, run in chosen.items():
+        try:
+            outcomes[attack] = run(subject)
+        except Exception as error:  # whatever it is, it must not cost hours of other attacks
+            if len(chosen) == 1:
+                raise
+            failed[attack] = str(error).partition("\n")[0] or type(error).__name__
+    return outcomes, failed
 
 
 def _resolve(

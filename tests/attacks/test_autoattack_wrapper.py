@@ -9,6 +9,7 @@ import pyautoattack
 import pytest
 import safetensors.torch
 import torch
+from pyautoattack.square import SquareAttack
 from torch import nn
 
 from ltat.attacks import ThreatModel, official
@@ -196,6 +197,31 @@ def test_a_forged_batch_is_held_to_what_the_network_says(what: str, journal, tmp
     assert any("could not be trusted" in flag for flag in again.flags)
 
 
+SIZES = {(12, 12): False, (24, 32): False, (4, 4): False, (8, 8): True, (10, 20): True, (32, 17): True, (16, 16): True}
+
+
+@pytest.mark.parametrize(("size", "runs"), SIZES.items())
+def test_square_runs_in_l2_exactly_where_the_package_can_tile(size: tuple[int, int], runs: bool):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(size[0] * size[1], 5))
+    x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    square = SquareAttack(network, norm="L2", n_queries=20, eps=1e-3, seed=0, device="cpu")
+    try:
+        square.perturb(x, network(x).argmax(1))
+        ran = True
+    except (RuntimeError, ZeroDivisionError):
+        ran = False
+    assert ran == runs == ("square" in official.possible_stages(5, "l2", size))
+    assert "square" in official.possible_stages(5, "linf", size)
+
+
+def test_autoattack_in_l2_ends_with_a_flag_on_images_that_square_cannot_tile():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(144, 5))
+    x = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    found = autoattack(network, x, network(x).argmax(1), threat=ThreatModel("l2", 1e-4))
+    assert "square" not in found.survivors
+    assert any("square was left out" in flag and "12x12" in flag for flag in found.flags)
+
+
 def test_nothing_left_to_attack_is_no_error():
     x, y = images(10, [0.02] * 4)
     wrong = autoattack(Pixels(10), x, (y + 1) % 10, threat=THREAT)
@@ -234,6 +260,7 @@ def test_the_packages_warnings_become_flags():
     x, y = images(10, MARGINS)
     flags = autoattack(Random(10), x, y, threat=THREAT).flags
     assert any("randomized" in flag.lower() for flag in flags), flags
+    assert not any("version=" in flag for flag in flags), "ltat has no such option"
 
 
 def test_a_model_with_vanishing_gradients_is_flagged():

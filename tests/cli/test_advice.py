@@ -19,7 +19,7 @@ SOURCES = sorted((ROOT / "ltat").rglob("*.py"))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 COMMAND = re.compile(r"(?:^ {4}|`|: |; |run )ltat ([a-z]+)(?![\w.])", re.MULTILINE)
 FORMATS = {"state"}  # a file that begins with `ltat state` is no command
-OTHERS = {"--help", "--no-build-isolation", "--test-dir", "--version"}  # of click, pip and ctest
+OTHERS = {"--help", "--no-build-isolation", "--test-dir", "--version", "--yes"}  # of click, pip, ctest and install_ffcv
 FILES = re.compile(r"\.(md|npz|beton|py|json|safetensors|toml)\b")
 
 

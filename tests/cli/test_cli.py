@@ -172,7 +172,7 @@ def test_the_options_that_others_rely_on_stay():
     train = {"--recipe", "--method", "--model", "--teacher", "--epochs", "--batch-size", "--precision", "--device"}
     train |= {"--loader", "--list-recipes", "--seed", "--out", "--resume", "--set", "--show-config", "--profile"}
     evaluation = {"--attacks", "--n-examples", "--batch-size", "--json", "--eps", "--norm", "--precision", "--device"}
-    evaluation |= {"--seed", "--state-dir", "--adjust"}
+    evaluation |= {"--seed", "--state-dir", "--adjust", "--classes-by-name"}
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in COMMANDS}
     assert options_of(commands["train"]) == train | shared

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ltat.cli.main import main
+from ltat.evaluation.attacks import ATTACKS
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import build_model, save_model
 
@@ -122,3 +123,16 @@ def test_a_card_with_facts_that_are_none_is_told(facts: dict[str, Any], name: st
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_a_seed_that_no_generator_takes_is_refused(seed: int, tmp_path: Path):
     assert "--seed" in run(save(tmp_path), "--seed", seed).output
+
+
+def test_an_attack_that_breaks_off_costs_no_report_and_shows_in_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def breaks(subject: Any) -> None:
+        raise RuntimeError("no such tile")
+
+    monkeypatch.setitem(ATTACKS, "autoattack", breaks)
+    done = run(save(tmp_path), "--attacks", "clean,autoattack", "--json", tmp_path / "r.json")
+    assert done.exit_code == 1 and "no figure of autoattack" in done.output
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert told["clean"]["overall"] is not None and told["failed"] == {"autoattack": "no such tile"}

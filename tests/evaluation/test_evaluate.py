@@ -13,6 +13,7 @@ from ltat.attacks import ThreatModel, pgd
 from ltat.data import Dataset, Split
 from ltat.errors import LtatError
 from ltat.evaluation import render_table, write_json
+from ltat.evaluation.attacks import ATTACKS
 from ltat.models import build_model
 from ltat.precision import MixedPrecision
 
@@ -373,3 +374,17 @@ def test_an_evaluation_inside_inference_mode_still_attacks():
     with torch.inference_mode():
         inside = evaluate(model, data, attacks="pgd2", threat=THREAT)
     assert inside.to_json() == evaluate(model, data, attacks="pgd2", threat=THREAT).to_json()
+
+
+def test_an_attack_that_breaks_off_costs_no_other_figure(data, monkeypatch):
+    def breaks(subject):
+        raise RuntimeError("the size of tensor a\nand more")
+
+    monkeypatch.setitem(ATTACKS, "autoattack", breaks)
+    found = evaluate(Brightest(), data, attacks=["clean", "autoattack", "pgd20"], threat=THREAT)
+    told = found.to_json()
+    assert set(found.outcomes) == {"clean", "pgd20"} and told["pgd20"]["overall"] is not None
+    assert told["failed"] == {"autoattack": "the size of tensor a"} and "autoattack" not in told
+    assert any(flag.startswith("autoattack: broke off") for flag in found.flags)
+    with pytest.raises(RuntimeError):
+        evaluate(Brightest(), data, attacks=["autoattack"], threat=THREAT)
