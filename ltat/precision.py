@@ -117,4 +117,5 @@ def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    half = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)  # a foreign model may err
+    return tensor.float() if half else tensor

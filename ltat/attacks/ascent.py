@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ltat.attacks.checks import check_logits
 from ltat.attacks.objectives import Objective
 from ltat.attacks.threat import ThreatModel
 from ltat.errors import LtatError
@@ -28,6 +29,7 @@ class Ascent:
             LtatError: the model has no class for the largest label.
         """
         logits = self.model(x_adv)
+        check_logits(logits)
         check_label(self.largest_label, logits.shape[1])
         return self.objective(logits, self.y, x_adv)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole
 from ltat.attacks import official
-from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat
+from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat, tried
 from ltat.attacks.journal import Damaged, Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
@@ -133,8 +133,7 @@ class _Run:
         }
 
     def _num_classes(self) -> int:
-        with torch.no_grad():
-            num_classes = int(self.model(self.x[:1].to(self.device)).shape[1])
+        num_classes = tried(self.model, self.x[:1].to(self.device), "the model").shape[1]
         if int(self.y.max()) >= num_classes:
             raise LtatError(f"label {int(self.y.max())} does not fit a model of {num_classes} classes")
         return num_classes

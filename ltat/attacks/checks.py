@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ltat.arguments import as_number, as_whole, shown
 from ltat.attacks.threat import ThreatModel
 from ltat.errors import LtatError
+from ltat.models import Classifier
 from ltat.ops.checks import require_tensors
 from ltat.units import MAX_STEPS, check_length
 
@@ -38,15 +39,47 @@ def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     threat.validate(len(x))
 
 
-def check_channels(model: nn.Module, channels: int) -> None:
-    """Refuses images of other channels than a model asks for that says so in ``in_channels``.
+def check_channels(model: object, channels: int) -> None:
+    """Refuses what is no module, and images of other channels than one of our networks takes.
+
+    An ``in_channels`` of anybody else's module may mean anything and is not looked at.
 
     Raises:
-        LtatError: naming both numbers.
+        LtatError: naming both numbers, or what the model is.
     """
-    wanted = getattr(model, "in_channels", channels)
-    if isinstance(wanted, int) and wanted != channels:
-        raise LtatError(f"the model takes images of {wanted} channels and these have {channels}: use its own data")
+    if not isinstance(model, nn.Module):
+        raise LtatError(f"the model is a {type(model).__name__}: wrap it in a torch.nn.Module whose forward calls it")
+    if isinstance(model, Classifier) and model.in_channels != channels:
+        raise LtatError(
+            f"the model takes images of {model.in_channels} channels and these have {channels}: use its own data"
+        )
+
+
+def tried(network: nn.Module, images: Tensor, name: str) -> Tensor:
+    """What ``network`` answers to a few images [B, ch, H, W] before anything long runs on it: logits, no gradient.
+
+    Raises:
+        LtatError: it fails on them, or answers something else than one row of logits per image; ``name`` is said.
+    """
+    try:
+        with torch.inference_mode():
+            logits = network(images)
+    except LtatError:
+        raise
+    except Exception as error:  # whatever a foreign network raises, such as for another dtype or size
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise LtatError(
+            f"{name} fails on images {tuple(images.shape)} of {images.dtype} ({reason}); hand in one that takes them"
+        ) from error
+    check_logits(logits, name)
+    return logits
+
+
+def check_logits(logits: object, name: str = "the model") -> None:
+    """Raises: LtatError where an answer is no tensor [B, C]."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise LtatError(f"{name} answers {found} and not logits [B, C]: wrap it in a module that returns them")
 
 
 def as_seed(seed: object) -> int:

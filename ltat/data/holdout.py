@@ -35,7 +35,7 @@ def _holdout_class(own: np.ndarray, fraction: float, generator: np.random.Genera
     if len(own) < 2:
         raise LtatError(
             f"class {label} has {len(own)} training image(s), too few to hold one out; "
-            "lower the imbalance ratio or select on the test set"
+            "lower the imbalance ratio, or train without a selection: select.set=none"
         )
     count = min(max(round(fraction * len(own)), 1), len(own) - 1)
     return generator.permutation(own)[:count]

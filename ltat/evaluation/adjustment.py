@@ -72,7 +72,6 @@ class LogitAdjusted(nn.Module):
         if isinstance(head, CosineClassifier) and head.offset.any():
             raise LtatError("the network adjusts its logits itself (robal.tau_p): leave the other adjustment out")
         self.network = MixedPrecision(model, precision)
-        self.in_channels = getattr(model, "in_channels", None)
         self.offset: Tensor
         self.register_buffer("offset", adjustment.offset())
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole, shown
 from ltat.attacks import ThreatModel
-from ltat.attacks.checks import as_seed, check_channels, check_threat
+from ltat.attacks.checks import as_seed, check_channels, check_threat, tried
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
@@ -144,6 +144,7 @@ def evaluate(
         names = data.class_names or split.class_names
         check_classes(model, names, "--classes-by-name, from Python with ltat.models.order_classes")
     class_groups(split.num_classes, train_counts)  # unfit counts must not wait until the attacks are through
+    check_channels(model, split.images.shape[-1])
     if n_examples is not None:
         split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
     adjust = None if adjust is None or adjust.tau == 0 else adjust
@@ -212,7 +213,6 @@ def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) ->
         x = as_tensor(split.images[start : start + batch_size]).to(device)
         y = torch.from_numpy(split.labels[start : start + batch_size]).to(device)
         if start == 0:
-            check_channels(model, x.shape[1])
             _check_classes(network, x[:1], split.num_classes)
         right, finite = predict(network, x, y)
         correct.append(right.cpu().numpy())
@@ -231,8 +231,8 @@ def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) ->
 
 
 def _check_classes(network: MixedPrecision, x: Tensor, num_classes: int) -> None:
-    with attack_mode(network, "eval"), torch.inference_mode():
-        shape = tuple(network(x).shape)
+    with attack_mode(network, "eval"):
+        shape = tuple(tried(network, x, "the model").shape)
     if shape != (1, num_classes):
         raise LtatError(
             f"the model answers one image with shape {shape} where the data have {num_classes} classes: "

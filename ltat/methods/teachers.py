@@ -18,6 +18,7 @@ from ltat.errors import LtatError
 from ltat.methods.base import Method, Progress
 from ltat.methods.objectives import inner_objective
 from ltat.methods.pgd_at import PgdAtConfig
+from ltat.models import Classifier
 from ltat.precision import dtype_of
 from ltat.working_copy import FrozenCopy, Untraceable
 
@@ -157,7 +158,7 @@ def require_teacher(teacher: nn.Module | None, class_counts: Tensor, method: str
             f"method {method!r} distils from a teacher and none was given; "
             "name one with --teacher, or train one first with teacher.train=balanced"
         )
-    classes = getattr(teacher, "num_classes", len(class_counts))
+    classes = teacher.num_classes if isinstance(teacher, Classifier) else len(class_counts)
     if classes != len(class_counts):
         raise LtatError(f"the teacher has {classes} classes and the data {len(class_counts)}; choose another teacher")
     return teacher.requires_grad_(False)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ltat.attacks import ThreatModel
+from ltat.attacks.checks import tried
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.errors import LtatError
@@ -123,17 +124,8 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: TaskData, device
     teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
     match_teacher(teacher, config, data)
     images = first_images(data, 2, device)
-    try:
-        with torch.no_grad():
-            logits = teacher(images)
-    except (RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LtatError(
-            f"the teacher fails on images {tuple(images.shape)} ({reason}); hand in one that takes them"
-        ) from error
-    wanted = (len(images), data.train.num_classes)
-    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != wanted:
-        found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    found, wanted = tuple(tried(teacher, images, "the teacher").shape), (len(images), data.train.num_classes)
+    if found != wanted:
         raise LtatError(f"the teacher answers {found} and not logits {wanted}; hand in one of the data's classes")
     return teacher
 

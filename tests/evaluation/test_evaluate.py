@@ -10,6 +10,7 @@ from torch import nn
 
 from ltat import evaluate
 from ltat.attacks import ThreatModel, pgd
+from ltat.attacks.autoattack import autoattack
 from ltat.data import Dataset, Split
 from ltat.errors import LtatError
 from ltat.evaluation import render_table, write_json
@@ -388,3 +389,43 @@ def test_an_attack_that_breaks_off_costs_no_other_figure(data, monkeypatch):
     assert any(flag.startswith("autoattack: broke off") for flag in found.flags)
     with pytest.raises(RuntimeError):
         evaluate(Brightest(), data, attacks=["autoattack"], threat=THREAT)
+
+
+class Told(nn.Module):
+    """A network of another project: its attributes mean what they mean there."""
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.net, self.answer = Brightest(), answer
+        self.in_channels, self.num_classes, self.classifier = 64, 1000, "linear"
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.answer(self.net(x))
+
+
+def test_the_attributes_of_a_foreign_module_are_not_believed(data):
+    plain = evaluate(Brightest(), data, attacks=["clean", "pgd2"], threat=THREAT)
+    told = evaluate(Told(lambda logits: logits), data, attacks=["clean", "pgd2"], threat=THREAT)
+    assert (told.outcomes["pgd2"].correct == plain.outcomes["pgd2"].correct).all()
+    x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    assert pgd(Told(lambda logits: logits), x, y, threat=THREAT, steps=1).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Told(lambda logits: (logits, None)), "answers tuple and not logits"),
+        (Told(lambda logits: {"logits": logits}), "answers dict and not logits"),
+        (Told(lambda logits: logits[:, :, None]), r"answers \(1, 5, 1\) and not logits"),
+        (lambda x: x.flatten(1), "a function: wrap it in a torch.nn.Module"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).half(), "fails on images .* of torch.float32"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(49, CLASSES)), "fails on images .*; hand in one that takes them"),
+    ],
+    ids=["tuple", "object", "map", "function", "half", "other size"],
+)
+def test_a_network_that_cannot_be_evaluated_is_told_in_a_sentence(data, model, said):
+    with pytest.raises(LtatError, match=said):
+        evaluate(model, data, attacks=["clean", "pgd2"], threat=THREAT)
+    x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(LtatError, match=said):
+        autoattack(model, x, y, threat=THREAT)
