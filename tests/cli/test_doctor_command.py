@@ -1,5 +1,6 @@
 """`ltat doctor`, and every other command, on an installation that lacks something."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -26,7 +27,7 @@ def test_doctor_works_without_any_package_but_click():
 
 def test_doctor_lists_what_the_project_depends_on():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
-    assert {name.partition(">")[0] for name in project["dependencies"]} == set(PACKAGES)
+    assert {re.split("[>=]", name)[0] for name in project["dependencies"]} == set(PACKAGES)
 
 
 def test_doctor_names_the_command_for_a_missing_package(monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from torch import nn
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import Progress
+from ltat.models import build_model
 from tests.methods.making import make_method
 
 CLASSES, PIXELS, IMAGES = 5, 12, 7
@@ -214,7 +215,6 @@ def test_settings_that_do_not_fit_together_fail_before_training(assignments, tea
 
 
 def test_a_teacher_with_other_classes_is_refused():
-    other = Linear(3)
-    other.num_classes = 9
+    other = build_model("small", num_classes=9)
     with pytest.raises(LtatError, match="9 classes"):
         make("self-distill", teacher=other)

@@ -53,7 +53,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
     monkeypatch.setattr("ltat.training.trainer.Graphs", lambda: Graphs(Recorder()))
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     kernel = import_module("ltat.ops.balanced_kd")
-    monkeypatch.setattr(kernel, "_check_targets", lambda target, classes: None)
+    monkeypatch.setattr(kernel, "_check_values", lambda target, log_prior: None)
     monkeypatch.setattr(kernel, "_is_one", lambda gradient: False)
     monkeypatch.setattr(F, "one_hot", lambda labels, classes: (labels[:, None] == torch.arange(classes)).long())
     return recorder
