@@ -21,9 +21,9 @@ from bench._harness import Run, append, bench_options, best_compiled, compare, g
 from bench._training import FASTEST, GRAPH
 from bench.plain_at_bsl import Recipe, pgd_attack
 from ltat.attacks import ThreatModel, pgd
-from ltat.cuda_graphs import Graphs
+from ltat.engine.graphs import Graphs
+from ltat.engine.network import StepNetwork
 from ltat.models import build_model
-from ltat.precision import MixedPrecision
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Recipe], Tensor]
 SETTINGS = {
@@ -39,7 +39,7 @@ def ltat_run(
 ) -> Run:
     """ltat by its settings, in the memory layout and with the wrapper in which its trainer calls the attack."""
     model, x = (thing.to(memory_format=torch.channels_last) for thing in (model, x))
-    network = MixedPrecision(model, settings.get("precision", "fp32"), graphs=graphs)
+    network = StepNetwork(model, settings.get("precision", "fp32"), graphs=graphs)
     given = {"threat": ThreatModel(eps=recipe.eps), "steps": recipe.steps, "step_size": recipe.step, **settings}
     return lambda: pgd(network, x, y, validate=False, **given)
 

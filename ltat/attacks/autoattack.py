@@ -22,8 +22,8 @@ from ltat.attacks.checks import as_seed, check_batch, check_channels, check_thre
 from ltat.attacks.journal import Damaged, Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
-from ltat.precision import MixedPrecision
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -96,7 +96,7 @@ def autoattack(
     check_channels(model, x.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode(False):
         x, y = x.detach().clone(), y.detach().clone()
-        body = MixedPrecision(model, precision)
+        body = StepNetwork(model, precision)
         run = _Run(body, x, y, threat=threat, batch_size=batch_size, seed=seed)
         journal = Journal(
             state_path, _fingerprint(model, x, y, threat, settings={**run.settings, "precision": precision})

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_whole
 from ltat.attacks.ascent import Ascent
+from ltat.attacks.captured import captured_climb, why_not_captured
 from ltat.attacks.checks import as_step_size, as_steps, check_batch, check_channels, check_threat
-from ltat.attacks.graph import captured_climb, why_not_captured
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
 from ltat.attacks.threat import LINF_8, ThreatModel
+from ltat.engine.network import StepNetwork
+from ltat.engine.precision import autocast, dtype_of
 from ltat.errors import LtatError
-from ltat.precision import MixedPrecision, autocast, dtype_of
 
 KEEPS = ("last", "best")
 # Keeps the input gradients of fp16 above its smallest number; the step's direction does not depend on it.
@@ -49,7 +50,7 @@ def pgd(
     weight gradient is computed. It works under ``torch.no_grad()`` and ``torch.inference_mode()``.
 
     Args:
-        model: images [B, ch, H, W] → logits [B, C]. A :class:`ltat.precision.MixedPrecision` of this ``precision``
+        model: images [B, ch, H, W] → logits [B, C]. A :class:`ltat.engine.network.StepNetwork` of this ``precision``
             keeps its working copy, and its CUDA graphs if it has some, from attack to attack.
         x: clean images [B, ch, H, W], fp32 in the threat model's box.
         y: labels [B], int64 in [0, C).
@@ -65,7 +66,7 @@ def pgd(
         generator: source of the start noise (its own device); torch's global one if None.
         precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         fold: in mode ``"eval"``, attack a working copy with batch norm folded into the convolutions (see
-            :mod:`ltat.working_copy`); a network that cannot be copied is attacked as it stands, and a warning
+            :mod:`ltat.engine.working_copy`); a network that cannot be copied is attacked as it stands, and a warning
             says why (of a wrapper, ``attacked_as`` does). If None, only in half precision: ``"fp32"`` is the exact
             reference.
         validate: check the arguments; the checks read values back from the device, so the trainer skips them.
@@ -112,9 +113,9 @@ def pgd(
     return best.x_adv
 
 
-def _wrapped(model: nn.Module, precision: str) -> MixedPrecision:
-    known = isinstance(model, MixedPrecision) and model.precision == precision
-    return model if isinstance(model, MixedPrecision) and known else MixedPrecision(model, precision)
+def _wrapped(model: nn.Module, precision: str) -> StepNetwork:
+    known = isinstance(model, StepNetwork) and model.precision == precision
+    return model if isinstance(model, StepNetwork) and known else StepNetwork(model, precision)
 
 
 class _Best:

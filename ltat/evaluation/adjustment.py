@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.models import CosineClassifier
-from ltat.precision import MixedPrecision
 
 CORRECTED_TWICE = (
     "the logits are adjusted by the training prior and training had made up for it already, by its loss or its "
@@ -71,7 +71,7 @@ class LogitAdjusted(nn.Module):
         head = getattr(model, "classifier", None)
         if isinstance(head, CosineClassifier) and head.offset.any():
             raise LtatError("the network adjusts its logits itself (robal.tau_p): leave the other adjustment out")
-        self.network = MixedPrecision(model, precision)
+        self.network = StepNetwork(model, precision)
         self.offset: Tensor
         self.register_buffer("offset", adjustment.offset())
 

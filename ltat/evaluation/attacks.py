@@ -23,8 +23,8 @@ from ltat.attacks.checks import as_step_size
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.images import Images
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
-from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.units import MAX_STEPS
 
@@ -50,7 +50,7 @@ class Subject:
         on_progress: called as (stage, done, total).
     """
 
-    network: MixedPrecision
+    network: StepNetwork
     images: Images
     labels: np.ndarray
     correct: np.ndarray
@@ -89,7 +89,7 @@ def as_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-def predict(network: MixedPrecision, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def predict(network: StepNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Which images are classified correctly, and which have finite logits: two bool [B].
 
     An image whose logits are not finite counts as wrong: NaN compares false to everything, so its class would be

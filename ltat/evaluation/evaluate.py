@@ -17,6 +17,8 @@ from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
 from ltat.data.split import Dataset, Split
+from ltat.engine.network import StepNetwork
+from ltat.engine.precision import dtype_of
 from ltat.errors import LtatError
 from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
 from ltat.evaluation.attacks import Outcome, Subject, as_tensor, parse_attack, predict
@@ -24,7 +26,6 @@ from ltat.evaluation.groups import class_groups
 from ltat.evaluation.metrics import summarise
 from ltat.models.base import Classifier, moved
 from ltat.models.classes import check_classes
-from ltat.precision import MixedPrecision, dtype_of
 
 DEFAULT_ATTACKS = ("clean", "pgd20")
 SELECTED_ON_TEST = "the best checkpoint was selected on the test set, as the papers do: its figures are optimistic"
@@ -206,7 +207,7 @@ def _resolve(
 def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) -> tuple[Subject, list[str]]:
     """Runs the model on the clean images, checks what it gives, and makes it the attacks' subject."""
     device = next(model.parameters(), torch.empty(0)).device
-    network = MixedPrecision(model, precision)
+    network = StepNetwork(model, precision)
     batch_size, on_progress = settings["batch_size"], settings["on_progress"]
     correct, undefined = [], 0
     for start in range(0, len(split), batch_size):
@@ -230,7 +231,7 @@ def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) ->
     return subject, [wrong] if undefined else []
 
 
-def _check_classes(network: MixedPrecision, x: Tensor, num_classes: int) -> None:
+def _check_classes(network: StepNetwork, x: Tensor, num_classes: int) -> None:
     with attack_mode(network, "eval"):
         shape = tuple(tried(network, x, "the model").shape)
     if shape != (1, num_classes):

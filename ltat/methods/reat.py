@@ -35,10 +35,10 @@ from ltat.attacks import Objective
 from ltat.config import AttackSection, LossSection, ScheduleSection, Section, TrainSection
 from ltat.config.sections import NonNegative
 from ltat.data import Batch
+from ltat.engine.network import features_and_logits
 from ltat.errors import LtatError
 from ltat.methods.base import LossTerms, Progress, unread_by_loss
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
-from ltat.precision import features_and_logits
 
 
 class ReatSection(Section):

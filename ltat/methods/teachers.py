@@ -14,13 +14,13 @@ from ltat.attacks import Objective
 from ltat.config import AugmentSection, ModelSection, RunConfig, ScheduleSection, Section
 from ltat.config.sections import Count, Epochs, NonNegative
 from ltat.data import Batch
+from ltat.engine.precision import dtype_of
+from ltat.engine.working_copy import FrozenCopy, Untraceable
 from ltat.errors import LtatError
 from ltat.methods.base import Method, Progress
 from ltat.methods.objectives import inner_objective
 from ltat.methods.pgd_at import PgdAtConfig
 from ltat.models import Classifier
-from ltat.precision import dtype_of
-from ltat.working_copy import FrozenCopy, Untraceable
 
 
 class TeacherSection(Section):

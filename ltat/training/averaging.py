@@ -18,9 +18,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, up
 
 from ltat.config import RunConfig, named_epoch
 from ltat.data import Loader
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.models import Classifier
-from ltat.precision import MixedPrecision
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -104,7 +104,7 @@ class RunningAverage(Average):
     def end_epoch(self, epoch: int, loader: Loader) -> None:
         """Compute batch norm's statistics anew, where ``average.bn`` asks for it."""
         if is_averaged(self.config, epoch) and self.config.average.bn == "recompute":
-            network = MixedPrecision(self.network, self.config.train.precision).eval()
+            network = StepNetwork(self.network, self.config.train.precision).eval()
             update_bn((batch.images for batch in loader.epoch(epoch)), network)
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,16 +3,16 @@
 import torch
 
 from ltat import __version__
-from ltat.attacks.graph import why_not_captured
+from ltat.attacks.captured import why_not_captured
 from ltat.attacks.modes import attack_mode
 from ltat.data import Batch, Split
+from ltat.engine.captured_update import why_update_not_captured
 from ltat.errors import LtatError
 from ltat.evaluation import Adjustment, Evaluation, evaluate
 from ltat.interrupts import interrupts_wait
 from ltat.models import read_card, save_model
 from ltat.models.card import saved_tensors
 from ltat.training.averaging import average_record
-from ltat.training.captured_update import why_update_not_captured
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import Row, RunFolder, StageFiles

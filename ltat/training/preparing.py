@@ -15,13 +15,13 @@ from ltat.attacks import ThreatModel
 from ltat.attacks.checks import tried
 from ltat.config import RunConfig
 from ltat.data import Batch
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import LossTerms, Method, Progress, find_method
 from ltat.models import Classifier, build_model, load_model
 from ltat.models.classes import match_classes
-from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
@@ -261,7 +261,7 @@ def rehearse(stage: Stage, data: TaskData) -> None:
         check_outcome(method, trial[0])
 
 
-def rehearse_step(method: Method, network: MixedPrecision, batch: Batch, progress: Progress) -> None:
+def rehearse_step(method: Method, network: StepNetwork, batch: Batch, progress: Progress) -> None:
     """All that a method does in an epoch of one batch, up to the gradients."""
     noise = torch_generator(0, "rehearsal", device=batch.images.device)
     method.begin_epoch(progress)

@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ltat.config import RunConfig, TrainSection
-from ltat.cuda_graphs import Graphs
 from ltat.data import Batch, Loader
+from ltat.engine.captured_update import CapturedUpdate, CudaRecorder, why_update_not_captured
+from ltat.engine.graphs import Graphs
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method, Progress
 from ltat.models import Classifier
-from ltat.precision import MixedPrecision
 from ltat.seeding import torch_generator
 from ltat.training.averaging import build_average
-from ltat.training.captured_update import CapturedUpdate, CudaRecorder, why_update_not_captured
 from ltat.training.optimizer import build_optimizer, set_learning_rate
 from ltat.training.schedule import learning_rate
 from ltat.training.state_file import wild_tensor
@@ -83,9 +83,9 @@ class EpochSums:
         return means
 
 
-def in_precision(model: Classifier, settings: TrainSection) -> MixedPrecision:
+def in_precision(model: Classifier, settings: TrainSection) -> StepNetwork:
     """The network as a training step runs it."""
-    return MixedPrecision(model, settings.precision, settings.compile, Graphs() if settings.graph else None)
+    return StepNetwork(model, settings.precision, settings.compile, Graphs() if settings.graph else None)
 
 
 class Trainer:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import Held, ThreatModel, cross_entropy, pgd
-from ltat.attacks.graph import why_not_captured
+from ltat.attacks.captured import why_not_captured
 from ltat.attacks.objectives import dlr
-from ltat.cuda_graphs import Graphs, capture_on_cuda
-from ltat.cuda_graphs import record as record_graph
 from ltat.data import Batch
+from ltat.engine.graphs import Graphs, capture_on_cuda
+from ltat.engine.graphs import record as record_graph
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.methods.divergences import kl_divergence
 from ltat.methods.objectives import INNER_LOSSES, inner_objective
 from ltat.models import build_model
-from ltat.precision import MixedPrecision
 from tests.attacks.pretended_cuda import PretendedCuda
 from tests.attacks.recording import Recorder
 from tests.marks import needs_cuda
@@ -36,7 +36,7 @@ def networks(device: str = "cpu", precision: str = "fp32", capture=None, name: s
             norm.running_mean.uniform_(-0.3, 0.3)
             norm.running_var.uniform_(0.5, 2)
     recorder = capture or Recorder()
-    wrapped = MixedPrecision(model.train(), precision, graphs=Graphs(recorder))
+    wrapped = StepNetwork(model.train(), precision, graphs=Graphs(recorder))
     return wrapped, recorder, teacher.eval().requires_grad_(False)
 
 
@@ -54,9 +54,9 @@ def attack(network: nn.Module, batch: Batch, objective=cross_entropy, **how) -> 
     return pgd(network, batch.images, batch.labels, objective=objective, generator=generator, **settings | how)
 
 
-def eager(network: MixedPrecision, batch: Batch, objective=cross_entropy, **how) -> Tensor:
+def eager(network: StepNetwork, batch: Batch, objective=cross_entropy, **how) -> Tensor:
     """The same on the same network, one step after the other."""
-    return attack(MixedPrecision(network.model, network.precision), batch, objective, **how)
+    return attack(StepNetwork(network.model, network.precision), batch, objective, **how)
 
 
 def objective_of(name: str, network: nn.Module, batch: Batch, teacher: nn.Module):
@@ -233,7 +233,7 @@ def test_a_second_network_in_training_mode_is_never_replayed():
 
 def test_a_network_that_may_do_anything_runs_step_by_step():
     graphs = Graphs(Recorder())
-    plain = MixedPrecision(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), graphs=graphs)
+    plain = StepNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), graphs=graphs)
     assert "none of ltat.models" in why_not_captured(plain, cross_entropy)
     hooked, _, _ = networks()
     hooked.model.conv1.register_forward_hook(lambda module, inputs, output: output * 0)
@@ -280,7 +280,7 @@ def test_images_on_a_cpu_are_refused_by_the_real_capture():
 
 def test_a_capture_is_warmed_up_on_its_own_stream_and_heeds_only_its_own_thread(monkeypatch: pytest.MonkeyPatch):
     cuda = PretendedCuda()
-    monkeypatch.setattr("ltat.cuda_graphs.torch.cuda", cuda)
+    monkeypatch.setattr("ltat.engine.graphs.torch.cuda", cuda)
     replay, output = capture_on_cuda(lambda: cuda.said.append("run") or "output", torch.device("cuda", 1))
     replay()
     warm_up = ["side waits for main", "into side", "run", "run", "run", "out of side", "main waits for side"]
@@ -290,7 +290,7 @@ def test_a_capture_is_warmed_up_on_its_own_stream_and_heeds_only_its_own_thread(
 
 def test_a_capture_that_fails_is_ended_and_another_made_that_ends_well(monkeypatch: pytest.MonkeyPatch):
     cuda = PretendedCuda()
-    monkeypatch.setattr("ltat.cuda_graphs.torch.cuda", cuda)
+    monkeypatch.setattr("ltat.engine.graphs.torch.cuda", cuda)
 
     def failing():
         raise RuntimeError("operation not permitted\nwhen stream is capturing")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ltat.attacks import ThreatModel, pgd
 from ltat.data import load_dataset
+from ltat.engine.network import StepNetwork
 from ltat.models import Classifier, build_model
-from ltat.precision import MixedPrecision
 
 EPS = 0.1
 FAST = [("fp32", True), ("bf16", None), ("bf16", False), ("fp16", None)]
@@ -80,7 +80,7 @@ def test_adversaries_are_legal_on_every_path(norm, precision, fold, trained):
 
 
 def test_full_precision_stays_the_exact_reference(trained, monkeypatch):
-    monkeypatch.setattr(MixedPrecision, "for_attack", lambda self: pytest.fail("folded"))
+    monkeypatch.setattr(StepNetwork, "for_attack", lambda self: pytest.fail("folded"))
     model, x, y = trained
     x, y = x[:100], y[:100]
     x_adv = x + 0.001 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -90,13 +90,13 @@ def test_full_precision_stays_the_exact_reference(trained, monkeypatch):
         x_adv = (x_adv + 0.02 * gradient.sign()).clamp(x - EPS, x + EPS).clamp(0, 1)
     found = attack(model, x, y, steps=5, step_size=0.02, start="gauss")
     assert torch.equal(found, x_adv)
-    assert torch.equal(found, attack(MixedPrecision(model), x, y, steps=5, step_size=0.02, start="gauss", fold=False))
+    assert torch.equal(found, attack(StepNetwork(model), x, y, steps=5, step_size=0.02, start="gauss", fold=False))
 
 
 @pytest.mark.parametrize("mode", ["train", "train_frozen_stats"])
 def test_batch_statistics_are_never_folded_away(mode, trained, monkeypatch):
     model, x, y = trained
-    monkeypatch.setattr(MixedPrecision, "for_attack", lambda self: pytest.fail("folded"))
+    monkeypatch.setattr(StepNetwork, "for_attack", lambda self: pytest.fail("folded"))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     attack(model, x[:20], y[:20], steps=2, mode=mode, precision="bf16", fold=True)
     model.load_state_dict(state)
@@ -106,7 +106,7 @@ def test_batch_statistics_are_never_folded_away(mode, trained, monkeypatch):
 def test_a_kept_copy_attacks_the_network_as_it_is_now(trained):
     model, x, y = trained
     x, y = x[:200], y[:200]
-    network = MixedPrecision(model, "bf16")
+    network = StepNetwork(model, "bf16")
     before = attack(network, x, y, precision="bf16")
     kept = network.for_attack()
     state = {name: value.clone() for name, value in model.state_dict().items()}

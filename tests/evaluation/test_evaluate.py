@@ -12,11 +12,11 @@ from ltat import evaluate
 from ltat.attacks import ThreatModel, pgd
 from ltat.attacks.autoattack import autoattack
 from ltat.data import Dataset, Split
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.evaluation import render_table, write_json
 from ltat.evaluation.attacks import ATTACKS
 from ltat.models import build_model
-from ltat.precision import MixedPrecision
 
 CLASSES = 5
 COUNTS = [300, 120, 60, 25, 4]
@@ -357,8 +357,8 @@ def test_progress_is_told_stage_by_stage(data):
 
 def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: pytest.MonkeyPatch):
     made = []
-    build = MixedPrecision._new_copy
-    monkeypatch.setattr(MixedPrecision, "_new_copy", lambda network: made.append(network) or build(network))
+    build = StepNetwork._new_copy
+    monkeypatch.setattr(StepNetwork, "_new_copy", lambda network: made.append(network) or build(network))
     model = build_model("small", num_classes=CLASSES, in_channels=1)
     data = split_of(np.full(50, 20))
     evaluate(model, data, attacks=["pgd2", "cw2"], threat=THREAT, batch_size=20, precision="bf16")

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import pgd
-from ltat.attacks.graph import why_not_captured
-from ltat.cuda_graphs import Graphs
+from ltat.attacks.captured import why_not_captured
 from ltat.data import Batch
+from ltat.engine.graphs import Graphs
+from ltat.engine.network import StepNetwork
+from ltat.engine.working_copy import FrozenCopy
 from ltat.errors import LtatError
 from ltat.methods import METHODS, Progress, find_method
 from ltat.methods.self_distill import SelfDistill
 from ltat.methods.teachers import TaughtMethod
 from ltat.models import Classifier, build_model, load_model
-from ltat.precision import MixedPrecision
 from ltat.training import Trainer, prepare, train
 from ltat.training.preparing import first_images
 from ltat.training.reporting import Reporter
-from ltat.working_copy import FrozenCopy
 from tests.attacks.recording import Recorder
 from tests.methods.making import make_method
 from tests.training.tiny import tiny_config
@@ -74,7 +74,7 @@ def test_every_method_with_a_teacher_is_tested_here():
 @pytest.mark.parametrize("name", NAMES)
 def test_in_half_precision_the_copy_answers_and_never_the_teacher(name, precision, dtype, batch, asked):
     method = make(name, f"train.precision={precision}")
-    one_step(method, batch, MixedPrecision(network(0).train(), precision))
+    one_step(method, batch, StepNetwork(network(0).train(), precision))
     copies = [one for one in asked if isinstance(one, FrozenCopy)]
     assert copies and method.teacher not in asked and len(set(map(id, copies))) == 1
     assert copies[0].work.dtype == dtype
@@ -90,7 +90,7 @@ KEEPING = [("train.precision=fp32",), ("teacher.precision=fp32",), ("teacher.mod
 def test_where_the_teacher_is_to_stay_as_it_is_no_copy_is_ever_made(name, assignments, batch, asked, monkeypatch):
     monkeypatch.setattr("ltat.methods.teachers.FrozenCopy.__init__", lambda *_: pytest.fail("a copy"))
     method = make(name, *assignments)
-    one_step(method, batch, MixedPrecision(network(0).train(), method.config.train.precision))
+    one_step(method, batch, StepNetwork(network(0).train(), method.config.train.precision))
     assert method.working_teacher is method.teacher and method.teacher in asked
     assert method.remarks() == (f"teacher runs as the network itself: {assignments[0]}",)
 
@@ -150,7 +150,7 @@ def test_a_teacher_that_cannot_be_copied_answers_in_fp32_and_the_run_says_why(na
         method = make(name, teacher=teacher)
         with torch.no_grad():
             assert torch.equal(method.teacher_logits(batch.images), method.teacher(batch.images))
-        one_step(method, batch, MixedPrecision(network(0).train(), "bf16"))
+        one_step(method, batch, StepNetwork(network(0).train(), "bf16"))
         assert method.working_teacher is method.teacher and why in method.remarks()[0]
 
 
@@ -193,17 +193,17 @@ def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
 # --- as one graph -------------------------------------------------------------------------------------------------
 
 
-def attacked(method: TaughtMethod, wrapper: MixedPrecision, batch: Batch) -> Tensor:
+def attacked(method: TaughtMethod, wrapper: StepNetwork, batch: Batch) -> Tensor:
     return method.attack(wrapper, batch, Progress(1, 1), torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("name", ["adaad", "rslad", "self-distill"])
 def test_an_attack_that_asks_the_copy_is_captured_once_and_gives_the_eager_bits(name, batch):
     method, recorder = make(name), Recorder()
-    wrapper = MixedPrecision(network(0).train(), "bf16", graphs=Graphs(recorder))
+    wrapper = StepNetwork(network(0).train(), "bf16", graphs=Graphs(recorder))
     for _ in range(3):
         assert why_not_captured(wrapper, method.objective(wrapper, batch)) is None
-        eager = attacked(method, MixedPrecision(wrapper.model, "bf16"), batch)
+        eager = attacked(method, StepNetwork(wrapper.model, "bf16"), batch)
         assert torch.equal(attacked(method, wrapper, batch), eager)
         with torch.no_grad():
             for parameter in wrapper.model.parameters():
@@ -213,21 +213,21 @@ def test_an_attack_that_asks_the_copy_is_captured_once_and_gives_the_eager_bits(
 
 def test_a_captured_attack_reads_the_copy_where_it_lies(batch):
     method, recorder = make("adaad"), Recorder()
-    wrapper = MixedPrecision(network(0).train(), "bf16", graphs=Graphs(recorder))
+    wrapper = StepNetwork(network(0).train(), "bf16", graphs=Graphs(recorder))
     first = attacked(method, wrapper, batch)
     with torch.no_grad():
         for norm in (part for part in method.teacher.modules() if isinstance(part, nn.BatchNorm2d)):
             norm.weight.neg_()
     method.begin_epoch(Progress(2, 2))
     again = attacked(method, wrapper, batch)
-    assert torch.equal(again, attacked(method, MixedPrecision(wrapper.model, "bf16"), batch))
+    assert torch.equal(again, attacked(method, StepNetwork(wrapper.model, "bf16"), batch))
     assert recorder.captured == 1 and not torch.equal(again, first)
     method._copy = None  # another copy, elsewhere
     assert torch.equal(attacked(method, wrapper, batch), again) and recorder.captured == 2
     layer = method.teacher.classifier
     layer.weight = nn.Parameter(-layer.weight, requires_grad=False)
     moved = attacked(method, wrapper, batch)
-    assert torch.equal(moved, attacked(method, MixedPrecision(wrapper.model, "bf16"), batch))
+    assert torch.equal(moved, attacked(method, StepNetwork(wrapper.model, "bf16"), batch))
     assert recorder.captured == 3 and not torch.equal(moved, again)
 
 

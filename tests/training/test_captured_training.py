@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ltat.cuda_graphs import Graphs
+from ltat.engine.graphs import Graphs
 from ltat.errors import LtatError
 from ltat.models import load_model
 from ltat.training import Trainer, prepare, train

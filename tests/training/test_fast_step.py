@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ltat.config import OptimSection
+from ltat.engine.network import StepNetwork
 from ltat.models import build_model
-from ltat.precision import MixedPrecision
 from ltat.training import Trainer, prepare, train
 from ltat.training.optimizer import build_optimizer
 from tests.methods.making import make_method
@@ -47,7 +47,7 @@ def test_one_working_copy_serves_every_step_and_follows_the_weights():
 
 @pytest.mark.parametrize(("assignment", "folded"), [("attack.fold=false", False), ("attack.mode=train", False)])
 def test_what_must_not_be_folded_is_not(assignment: str, folded: bool, monkeypatch):
-    monkeypatch.setattr(MixedPrecision, "for_attack", lambda self: pytest.fail("folded"))
+    monkeypatch.setattr(StepNetwork, "for_attack", lambda self: pytest.fail("folded"))
     trainer = Trainer(prepare(tiny_config(*ONE_STAGE, assignment)).student)
     trainer.run_epoch()
 

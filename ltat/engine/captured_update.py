@@ -17,18 +17,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ltat.cuda_graphs import WARM_UP, Captured, layout_of, record, require_cuda
 from ltat.data import Batch
+from ltat.engine.graphs import WARM_UP, Captured, layout_of, record, require_cuda
+from ltat.engine.network import StepNetwork
+from ltat.engine.working_copy import altered
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method
-from ltat.precision import MixedPrecision
-from ltat.working_copy import altered
 
 T = TypeVar("T")
 Update = Callable[[Batch, Tensor], LossTerms]
 
 
-def why_update_not_captured(network: MixedPrecision, method: Method) -> str | None:
+def why_update_not_captured(network: StepNetwork, method: Method) -> str | None:
     """Why the update of this training is launched kernel by kernel, in words; ``None`` where a graph can hold it."""
     if network.graphs is None:
         return "no graph was asked for"

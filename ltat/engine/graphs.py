@@ -5,7 +5,7 @@ call copies, and its output is copied before the next replay writes over it. Wha
 at the capture and belongs in the key: numbers by value, tensors that others change in place by their address.
 
 :class:`Graphs` is for functions without effects, which may be run for trial. The training update, which has some, is
-captured by :mod:`ltat.training.captured_update`.
+captured by :mod:`ltat.engine.captured_update`.
 """
 
 import gc

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ltat.engine.network import StepNetwork
+from ltat.engine.working_copy import Untraceable, WorkingCopy
 from ltat.errors import LtatError
 from ltat.models import Classifier, build_model
 from ltat.models.base import global_average
 from ltat.models.heads import put_head
-from ltat.precision import MixedPrecision
-from ltat.working_copy import Untraceable, WorkingCopy
 
 NORMALIZE = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -93,7 +93,7 @@ def test_the_last_layer_stays_in_full_precision_and_the_networks_own(precision: 
     model, x = model.float(), x.float()
     put_head(model, "cosine")
     seen = []
-    network = MixedPrecision(model, precision)
+    network = StepNetwork(model, precision)
     work = network.for_attack()
     handle = model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
     logits = work(x)
@@ -153,13 +153,13 @@ def test_only_a_convolution_that_one_norm_alone_reads_is_folded():
 def test_a_network_that_cannot_be_copied_is_attacked_as_it_stands_and_says_why(model: nn.Module, why: str):
     with pytest.raises(Untraceable, match=why):
         WorkingCopy(model)
-    network = MixedPrecision(model.eval(), "bf16")
+    network = StepNetwork(model.eval(), "bf16")
     assert network.for_attack() is network and why in network.attacked_as()
 
 
 def test_a_copied_wrapper_brings_its_own_copy_up_to_date():
     model, x = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     network.for_attack()
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         change(twin.model)
@@ -169,7 +169,7 @@ def test_a_copied_wrapper_brings_its_own_copy_up_to_date():
 
 def test_a_wrapper_is_copied_also_where_its_network_can_no_longer_be():
     model, x = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     network.for_attack()
     model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
     twin = copy.deepcopy(network)
@@ -178,7 +178,7 @@ def test_a_wrapper_is_copied_also_where_its_network_can_no_longer_be():
 
 def test_hooks_are_not_lost():
     model, x = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     assert isinstance(network.for_attack(), WorkingCopy)
     model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
     assert network.for_attack() is network and "hooks" in network.attacked_as()
@@ -187,7 +187,7 @@ def test_hooks_are_not_lost():
 
 def test_a_network_moved_to_another_dtype_gets_a_new_copy():
     model, x = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     first = network.for_attack()
     assert network.for_attack() is first
     model.float()
@@ -196,7 +196,7 @@ def test_a_network_moved_to_another_dtype_gets_a_new_copy():
 
 def test_the_copy_is_no_part_of_what_is_saved_or_trained():
     model, _ = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     names = list(network.state_dict())
     network.for_attack()
     assert list(network.state_dict()) == names
@@ -212,7 +212,7 @@ def test_images_too_small_for_the_network_are_still_refused():
 @pytest.mark.parametrize("alter", ["forward", "trunk", "backward hook", "conv"])
 def test_patched_methods_and_backward_hooks_are_not_lost(alter):
     model, _ = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     assert isinstance(network.for_attack(), WorkingCopy)
     if alter == "backward hook":
         model.conv2.register_full_backward_pre_hook(lambda module, grad: grad)
@@ -258,7 +258,7 @@ def test_a_weight_that_others_read_too_is_not_folded():
 @pytest.mark.parametrize("part", ["conv2", "bn2", "normalize", "linear"])
 def test_a_part_that_was_replaced_is_not_attacked_in_its_old_form(part: str):
     model, x = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     network.for_attack()
     other = copy.deepcopy(getattr(model, part))
     change(other)
@@ -268,7 +268,7 @@ def test_a_part_that_was_replaced_is_not_attacked_in_its_old_form(part: str):
 
 def test_a_copy_made_in_inference_mode_is_brought_up_to_date_outside():
     model, x = lived_in("small")
-    network = MixedPrecision(model)
+    network = StepNetwork(model)
     with torch.inference_mode():
         network.attacked_as()
     change(model)

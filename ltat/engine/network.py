@@ -1,9 +1,4 @@
-"""Mixed precision of the network body.
-
-Only the network runs in half precision. Images, perturbations, logits, losses and master weights stay fp32:
-the spacing of bf16 in [0.5, 1) is 2**-8, so a start noise of 0.001 would vanish in a bf16 image and a step of
-2/255 would carry up to 25 % rounding error.
-"""
+"""The network as a step of training or of an attack runs it: its precision, its compiled body, its working copy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,41 +6,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltat.cuda_graphs import Graphs
+from ltat.engine.graphs import Graphs
+from ltat.engine.precision import autocast, dtype_of
+from ltat.engine.working_copy import Untraceable, WorkingCopy
 from ltat.errors import LtatError
 from ltat.models import Classifier
-from ltat.working_copy import Untraceable, WorkingCopy
-
-PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def dtype_of(precision: str) -> torch.dtype:
-    """The dtype in which the network body computes; ``LtatError`` for an unknown name."""
-    if precision not in PRECISIONS:
-        raise LtatError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[precision]
-
-
-def autocast(device_type: str, precision: str) -> torch.autocast:
-    """The autocast context of ``precision`` on ``"cpu"`` or ``"cuda"``; ``"fp32"`` turns autocast off inside.
-
-    Raises:
-        LtatError: unknown precision.
-    """
-    dtype = dtype_of(precision)
-    if dtype == torch.float32:
-        return torch.autocast(device_type, enabled=False)
-    return torch.autocast(device_type, dtype=dtype)
-
-
-class MixedPrecision(nn.Module):
+class StepNetwork(nn.Module):
     """Runs ``model`` in ``precision`` and hands back its logits in fp32.
 
     Of our own models the last layer runs in fp32 too: differences of logits, as the distillation takes them, are
     small, and half precision would round them. Other modules run whole, and their logits are cast.
     In ``"fp32"`` the logits keep the model's own dtype, so that a float64 model stays a float64 model.
     With ``compiled`` the body runs through ``torch.compile``. With ``graphs`` an attack on this object is replayed as
-    a CUDA graph where one can hold it (:mod:`ltat.attacks.graph`); they are kept there, and go with it.
+    a CUDA graph where one can hold it (:mod:`ltat.attacks.captured`); they are kept there, and go with it.
     """
 
     def __init__(
@@ -90,7 +65,7 @@ class MixedPrecision(nn.Module):
         """What an attack in evaluation mode runs: the working copy with the network's present numbers, or itself.
 
         The copy is made once and kept, so that an attack at every step of a training brings one set of buffers up to
-        date. See :mod:`ltat.working_copy`; :meth:`attacked_as` tells which it is.
+        date. See :mod:`ltat.engine.working_copy`; :meth:`attacked_as` tells which it is.
         """
         with torch.inference_mode(False):  # a copy made inside could not be brought up to date outside
             if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
@@ -111,8 +86,8 @@ class MixedPrecision(nn.Module):
 
 
 def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """:meth:`MixedPrecision.features_and_logits` of a model that is wrapped already, or in full precision."""
-    network = model if isinstance(model, MixedPrecision) else MixedPrecision(model)
+    """:meth:`StepNetwork.features_and_logits` of a model that is wrapped already, or in full precision."""
+    network = model if isinstance(model, StepNetwork) else StepNetwork(model)
     return network.features_and_logits(x)
 
 

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltat.cuda_graphs import Graphs
 from ltat.data import Batch
+from ltat.engine.captured_update import CudaRecorder, why_update_not_captured
+from ltat.engine.graphs import Graphs
+from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.methods import METHODS, AtBsl, LossTerms, find_method, unread_by_loss
 from ltat.models import build_model
-from ltat.precision import MixedPrecision
 from ltat.training import Trainer, train
-from ltat.training.captured_update import CudaRecorder, why_update_not_captured
 from ltat.training.environment import determinism, pick_device
 from ltat.training.fitting import updated_as
 from ltat.training.preparing import build_stage, initial_weights
@@ -241,9 +241,9 @@ def test_a_hook_after_the_step_of_the_users_own_is_not_captured_and_says_so(reco
     assert recorder.captured == recorder.eager == 0 and trainer.stage.method.steps == 6
 
 
-def wrapped(precision: str = "fp32", compiled: bool = False, graph: bool = True) -> MixedPrecision:
+def wrapped(precision: str = "fp32", compiled: bool = False, graph: bool = True) -> StepNetwork:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
-    return MixedPrecision(model, precision, compiled, Graphs(Recorder()) if graph else None)
+    return StepNetwork(model, precision, compiled, Graphs(Recorder()) if graph else None)
 
 
 def test_what_no_graph_can_hold_is_launched_step_by_step():
@@ -281,7 +281,7 @@ def test_a_run_says_how_its_update_is_launched(settings: str, said: list[str], r
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> PretendedCuda:
     cuda = PretendedCuda()
-    monkeypatch.setattr("ltat.cuda_graphs.torch.cuda", cuda)  # one module for all
+    monkeypatch.setattr("ltat.engine.graphs.torch.cuda", cuda)  # one module for all
     return cuda
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from ltat.attacks.ascent import Ascent, check_label
 from ltat.attacks.objectives import Held, Objective
 from ltat.attacks.threat import ThreatModel
+from ltat.engine.network import StepNetwork
+from ltat.engine.working_copy import WorkingCopy, altered
 from ltat.models import Classifier
-from ltat.precision import MixedPrecision
-from ltat.working_copy import WorkingCopy, altered
 
 
 def why_not_captured(
-    network: MixedPrecision,
+    network: StepNetwork,
     objective: Objective,
     *,
     mode: str = "eval",
@@ -39,7 +39,7 @@ def why_not_captured(
     return _why_not_replayed(network) or _why_not_held(objective)
 
 
-def _why_not_replayed(network: MixedPrecision) -> str | None:
+def _why_not_replayed(network: StepNetwork) -> str | None:
     if network.compiled:
         return "torch.compile and a capture do not go together yet"
     if not isinstance(network.model, Classifier):
@@ -62,7 +62,7 @@ def _why_not_held(objective: Objective) -> str | None:
 
 
 def captured_climb(
-    network: MixedPrecision,
+    network: StepNetwork,
     ascent: Ascent,
     x_adv: Tensor,
     x: Tensor,
@@ -103,7 +103,7 @@ def _identity(ascent: Ascent) -> Hashable:
     function, others = (objective.function, objective.modules) if isinstance(objective, Held) else (objective, ())
     # Not the wrapper itself, which owns the graphs: in a cycle of references they would outlive it.
     own: tuple[object, ...] = network.parts if isinstance(network, WorkingCopy) else ()
-    if isinstance(network, MixedPrecision):
+    if isinstance(network, StepNetwork):
         own = (network.model, network.precision)
     modules = [part for part in (*own, *others) if isinstance(part, nn.Module)]
     return own, function, others, tuple(_addresses(modules))
