@@ -55,7 +55,7 @@ class Task:
         attack, optim = config.attack, config.optim
         return Recipe(
             eps=attack.eps,
-            step=attack.step,
+            step=attack.step_size,
             steps=attack.steps,
             lr=optim.lr,
             momentum=optim.momentum,

@@ -49,7 +49,7 @@ def attack_of(config: "type[RunConfig]") -> str:
     attack = config.model_fields["attack"].get_default(call_default_factory=True)
     if attack.steps == 0:
         return ""
-    radius, step = (f"{255 * value:.4g}/255" for value in (attack.eps, attack.step))
+    radius, step = (f"{255 * value:.4g}/255" for value in (attack.eps, attack.step_size))
     return f"PGD-{attack.steps} on {attack.loss}, eps {radius}, step {step}, start {attack.start}, {attack.mode} mode"
 
 

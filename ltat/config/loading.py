@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ltat.config.renamed import todays_name, with_new_names
 from ltat.config.sections import RunConfig, Tree, plain
 from ltat.errors import LtatError
 from ltat.files import read_text
@@ -172,8 +173,9 @@ def load_config(
     method = str(given.get("method", below.get("method", default_method)))
     chosen = config_class(method)
     for name, value in assigned.items():
-        if isinstance(value, str) and get_origin(_follow(chosen, name.split("."))[1]) is tuple:
+        if isinstance(value, str) and get_origin(_follow(chosen, todays_name(name, chosen).split("."))[1]) is tuple:
             set_by_path(given, name, [word.strip() for word in value.split(",")])
+    below, given = with_new_names(below, chosen), with_new_names(given, chosen)
     tree = chosen.over(below, {**given, "method": method})
     _refuse_second_teacher(given, tree)
     return validated(chosen, tree)

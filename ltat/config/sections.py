@@ -172,7 +172,7 @@ class ModelSection(Section):
     classes_by_name: bool = False
 
 
-LENGTHS = ("eps", "step")
+LENGTHS = ("eps", "step_size")
 """The settings of the attack that are lengths in its norm."""
 
 
@@ -186,7 +186,7 @@ class AttackSection(Section):
     norm: Literal["linf", "l2"] = "linf"
     eps: NonNegative = 8 / 255
     steps: Annotated[Natural, Field(le=MAX_STEPS)] = 10
-    step: NonNegative = 2 / 255
+    step_size: NonNegative = 2 / 255
     start: str = "gauss"
     loss: str = "ce"
     mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
@@ -205,12 +205,12 @@ class AttackSection(Section):
     def _lengths_of_the_norm(self) -> Self:
         for name in LENGTHS:
             check_length(f"attack.{name}", getattr(self, name), self.norm)
-        needed = [name for name in LENGTHS if name != "step" or self.steps]
+        needed = [name for name in LENGTHS if name != "step_size" or self.steps]
         left_out = [name for name in needed if name not in self.model_fields_set]
         if self.norm != "linf" and left_out:
             raise LtatError(
                 f"attack.norm={self.norm} needs {' and '.join(f'attack.{name}' for name in left_out)} in that norm, "
-                "and the usual ones are of linf; give for example attack.eps=128/255 and attack.step=15/255"
+                "and the usual ones are of linf; give for example attack.eps=128/255 and attack.step_size=15/255"
             )
         return self
 
@@ -233,7 +233,7 @@ class ScheduleSection(Section):
     after that many completed epochs.
     """
 
-    kind: str = "step"
+    kind: str = "multistep"
     milestones: tuple[Positive, ...] = (0.75, 0.9)
     milestone_base: Literal[0, 1] = 1
     factor: Annotated[Quotient, Field(gt=0, le=1)] = 0.1
@@ -318,13 +318,13 @@ class AwpSection(Section):
 
 
 class RadiusSection(Section):
-    """The class-wise radius of the training attack (RobustLT): its share ``alpha``, 0 for one radius for all.
+    """The class-wise radius of the training attack (RobustLT): its ``share``, 0 for one radius for all.
 
-    The radii grow from 0 over the first ``ramp`` of the epochs; 0 is without that ramp.
+    The radii grow from 0 over the first ``ramp_share`` of the epochs; 0 is without that ramp.
     """
 
-    alpha: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
-    ramp: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+    share: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+    ramp_share: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
 
 
 class LossSection(Section):
@@ -355,7 +355,7 @@ class RunConfig(Section):
     radius: RadiusSection = RadiusSection()
     awp: AwpSection = AwpSection()
     optim: OptimSection = OptimSection()
-    lr: ScheduleSection = ScheduleSection()
+    schedule: ScheduleSection = ScheduleSection()
     train: TrainSection = TrainSection()
     average: AverageSection = AverageSection()
     select: SelectSection = SelectSection()

@@ -24,7 +24,7 @@ from ltat.methods.divergences import Reduction, kl
 class AdaadSection(KdSection):
     """The share alpha of the adversarial term, and whether S(x) is run where it has no weight."""
 
-    alpha: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
+    share: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
     clean_forward: bool = True
 
 
@@ -33,7 +33,7 @@ class AdaadConfig(DistillationConfig):
 
     method: Literal["adaad"] = "adaad"
     attack: AttackSection = AttackSection(loss="kl-adv")
-    lr: ScheduleSection = ScheduleSection(milestones=(0.5, 0.75), milestone_base=0)
+    schedule: ScheduleSection = ScheduleSection(milestones=(0.5, 0.75), milestone_base=0)
     train: TrainSection = TrainSection(epochs=200)
     kd: AdaadSection = AdaadSection()
 
@@ -52,12 +52,12 @@ class Adaad(Distillation):
     def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
         """alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) )."""
         kd = self.config.kd
-        student_clean = model(batch.images) if kd.clean_forward or kd.alpha < 1 else None
+        student_clean = model(batch.images) if kd.clean_forward or kd.share < 1 else None
         student_adv = model(x_adv) if student_adv is None else student_adv
         adv = kl(self.teacher_logits(x_adv), student_adv, self.reduction)
         parts = {"kd_adv": adv.detach()}
-        if student_clean is None or kd.alpha == 1:
+        if student_clean is None or kd.share == 1:
             return Distilled(adv, student_adv, parts)
         clean = kl(self.teacher_logits(batch.images), student_clean, self.reduction)
-        loss = kd.alpha * adv + (1 - kd.alpha) * clean
+        loss = kd.share * adv + (1 - kd.share) * clean
         return Distilled(loss, student_adv, {**parts, "kd_clean": clean.detach()})

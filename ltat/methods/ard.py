@@ -6,7 +6,7 @@
 The reference code averages the divergence over images *and* classes, and runs S(x) in training mode even where
 alpha = 1 gives it no weight; that forward moves the batch-norm statistics and is ``kd.clean_forward``. Its learning
 rate is always 0.1 of the first one after a milestone, so it stays at 0.01 after the second; the schedule here says
-so, and ``lr.milestones=[0.5, 0.75]`` is what was meant. It takes batches of 256 on CIFAR-100.
+so, and ``schedule.milestones=[0.5, 0.75]`` is what was meant. It takes batches of 256 on CIFAR-100.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -25,7 +25,7 @@ from ltat.methods.divergences import Reduction, kl
 class ArdSection(KdSection):
     """Weight alpha of the distillation, temperature t, and whether S(x) is run where it has no weight."""
 
-    alpha: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
+    share: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
     temp: Positive = 30.0
     clean_forward: bool = True
 
@@ -36,7 +36,7 @@ class ArdConfig(DistillationConfig):
     method: Literal["ard"] = "ard"
     attack: AttackSection = AttackSection(start="uniform", mode="train")
     optim: OptimSection = OptimSection(wd=2e-4)
-    lr: ScheduleSection = ScheduleSection(milestones=(0.5,), milestone_base=0)
+    schedule: ScheduleSection = ScheduleSection(milestones=(0.5,), milestone_base=0)
     train: TrainSection = TrainSection(epochs=200)
     kd: ArdSection = ArdSection()
 
@@ -59,8 +59,8 @@ class Ard(Distillation):
         student_adv = model(x_adv) if student_adv is None else student_adv
         divergence = kl(self.teacher_logits(batch.images), student_adv, self.reduction, kd.temp)
         parts = {"kd": divergence.detach()}
-        student_clean = model(batch.images) if kd.clean_forward or kd.alpha < 1 else None
-        if student_clean is None or kd.alpha == 1:
+        student_clean = model(batch.images) if kd.clean_forward or kd.share < 1 else None
+        if student_clean is None or kd.share == 1:
             return Distilled(divergence, student_adv, parts)
         cls = F.cross_entropy(student_clean, batch.labels)
-        return Distilled(kd.alpha * divergence + (1 - kd.alpha) * cls, student_adv, {**parts, "cls": cls.detach()})
+        return Distilled(kd.share * divergence + (1 - kd.share) * cls, student_adv, {**parts, "cls": cls.detach()})

@@ -20,7 +20,7 @@ class AtBslConfig(ClassificationConfig):
     """The published settings: SGD 0.1, 100 epochs, x0.1 from epochs 75 and 90, and again in epoch 100."""
 
     method: Literal["at-bsl"] = "at-bsl"
-    lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
+    schedule: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
     loss: LossSection = LossSection(cls="bsl")
 
 

@@ -149,14 +149,14 @@ class Method:
 
     def training_ball(self) -> tuple[ThreatModel, float]:
         """The ball and the step size of the training attack; evaluation always runs over ``threat``."""
-        return self.threat, self.config.attack.step
+        return self.threat, self.config.attack.step_size
 
     def radius_scale(self, batch: Batch, progress: Progress) -> Tensor | None:
         """What multiplies radius and step for each image of the batch, fp32 [B]; ``None`` for one ball for all."""
         radius = self.config.radius
-        if not (radius.alpha or radius.ramp):
+        if not (radius.share or radius.ramp_share):
             return None
-        scale = ramp(radius.ramp, progress.epoch, progress.epochs) * class_radii(self.class_counts, radius.alpha)
+        scale = ramp(radius.ramp_share, progress.epoch, progress.epochs) * class_radii(self.class_counts, radius.share)
         return scale.float()[batch.labels]
 
     def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:

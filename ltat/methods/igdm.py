@@ -66,7 +66,7 @@ class ArdIgdmConfig(ArdConfig):
     method: Literal["ard+igdm"] = "ard+igdm"  # type: ignore[assignment]
     attack: AttackSection = AttackSection(start="uniform_clamp")
     optim: OptimSection = SGD
-    lr: ScheduleSection = SCHEDULE
+    schedule: ScheduleSection = SCHEDULE
     train: TrainSection = LENGTH
     kd: ArdSection = ArdSection(temp=1.0, reduction="batchmean", clean_forward=False)
     igdm: IgdmSection = IgdmSection()
@@ -77,7 +77,7 @@ class RsladIgdmConfig(RsladConfig):
 
     method: Literal["rslad+igdm"] = "rslad+igdm"  # type: ignore[assignment]
     optim: OptimSection = SGD
-    lr: ScheduleSection = SCHEDULE
+    schedule: ScheduleSection = SCHEDULE
     train: TrainSection = LENGTH
     kd: RsladSection = RsladSection(reduction="10xelementmean")
     igdm: IgdmSection = IgdmSection()
@@ -88,7 +88,7 @@ class AdaadIgdmConfig(AdaadConfig):
 
     method: Literal["adaad+igdm"] = "adaad+igdm"  # type: ignore[assignment]
     optim: OptimSection = SGD
-    lr: ScheduleSection = SCHEDULE
+    schedule: ScheduleSection = SCHEDULE
     train: TrainSection = LENGTH
     kd: AdaadIgdmSection = AdaadIgdmSection(reduction="batchmean", clean_forward=False)
     igdm: IgdmSection = IgdmSection()

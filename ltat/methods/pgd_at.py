@@ -31,7 +31,7 @@ class PgdAtConfig(ClassificationConfig):
     """The published settings: SGD 0.1, 100 epochs, x0.1 from epochs 75 and 90, and again in epoch 100."""
 
     method: Literal["pgd-at"] = "pgd-at"
-    lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
+    schedule: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9, 1.0))
     pgd_at: PgdAtSection = PgdAtSection()
 
 

@@ -55,7 +55,7 @@ class ReatConfig(ClassificationConfig):
 
     method: Literal["reat"] = "reat"
     attack: AttackSection = AttackSection(start="uniform")
-    lr: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9375), milestone_base=0)
+    schedule: ScheduleSection = ScheduleSection(milestones=(0.75, 0.9375), milestone_base=0)
     train: TrainSection = TrainSection(epochs=80)
     loss: LossSection = LossSection(cls="bsl")
     reat: ReatSection = ReatSection()

@@ -9,8 +9,8 @@ With the cosines v of :class:`ltat.models.CosineClassifier`, x' = PGD on CE(v(x'
 
 The deployed network, which is also what is saved, returns z = s_out * v - tau_p * log(n / N). Training reads v from z.
 The reference code forwards both batches a second time (``robal.extra_forwards``; only batch-norm statistics notice)
-and multiplies its learning rate by the decay in every epoch from 60 on (``lr.kind=compounding``). The defaults are
-those of its CIFAR-10 model "RoBal-R".
+and multiplies its learning rate by the decay in every epoch from 60 on (``schedule.kind=compounding``). The defaults
+are those of its CIFAR-10 model "RoBal-R".
 """
 
 from typing import Literal
@@ -47,9 +47,9 @@ class RobalConfig(RunConfig):
     """The published settings: 80 epochs, batch 64, weight decay 2e-4; 5 steps of 0.0078 from a one-sided start."""
 
     method: Literal["robal"] = "robal"
-    attack: AttackSection = AttackSection(eps=0.031, steps=5, step=0.0078, start="pos_uniform")
+    attack: AttackSection = AttackSection(eps=0.031, steps=5, step_size=0.0078, start="pos_uniform")
     optim: OptimSection = OptimSection(wd=2e-4)
-    lr: ScheduleSection = ScheduleSection(kind="compounding", milestones=(0.75, 0.9375))
+    schedule: ScheduleSection = ScheduleSection(kind="compounding", milestones=(0.75, 0.9375))
     train: TrainSection = TrainSection(epochs=80, batch_size=64)
     robal: RobalSection = RobalSection()
 

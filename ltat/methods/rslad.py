@@ -25,7 +25,7 @@ from ltat.methods.divergences import REDUCTIONS, Reduction, kl_terms
 class RsladSection(KdSection):
     """The share alpha of the adversarial term, and what the code adds to p_T inside its logarithm."""
 
-    alpha: Annotated[Quotient, Field(ge=0, le=1)] = 5 / 6
+    share: Annotated[Quotient, Field(ge=0, le=1)] = 5 / 6
     guard: NonNegative = 1e-5
 
 
@@ -35,7 +35,7 @@ class RsladConfig(DistillationConfig):
     method: Literal["rslad"] = "rslad"
     attack: AttackSection = AttackSection(loss="kl-clean")
     optim: OptimSection = OptimSection(wd=2e-4)
-    lr: ScheduleSection = ScheduleSection(milestones=(215 / 300, 260 / 300, 285 / 300), milestone_base=0)
+    schedule: ScheduleSection = ScheduleSection(milestones=(215 / 300, 260 / 300, 285 / 300), milestone_base=0)
     train: TrainSection = TrainSection(epochs=300)
     kd: RsladSection = RsladSection()
 
@@ -53,7 +53,7 @@ class Rslad(Distillation):
 
     def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
         """5/6 K(x') + 1/6 K(x), with K(u) = KL( T(x) || S(u) )."""
-        alpha = self.config.kd.alpha
+        alpha = self.config.kd.share
         student_adv = model(x_adv) if student_adv is None else student_adv
         student_clean = model(batch.images)
         teacher = self.teacher_logits(batch.images)

@@ -50,8 +50,8 @@ class TaetConfig(RunConfig):
     """The published settings: 100 epochs, x0.1 after 75 and 90; radius 0.031 and step 0.003 of training and test."""
 
     method: Literal["taet"] = "taet"
-    attack: AttackSection = AttackSection(eps=0.031, step=0.003)
-    lr: ScheduleSection = ScheduleSection(milestone_base=0)
+    attack: AttackSection = AttackSection(eps=0.031, step_size=0.003)
+    schedule: ScheduleSection = ScheduleSection(milestone_base=0)
     taet: TaetSection = TaetSection()
 
 

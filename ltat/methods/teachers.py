@@ -33,7 +33,7 @@ class TeacherSection(Section):
     epochs: Epochs = 30
     batch_size: Count = 32
     base_lr: NonNegative = 0.1
-    lr: ScheduleSection = ScheduleSection()
+    schedule: ScheduleSection = ScheduleSection()
     ckpt: Literal["last", "best"] = "last"
     mode: Literal["eval", "train"] = "eval"
     aug: Literal["same", "none"] = "same"
@@ -139,7 +139,7 @@ def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
         model=ModelSection(name=teacher.model or config.model.name, normalize=config.model.normalize),
         attack=config.attack.model_copy(update={"loss": "ce"}),
         optim=config.optim.model_copy(update={"lr": teacher.base_lr}),
-        lr=teacher.lr,
+        schedule=teacher.schedule,
         train=config.train.model_copy(update={"epochs": teacher.epochs, "batch_size": teacher.batch_size}),
         select=config.select if teacher.ckpt == "best" else config.select.model_copy(update={"set": "none"}),
         eval=config.eval.model_copy(update={"tau": 0.0}),  # D_B has no prior to take back

@@ -181,7 +181,7 @@ def checked_stage(
     """
     check_selection(config)
     check_average(config)
-    learning_rate(config.lr, config.optim.lr, 1, config.train.epochs)
+    learning_rate(config.schedule, config.optim.lr, 1, config.train.epochs)
     stage = build_stage(name, config, data, device, teacher, on_progress)
     adjust = adjustment(stage, data)
     if adjust is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ltat.config import RunConfig, from_toml, to_toml
 from ltat.config.loading import Tree, validated
+from ltat.config.renamed import with_new_names
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, exists, read_bytes, read_text
 from ltat.training.state_file import State, before, newest_state, write_state
@@ -100,7 +101,7 @@ class RunFolder:
             raise LtatError(
                 f"{what} a run of method {saved.get('method')!r}, not {self._config.method!r}; name another --out"
             )
-        standing = validated(type(self._config), saved)
+        standing = validated(type(self._config), with_new_names(saved, type(self._config)))
         changed = differing_settings(standing.model_dump(mode="json"), self._config.model_dump(mode="json"))
         if changed:
             raise LtatError(

@@ -7,7 +7,7 @@ from ltat.config import ScheduleSection, named_epoch
 from ltat.errors import LtatError
 
 
-def _step(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
+def _multistep(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
     passed = sum(epoch >= first for first in drop_epochs(schedule, epochs))
     return schedule.factor**passed
 
@@ -29,7 +29,7 @@ def _constant(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
 
 
 SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
-    "step": _step,
+    "multistep": _multistep,
     "compounding": _compounding,
     "cosine": _cosine,
     "constant": _constant,
@@ -37,7 +37,7 @@ SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
 
 
 def drop_epochs(schedule: ScheduleSection, epochs: int) -> list[int]:
-    """The epochs, counted from 1, in which the step schedule first uses each smaller rate.
+    """The epochs, counted from 1, in which the multistep schedule first uses each smaller rate.
 
     A share never names the first epoch: a run of one epoch keeps the base rate.
     """
@@ -53,6 +53,6 @@ def learning_rate(schedule: ScheduleSection, base: float, epoch: int, epochs: in
         LtatError: an unknown kind of schedule.
     """
     if schedule.kind not in SCHEDULES:
-        raise LtatError(f"lr.kind={schedule.kind} is unknown; choose one of {', '.join(SCHEDULES)}")
+        raise LtatError(f"schedule.kind={schedule.kind} is unknown; choose one of {', '.join(SCHEDULES)}")
     warm = min(1.0, epoch / schedule.warmup) if schedule.warmup else 1.0
     return base * warm * SCHEDULES[schedule.kind](schedule, epoch, epochs)

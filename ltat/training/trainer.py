@@ -121,7 +121,7 @@ class Trainer:
         """
         stage, epochs = self.stage, self.stage.config.train.epochs
         progress = Progress(self.epoch + 1, epochs)
-        lr = learning_rate(stage.config.lr, stage.config.optim.lr, progress.epoch, epochs)
+        lr = learning_rate(stage.config.schedule, stage.config.optim.lr, progress.epoch, epochs)
         set_learning_rate(self.optimizer, lr)
         sums = EpochSums(len(stage.method.class_counts), stage.device)
         started = time.perf_counter()

@@ -18,7 +18,7 @@ def name(*assignments: str, recipe: str | None = None) -> str:
 def test_the_methods_defaults_need_no_more_words():
     assert name("data.name=cifar10") == name("data.name=cifar10", "data.dir=data", "train.device=cpu", "eval.tau=0")
     assert name("data.name=cifar10") == "runs/cifar10-ir50-resnet18-self-distill-s0"
-    assert name("lr.milestones=[0.75, 0.9]", "method=natural") == "runs/cifar10-ir50-resnet18-natural-s0"
+    assert name("schedule.milestones=[0.75, 0.9]", "method=natural") == "runs/cifar10-ir50-resnet18-natural-s0"
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_runs_that_differ_have_folders_of_their_own():
         ["optim.lr=0.01"],
         ["db.gamma=1"],
         ["awp.gamma=1"],
-        ["lr.milestones=[0.5]"],
-        ["lr.milestones=[0.6]"],
+        ["schedule.milestones=[0.5]"],
+        ["schedule.milestones=[0.6]"],
         ["model.weights=a/last"],
         ["model.weights=b/last"],
         ["seed.train=1"],

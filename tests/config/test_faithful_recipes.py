@@ -55,7 +55,7 @@ def test_robals_four_models_have_their_constants_network_and_subset(name: str, c
 def test_taet_has_a_recipe_for_each_of_its_ratios(ratio: int):
     config = load(f"taet/faithful-ir{ratio}")
     assert (config.data.name, config.data.imbalance_ratio) == ("cifar10", ratio)
-    assert (config.attack.eps, config.attack.step, config.taet.clean) == (0.031, 0.003, 0.4)
+    assert (config.attack.eps, config.attack.step_size, config.taet.clean) == (0.031, 0.003, 0.4)
 
 
 @pytest.mark.parametrize("name", ["ard", "rslad", "adaad", "ard+igdm", "rslad+igdm", "adaad+igdm"])
@@ -88,7 +88,7 @@ def test_igdm_takes_its_weight_from_the_data_set(base: str, dataset: str, alpha:
 def test_the_rate_drops_in_the_epochs_of_the_reference_code(name: str, drops: list[int]):
     config = load(name)
     epochs = config.train.epochs
-    rates = [learning_rate(config.lr, config.optim.lr, epoch, epochs) for epoch in range(1, epochs + 1)]
+    rates = [learning_rate(config.schedule, config.optim.lr, epoch, epochs) for epoch in range(1, epochs + 1)]
     assert [epoch for epoch in range(2, epochs + 1) if rates[epoch - 1] < rates[epoch - 2]] == drops
 
 

@@ -69,8 +69,8 @@ def test_a_wrong_setting_is_named_with_its_value(assignment: str, names: list[st
         ),
         ("db.gamma=-1", "db.gamma=-1 is not possible: it must be greater than 0 or 'ir/2'"),
         ("data=3", "data=3 is not possible: it must be a section"),
-        ("lr.milestones=3", "lr.milestones=3 is not possible: it must be a list"),
-        ("lr.milestones=[0.5,-1]", "lr.milestones=-1 is not possible: it must be greater than 0"),
+        ("schedule.milestones=3", "schedule.milestones=3 is not possible: it must be a list"),
+        ("schedule.milestones=[0.5,-1]", "schedule.milestones=-1 is not possible: it must be greater than 0"),
         ("train.epochs=1.5", "train.epochs=1.5 is not possible: it must be a whole number"),
         ("select.from=0", "select.from=0 is not possible: it must be greater"),
     ],
@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_told_in_the_readers_words(assignment: str, sentence:
 def test_a_list_needs_no_brackets_but_a_word_with_a_comma_stays_a_word():
     assert load(assignments=["eval.attacks=clean,pgd20"]).eval.attacks == ("clean", "pgd20")
     assert load(assignments=["eval.attacks=clean"]).eval.attacks == ("clean",)
-    assert load(assignments=["lr.milestones=0.5, 0.75"]).lr.milestones == (0.5, 0.75)
+    assert load(assignments=["schedule.milestones=0.5, 0.75"]).schedule.milestones == (0.5, 0.75)
     assert load(assignments=["data.dir=a,b"]).data.dir == "a,b"
     assert load(assignments=["eval.attacks=clean", 'eval.attacks=["pgd2"]']).eval.attacks == ("pgd2",)
     with pytest.raises(LtatError, match=r"eval\.attack'"):
@@ -97,7 +97,7 @@ def test_a_setting_of_another_method_is_refused_not_ignored():
 
 
 def test_values_are_read_as_toml_and_words_need_no_quotes():
-    assert parse_assignment("lr.milestones=[0.5, 40]") == ("lr.milestones", [0.5, 40])
+    assert parse_assignment("schedule.milestones=[0.5, 40]") == ("schedule.milestones", [0.5, 40])
     assert parse_assignment("aug.flip=false") == ("aug.flip", False)
     assert parse_assignment("model.name=wrn34-10") == ("model.name", "wrn34-10")
     assert parse_assignment("data.dir=a=b") == ("data.dir", "a=b")
@@ -177,7 +177,13 @@ def test_the_published_defaults_of_the_main_method_stay_what_the_documentation_s
     assert (config.optim.lr, config.optim.momentum, config.optim.nesterov, config.optim.wd) == (0.1, 0.9, False, 5e-4)
     assert (config.train.epochs, config.train.batch_size) == (100, 128)
     attack = config.attack
-    assert (attack.eps, attack.steps, attack.step, attack.start, attack.mode) == (8 / 255, 10, 2 / 255, "gauss", "eval")
+    assert (attack.eps, attack.steps, attack.step_size, attack.start, attack.mode) == (
+        8 / 255,
+        10,
+        2 / 255,
+        "gauss",
+        "eval",
+    )
     kd = config.kd
     assert (kd.form, kd.alpha, kd.ramp, kd.temp, kd.reduction, kd.bn) == ("igdm", None, "linear", 1, "batchmean", "two")
     assert (kd.clamp_minus, kd.mix, kd.on_biased, config.bsl.tau) == (False, "additive", False, 1)
@@ -187,12 +193,12 @@ def test_the_published_defaults_of_the_main_method_stay_what_the_documentation_s
 
 def test_a_methods_default_outlives_a_change_of_another_setting_of_its_section():
     """AT-BSL drops the rate three times; changing the factor used to bring back the two drops all methods share."""
-    for given in ({"assignments": ["lr.factor=0.5"]}, {"recipe": {"lr": {"factor": 0.5}}}):
-        lr = load(settings={"method": "at-bsl"}, **given).lr
-        assert (lr.milestones, lr.factor) == ((0.75, 0.9, 1.0), 0.5)
-    assert load(assignments=["method=at-bsl", "lr.milestones=[0.5]"]).lr.milestones == (0.5,)
+    for given in ({"assignments": ["schedule.factor=0.5"]}, {"recipe": {"schedule": {"factor": 0.5}}}):
+        schedule = load(settings={"method": "at-bsl"}, **given).schedule
+        assert (schedule.milestones, schedule.factor) == ((0.75, 0.9, 1.0), 0.5)
+    assert load(assignments=["method=at-bsl", "schedule.milestones=[0.5]"]).schedule.milestones == (0.5,)
 
 
 def test_a_number_too_long_to_read_is_told_in_plain_words():
     with pytest.raises(LtatError, match="must be a whole number"):
-        load_config(lambda name: RunConfig, settings={"method": "any", "lr.warmup": 1e308})
+        load_config(lambda name: RunConfig, settings={"method": "any", "schedule.warmup": 1e308})

@@ -23,7 +23,7 @@ def load(*assignments: str, **given: Any) -> Any:
     ("assignment", "advice"),
     [
         ("attack.eps=8", "attack.eps=8 is wider than the box [0, 1] of the pixels; give 8/255?"),
-        ("attack.step=2", "give 2/255?"),
+        ("attack.step_size=2", "give 2/255?"),
         ("attack.eps=300", "give at most 1"),
         ("attack.steps=10000000000000000000000", "attack.steps"),
         ("train.epochs=1e18", "train.epochs=1e+18"),
@@ -32,7 +32,7 @@ def load(*assignments: str, **given: Any) -> Any:
         ("awp.gamma=5", "awp.gamma=5"),
         ("optim.wd=5", "optim.wd=5"),
         ("average.decay=99.9", "average.decay=99.9"),
-        ("radius.alpha=95", "radius.alpha=95"),
+        ("radius.share=95", "radius.share=95"),
         ("data.imbalance_ratio=0.02", "give 1/0.02 = 50?"),
         ("data.imbalance_ratio=0", "1 means balanced"),
         ("data.image_size=100000", "data.image_size=100000"),
@@ -45,18 +45,22 @@ def test_a_number_that_looks_like_another_unit_is_told(assignment: str, advice: 
     assert advice in str(told.value) and "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("assignment", ["attack.eps=1", "attack.eps=0", "attack.step=0.3", "lr.milestones=[0.75, 90]"])
+@pytest.mark.parametrize(
+    "assignment", ["attack.eps=1", "attack.eps=0", "attack.step_size=0.3", "schedule.milestones=[0.75, 90]"]
+)
 def test_plausible_numbers_pass(assignment: str):
     load(assignment)
 
 
 def test_another_norm_demands_its_radius_and_step():
-    for given in (["attack.norm=l2"], ["attack.norm=l2", "attack.eps=0.5"], ["attack.norm=l2", "attack.step=0.1"]):
+    for given in (["attack.norm=l2"], ["attack.norm=l2", "attack.eps=0.5"], ["attack.norm=l2", "attack.step_size=0.1"]):
         with pytest.raises(LtatError, match=r"attack\.norm=l2 needs .*attack\.(eps|step)"):
             load(*given)
-    attack = load("attack.eps=128/255", "attack.norm=l2", "attack.step=15/255").attack
-    assert (attack.norm, attack.eps, attack.step) == ("l2", 128 / 255, 15 / 255)
-    assert load("attack.norm=l2", "attack.eps=8", "attack.step=2").attack.eps == 8  # of what images is not known here
+    attack = load("attack.eps=128/255", "attack.norm=l2", "attack.step_size=15/255").attack
+    assert (attack.norm, attack.eps, attack.step_size) == ("l2", 128 / 255, 15 / 255)
+    assert (
+        load("attack.norm=l2", "attack.eps=8", "attack.step_size=2").attack.eps == 8
+    )  # of what images is not known here
     natural = load("attack.norm=l2", "attack.eps=1", settings={"method": "natural"})
     assert (natural.attack.steps, natural.attack.eps) == (0, 1)  # where no step is taken, none is asked for
     assert load("attack.norm=linf").attack.eps == 8 / 255
@@ -64,20 +68,20 @@ def test_another_norm_demands_its_radius_and_step():
 
 def test_the_radius_of_a_recipe_goes_with_its_norm():
     """A recipe's eps = 8/255 in linf was kept as 8/255 in l2."""
-    recipe = {"attack": {"eps": "8/255", "step": "2/255", "steps": 7}}
+    recipe = {"attack": {"eps": "8/255", "step_size": "2/255", "steps": 7}}
     with pytest.raises(LtatError, match=r"attack\.eps and attack\.step"):
         load("attack.norm=l2", recipe=recipe)
-    attack = load("attack.norm=l2", "attack.eps=0.5", "attack.step=0.1", recipe=recipe).attack
-    assert (attack.eps, attack.step, attack.steps) == (0.5, 0.1, 7)
+    attack = load("attack.norm=l2", "attack.eps=0.5", "attack.step_size=0.1", recipe=recipe).attack
+    assert (attack.eps, attack.step_size, attack.steps) == (0.5, 0.1, 7)
     assert load("attack.norm=linf", recipe=recipe).attack.eps == 8 / 255
-    euclidean = {"attack": {"norm": "l2", "eps": 0.5, "step": 0.1}}
+    euclidean = {"attack": {"norm": "l2", "eps": 0.5, "step_size": 0.1}}
     assert load("attack.steps=3", recipe=euclidean).attack.eps == 0.5
     assert load("attack.norm=linf", recipe=euclidean).attack.eps == 8 / 255
 
 
 def test_the_radius_of_a_methods_defaults_goes_with_their_norm():
     class Euclidean(RunConfig):
-        attack: AttackSection = AttackSection(norm="l2", eps=0.5, step=0.1, steps=7)
+        attack: AttackSection = AttackSection(norm="l2", eps=0.5, step_size=0.1, steps=7)
 
     class Mine(Method):
         Config = Euclidean
@@ -87,7 +91,7 @@ def test_the_radius_of_a_methods_defaults_goes_with_their_norm():
 
     assert (mine("attack.steps=3").norm, mine("attack.steps=3").eps) == ("l2", 0.5)
     linf = mine("attack.norm=linf")
-    assert (linf.eps, linf.step, linf.steps) == (8 / 255, 2 / 255, 7)
+    assert (linf.eps, linf.step_size, linf.steps) == (8 / 255, 2 / 255, 7)
 
 
 @pytest.mark.parametrize("setting", ["attack.eps=8", "attack.norm=l2", "awp.gamma=99", "data.imbalance_ratio=0.02"])
@@ -140,14 +144,14 @@ def test_numbers_of_numpy_and_paths_become_pythons_own(tmp_path: Path):
         "seed.train": np.int64(3),
         "attack.eps": np.float32(0.5),
         "attack.fold": np.bool_(False),
-        "lr.milestones": np.array([0.5, 0.75]),
+        "schedule.milestones": np.array([0.5, 0.75]),
         "data.dir": tmp_path,
         "train": {"epochs": np.int32(7)},
         "teacher.path": tmp_path / "t",
     }
     config = load(settings=settings)
     assert (config.seed.train, config.attack.eps, config.attack.fold) == (3, 0.5, False)
-    assert (config.lr.milestones, config.data.dir, config.train.epochs) == ((0.5, 0.75), str(tmp_path), 7)
+    assert (config.schedule.milestones, config.data.dir, config.train.epochs) == ((0.5, 0.75), str(tmp_path), 7)
     assert type(config.seed.train) is int and config.teacher.path == str(tmp_path / "t")
     assert SeedSection(train=np.uint8(4)).train == 4
     assert AwpSection(gamma=np.float64(0.5)).gamma == 0.5

@@ -40,7 +40,7 @@ from tests.training.tiny import tiny_config
 # Five batches and a smaller one in an epoch, and another learning rate in each.
 SHORT = (
     *("data.imbalance_ratio=50", "train.batch_size=70"),
-    *("train.epochs=2", "train.drop_last=false", "select.set=none", "attack.steps=0", "lr.milestones=[2]"),
+    *("train.epochs=2", "train.drop_last=false", "select.set=none", "attack.steps=0", "schedule.milestones=[2]"),
     "train.graph=true",
 )
 
@@ -104,7 +104,7 @@ def assert_same(captured: Trainer, expected: Trainer) -> None:
 OPTIONS = [
     "at-bsl awp.gamma=0.01 awp.warmup=1",
     "at-bsl average.kind=ema average.decay=0.5",
-    "at-bsl average.kind=swa average.bn=recompute radius.alpha=0.3 radius.ramp=0.5",
+    "at-bsl average.kind=swa average.bn=recompute radius.share=0.3 radius.ramp_share=0.5",
     "at-bsl optim.nesterov=true optim.wd_skip_bn=true model.normalize=train attack.mode=train",
     "at-bsl optim.momentum=0 train.precision=bf16",
     "self-distill train.precision=bf16",
@@ -117,11 +117,11 @@ OPTIONS = [
     "taet taet.clean=0.5 taet.absent=ignore",
     "faal faal.extra_forward=true",
     "reat reat.tail_impl=per_pair reat.tail_set=count reat.tail_sign=intended",
-    "dafa radius.alpha=0.3",
+    "dafa radius.share=0.3",
     "self-distill kd.bn=concat teacher.mode=train kd.form=kl_adv+igdm",
     "self-distill kd.bn=freeze_minus kd.mix=convex kd.alpha=0.5 loss.cls=ldam-drw loss.drw=0.5 awp.gamma=0.01",
-    "ard kd.alpha=0.5",
-    "adaad kd.alpha=0.5 kd.clean_forward=true",
+    "ard kd.share=0.5",
+    "adaad kd.share=0.5 kd.clean_forward=true",
     "rslad+igdm igdm.bn=concat igdm.clamp_minus=true teacher.mode=train",
     "ard+igdm igdm.bn=freeze_minus",
 ]

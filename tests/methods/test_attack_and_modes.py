@@ -41,7 +41,9 @@ def same(before: dict[str, torch.Tensor], model: nn.Module) -> bool:
 @pytest.mark.parametrize("name", ["pgd-at", "at-bsl", "self-distill"])
 def test_the_training_attack_ascends_plain_cross_entropy_in_evaluation_mode(name: str, batch: Batch):
     model, teacher = network(0), network(1) if name == "self-distill" else None
-    method = make(name, "attack.steps=1", "attack.start=zero", "attack.step=0.01", "attack.eps=0.05", teacher=teacher)
+    method = make(
+        name, "attack.steps=1", "attack.start=zero", "attack.step_size=0.01", "attack.eps=0.05", teacher=teacher
+    )
     before = buffers(model)
     x_adv = method.attack(model, batch, Progress(1, 1), torch.Generator())
     assert same(before, model) and model.training
@@ -118,7 +120,13 @@ def one_step(method, model, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("loss", ["ce", "bsl", "kl-clean", "kl-adv"])
 def test_every_inner_loss_ascends_its_own_formula(loss: str, batch: Batch):
     model, teacher = network(0), network(1).eval()
-    settings = (f"attack.loss={loss}", "attack.steps=1", "attack.start=zero", "attack.step=0.01", "attack.eps=0.05")
+    settings = (
+        f"attack.loss={loss}",
+        "attack.steps=1",
+        "attack.start=zero",
+        "attack.step_size=0.01",
+        "attack.eps=0.05",
+    )
     x_adv = one_step(make("self-distill", *settings, "bsl.tau=1.5", teacher=teacher), model, batch)
 
     model.eval()
@@ -142,7 +150,7 @@ def test_the_settings_of_the_attack_reach_it(batch: Batch):
     before = buffers(model)
     one_step(make("at-bsl", "attack.mode=train"), model, batch)
     assert not same(before, model)
-    far = one_step(make("at-bsl", "attack.norm=l2", "attack.eps=1", "attack.step=1"), model, batch) - batch.images
+    far = one_step(make("at-bsl", "attack.norm=l2", "attack.eps=1", "attack.step_size=1"), model, batch) - batch.images
     assert far.flatten(1).norm(dim=1).max() <= 1 + 1e-5 and far.abs().max() > 0.05
     near = one_step(make("at-bsl", "attack.eps=0.01"), model, batch) - batch.images
     assert near.abs().max() <= 0.01 + 2**-23

@@ -271,9 +271,9 @@ def test_a_network_without_a_weight_to_perturb_stops_before_training(warmup: int
 
 
 def test_the_teacher_stage_is_trained_without():
-    config = tiny_config("method=self-distill", "awp.gamma=0.01", "radius.alpha=0.3")
+    config = tiny_config("method=self-distill", "awp.gamma=0.01", "radius.share=0.3")
     teacher = find_method("self-distill").teacher_config(config)
-    assert (teacher.awp.gamma, teacher.radius.alpha) == (0, 0)
+    assert (teacher.awp.gamma, teacher.radius.share) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +290,6 @@ def test_a_recipe_perturbs_and_drops_the_rate_in_the_epochs_of_the_reference_cod
         for epoch in range(1, 201)
     ]
     assert [isinstance(context, nullcontext) for context in around] == [epoch < first for epoch in range(1, 201)]
-    rates = [learning_rate(config.lr, config.optim.lr, epoch, 200) for epoch in range(1, 201)]
+    rates = [learning_rate(config.schedule, config.optim.lr, epoch, 200) for epoch in range(1, 201)]
     assert [epoch for epoch in range(2, 201) if rates[epoch - 1] < rates[epoch - 2]] == drops
     assert (config.awp.gamma, config.train.epochs, config.train.drop_last) == (gamma, 200, False)

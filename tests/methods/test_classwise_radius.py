@@ -25,7 +25,7 @@ from tests.training.tiny import tiny_config
 
 CIFAR10_LT_50 = [5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100]
 COUNTS = torch.tensor([64, 16, 8, 1])
-ON = ("radius.alpha=0.4",)
+ON = ("radius.share=0.4",)
 LAST = Progress(10, 10)
 
 
@@ -77,7 +77,7 @@ def attacked(method, batch: Batch, progress: Progress = LAST) -> torch.Tensor:
 
 
 def test_one_step_of_a_class_is_its_share_of_the_step(batch: Batch):
-    one = ("attack.steps=1", "attack.start=zero", "attack.step=0.01", "attack.eps=0.05", "radius.ramp=1")
+    one = ("attack.steps=1", "attack.start=zero", "attack.step_size=0.01", "attack.eps=0.05", "radius.ramp_share=1")
     x_adv = attacked(make_method("pgd-at", *ON, *one, counts=COUNTS), batch, Progress(4, 10))
     x = batch.images.clone().requires_grad_()
     F.cross_entropy(network().eval()(x), batch.labels, reduction="sum").backward()
@@ -90,7 +90,7 @@ def test_one_step_of_a_class_is_its_share_of_the_step(batch: Batch):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_image_stays_in_the_ball_of_its_class_and_rare_ones_leave_the_plain_one(norm, start, mode, batch: Batch):
     eps = 0.1 if norm == "linf" else 1.0
-    settings = (f"attack.norm={norm}", f"attack.start={start}", f"attack.eps={eps}", f"attack.step={eps / 2}")
+    settings = (f"attack.norm={norm}", f"attack.start={start}", f"attack.eps={eps}", f"attack.step_size={eps / 2}")
     method, model = make_method("pgd-at", *ON, *settings, f"attack.mode={mode}", counts=COUNTS), network()
     before = [buffer.clone() for buffer in model.buffers()]
     x_adv = method.attack(model, batch, LAST, torch.Generator().manual_seed(3))
@@ -103,14 +103,14 @@ def test_every_image_stays_in_the_ball_of_its_class_and_rare_ones_leave_the_plai
 
 
 def test_in_the_first_epoch_of_a_ramp_the_images_are_clean(batch: Batch):
-    method = make_method("pgd-at", "radius.ramp=0.5", counts=COUNTS)
+    method = make_method("pgd-at", "radius.ramp_share=0.5", counts=COUNTS)
     assert attacked(method, batch, Progress(1, 10)).equal(batch.images)
     plain = attacked(make_method("pgd-at", counts=COUNTS), batch)
     assert attacked(method, batch, Progress(6, 10)).equal(plain)  # a ramp alone leaves one radius for all
 
 
 def test_left_alone_it_changes_no_bit(batch: Batch):
-    off = make_method("pgd-at", "radius.alpha=0", counts=COUNTS)
+    off = make_method("pgd-at", "radius.share=0", counts=COUNTS)
     assert off.radius_scale(batch, LAST) is None
     balanced = make_method("pgd-at", *ON, counts=torch.full((4,), 9))
     assert attacked(balanced, batch).equal(attacked(off, batch))
@@ -125,7 +125,7 @@ def test_the_counts_are_those_of_the_epochs_plan(batch: Batch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_that_attacks_takes_it_and_is_evaluated_in_the_plain_ball(name: str, batch: Batch):
-    settings = ("attack.eps=0.1", "attack.step=0.05", "train.epochs=10")
+    settings = ("attack.eps=0.1", "attack.step_size=0.05", "train.epochs=10")
     method = make_method(name, *ON, *settings, counts=COUNTS, teacher=network(1))
     radii = 0.1 * torch.tensor(by_hand(COUNTS.tolist(), 0.4))[batch.labels].float()
     x_adv = attacked(method, batch)
@@ -143,7 +143,7 @@ def test_clean_epochs_stay_clean(batch: Batch):
 
 
 def test_exchanged_step_and_radius_grow_together(batch: Batch):
-    swapped = ("kd.swap_step_eps=true", "attack.eps=0.1", "attack.step=0.02")
+    swapped = ("kd.swap_step_eps=true", "attack.eps=0.1", "attack.step_size=0.02")
     x_adv = attacked(make_method("rslad", *ON, *swapped, counts=COUNTS, teacher=network(1)), batch)
     radii = 0.02 * torch.tensor(by_hand(COUNTS.tolist(), 0.4))[batch.labels].float()
     distance = (x_adv - batch.images).flatten(1).abs().amax(1)
@@ -155,7 +155,7 @@ def run(folder: Path, *assignments: str) -> Path:
     return folder
 
 
-RAMPED = ("method=at-bsl", "radius.alpha=0.4", "radius.ramp=0.7")
+RAMPED = ("method=at-bsl", "radius.share=0.4", "radius.ramp_share=0.7")
 
 
 def test_an_interrupted_run_ends_as_a_whole_one_and_is_reported_in_the_plain_ball(tmp_path):
@@ -173,7 +173,7 @@ def test_an_interrupted_run_ends_as_a_whole_one_and_is_reported_in_the_plain_bal
 @pytest.mark.parametrize("name", METHODS)
 def test_the_epoch_without_a_ball_is_rehearsed_with_every_method(name: str):
     taught = ("teacher.train=balanced",) if "teacher" in METHODS[name].Config.model_fields else ()
-    prepare(tiny_config(f"method={name}", *taught, "radius.alpha=1", "radius.ramp=1"))
+    prepare(tiny_config(f"method={name}", *taught, "radius.share=1", "radius.ramp_share=1"))
 
 
 def test_half_precision_stays_finite(tmp_path):
@@ -182,7 +182,9 @@ def test_half_precision_stays_finite(tmp_path):
     assert all(value.isfinite().all() for value in load_file(folder / "last.safetensors").values())
 
 
-@pytest.mark.parametrize("setting", ["radius.alpha=1.5", "radius.alpha=-0.1", "radius.ramp=2", "radius.ramp=nan"])
+@pytest.mark.parametrize(
+    "setting", ["radius.share=1.5", "radius.share=-0.1", "radius.ramp_share=2", "radius.ramp_share=nan"]
+)
 def test_settings_out_of_range_stop_before_training(setting: str):
     with pytest.raises(LtatError, match=setting.partition("=")[0]):
         tiny_config("method=pgd-at", setting)
@@ -191,6 +193,6 @@ def test_settings_out_of_range_stop_before_training(setting: str):
 @pytest.mark.parametrize(("recipe", "alpha", "share"), [("c10-ir50", 0.3, 0.8), ("c100-ir10", 0.4, 0.6)])
 def test_the_recipes_keep_the_settings_of_the_reference_code(recipe: str, alpha: float, share: float):
     config = load_config(lambda name: find_method(name).Config, recipe=f"robustlt/{recipe}-wrn28-10/at-bsl")
-    assert (config.radius.alpha, config.radius.ramp) == (alpha, share)
+    assert (config.radius.share, config.radius.ramp_share) == (alpha, share)
     assert (config.attack.start, config.attack.mode) == ("uniform_clamp", "train_frozen_stats")
-    assert (config.attack.eps, config.attack.step, config.optim.nesterov) == (8 / 255, 2 / 255, True)
+    assert (config.attack.eps, config.attack.step_size, config.optim.nesterov) == (8 / 255, 2 / 255, True)

@@ -167,7 +167,7 @@ def test_the_attack_gives_every_class_its_own_radius_and_step(batch: Batch, monk
 
 
 def test_the_class_wise_radius_multiplies_the_weights(batch: Batch):
-    method, trades = make("radius.alpha=0.5"), make_method("trades", "radius.alpha=0.5", counts=COUNTS)
+    method, trades = make("radius.share=0.5"), make_method("trades", "radius.share=0.5", counts=COUNTS)
     method.load_state_dict({"weights": torch.tensor([0.5, 1.0, 1.5, 2.0])})
     alone = trades.radius_scale(batch, Progress(70, 100))
     assert alone.std() > 0.01

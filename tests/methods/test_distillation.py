@@ -72,7 +72,7 @@ def batchmean(terms: np.ndarray) -> float:
 CASES = {
     "ard": ([], ard64),
     "ard mixed": (
-        ["kd.alpha=0.7", "kd.temp=5", "kd.reduction=batchmean"],
+        ["kd.share=0.7", "kd.temp=5", "kd.reduction=batchmean"],
         lambda s, t, y: ard64(s, t, y, 0.7, 5.0, batchmean),
     ),
     "rslad": ([], rslad64),
@@ -83,7 +83,7 @@ CASES = {
     ),
     "adaad": ([], adaad64),
     "adaad mixed": (
-        ["kd.alpha=0.4", "kd.reduction=batchmean"],
+        ["kd.share=0.4", "kd.reduction=batchmean"],
         lambda s, t, y: adaad64(s, t, y, 0.4, batchmean),
     ),
     "ard+igdm": (["igdm.alpha=3"], lambda s, t, y: ard64(s, t, y, 1, 1, batchmean) + 0.9 * igdm64(s, t)),
@@ -253,7 +253,7 @@ def test_the_swapped_step_and_radius_shrink_the_training_attack_alone(name: str,
 @pytest.mark.parametrize("name", NAMES)
 def test_the_attack_climbs_the_methods_own_divergence(name: str, picture):
     model, teacher = network(0), network(1)
-    tiny = ("attack.steps=1", "attack.start=zero", "attack.step=0.01", "attack.eps=0.05", "attack.mode=eval")
+    tiny = ("attack.steps=1", "attack.start=zero", "attack.step_size=0.01", "attack.eps=0.05", "attack.mode=eval")
     x_adv = small(name, *tiny, teacher=teacher).attack(model, picture, Progress(1, 1), torch.Generator())
     model.eval()
     x = picture.images.clone().requires_grad_()
@@ -296,11 +296,11 @@ def norm_of(model: nn.Module) -> nn.BatchNorm2d:
     [
         ("ard", [], 2),
         ("ard", ["kd.clean_forward=false"], 1),
-        ("ard", ["kd.clean_forward=false", "kd.alpha=0.5"], 2),
+        ("ard", ["kd.clean_forward=false", "kd.share=0.5"], 2),
         ("rslad", [], 2),
         ("adaad", [], 2),
         ("adaad", ["kd.clean_forward=false"], 1),
-        ("adaad", ["kd.clean_forward=false", "kd.alpha=0.5"], 2),
+        ("adaad", ["kd.clean_forward=false", "kd.share=0.5"], 2),
         ("ard+igdm", [], 2),
         ("rslad+igdm", [], 3),
         ("adaad+igdm", [], 2),
@@ -374,7 +374,7 @@ def test_without_a_teacher_or_with_one_of_other_classes_nothing_begins(name: str
         make(name, teacher=build_model("small", num_classes=9))
 
 
-@pytest.mark.parametrize("wrong", ["kd.alpha=1.5", "kd.alpha=-1", "kd.reduction=mean"])
+@pytest.mark.parametrize("wrong", ["kd.share=1.5", "kd.share=-1", "kd.reduction=mean"])
 @pytest.mark.parametrize("name", BASES)
 def test_wrong_settings_are_refused_with_their_name(name: str, wrong: str):
     with pytest.raises(LtatError, match=wrong.split("=", maxsplit=1)[0]):
@@ -436,8 +436,8 @@ def test_a_setting_leaves_the_methods_others_as_published(name: str):
         "attack.steps=3",
         "train.batch_size=9",
         "optim.lr=0.2",
-        "kd.guard=0" if name == "rslad" else "kd.alpha=0.5",
-        "teacher.lr.factor=0.5",
+        "kd.guard=0" if name == "rslad" else "kd.share=0.5",
+        "teacher.schedule.factor=0.5",
         teacher=Linear(3),
     ).config
     published = find_method(name).Config()

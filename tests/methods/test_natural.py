@@ -48,7 +48,7 @@ def test_no_step_of_an_attack_is_computed_and_batch_norm_sees_the_clean_images_o
 
 def test_evaluation_attacks_within_the_radius_that_is_set():
     assert make().threat.eps == 8 / 255
-    other = make("attack.eps=0.5", "attack.step=0.1", "attack.norm=l2").threat
+    other = make("attack.eps=0.5", "attack.step_size=0.1", "attack.norm=l2").threat
     assert (other.eps, other.norm) == (0.5, "l2")
 
 

@@ -57,14 +57,14 @@ def faithful(name: str) -> RunConfig:
 def test_a_recipe_drops_the_rate_in_the_epochs_of_the_reference_code(recipe: str, drops, lowest: float):
     config = faithful(recipe)
     epochs = config.train.epochs
-    rates = [learning_rate(config.lr, config.optim.lr, epoch, epochs) for epoch in range(1, epochs + 1)]
+    rates = [learning_rate(config.schedule, config.optim.lr, epoch, epochs) for epoch in range(1, epochs + 1)]
     assert [epoch for epoch in range(2, epochs + 1) if rates[epoch - 1] < rates[epoch - 2]] == drops
     assert rates[-1] == pytest.approx(lowest)
 
 
 def test_the_recipes_keep_the_quirks_of_the_reference_codes():
     trades, mart, rice = (faithful(name) for name in ("trades/faithful", "mart/faithful", "pgd-at/rice"))
-    assert (trades.attack.loss, trades.attack.eps, trades.attack.step) == ("kl-self", 0.031, 0.007)
+    assert (trades.attack.loss, trades.attack.eps, trades.attack.step_size) == ("kl-self", 0.031, 0.007)
     assert (trades.trades.third_forward, trades.trades.beta, trades.optim.wd) == (True, 6, 2e-4)
     assert (mart.attack.loss, mart.attack.eps, mart.mart.beta, mart.optim.lr) == ("ce", 0.031, 5, 0.01)
     assert (rice.attack.mode, rice.attack.start, rice.aug.pad_mode) == ("train", "uniform_clamp", "reflect")

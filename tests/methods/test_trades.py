@@ -67,7 +67,7 @@ def test_the_attack_ascends_the_divergence_from_the_evaluation_modes_clean_predi
     model = network(0)
     model(torch.rand(6, 1, 8, 8))  # running statistics that differ from the batch's
     before = buffers(model)
-    one_step = make("attack.steps=1", "attack.step=0.01", "attack.eps=0.05")
+    one_step = make("attack.steps=1", "attack.step_size=0.01", "attack.eps=0.05")
     x_adv = one_step.attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(3))
     assert same(before, model) and model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())

@@ -101,7 +101,7 @@ def test_the_list_of_methods_comes_from_their_docstrings():
         assert f"{name}\n    {facts['paper']}\n" in done.output
         assert facts["paper"] and facts["loss"]
     assert done.output.index("adaad+igdm\n") < done.output.index("every method (") < done.output.index("awp.gamma=0.0")
-    common = ("radius.alpha=0.0", "average.kind=none", "aug.policy=none", "eval.attacks=", "tau=0.0", "select.from=1")
+    common = ("radius.share=0.0", "average.kind=none", "aug.policy=none", "eval.attacks=", "tau=0.0", "select.from=1")
     assert all(setting in done.output.partition("every method (")[2] for setting in common)
     assert told["at-bsl"]["settings"].startswith("bsl.tau=1.0, loss.cls=bsl, ")
     assert told["pgd-at"]["attack"] == "PGD-10 on ce, eps 8/255, step 2/255, start gauss, eval mode"

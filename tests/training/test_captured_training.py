@@ -37,7 +37,7 @@ def trained(*assignments: str) -> tuple[Trainer, str]:
 
 @pytest.mark.parametrize(
     "settings",
-    ["method=at-bsl", "method=trades", "method=self-distill", "method=at-bsl radius.alpha=0.3 radius.ramp=0.5"],
+    ["method=at-bsl", "method=trades", "method=self-distill", "method=at-bsl radius.share=0.3 radius.ramp_share=0.5"],
 )
 def test_a_captured_run_ends_with_the_weights_of_the_eager_run(settings: str, recorder: Recorder):
     captured, said = trained(*settings.split(), "train.graph=true")

@@ -76,7 +76,7 @@ def test_balanced_sampling_is_flagged_as_a_balanced_loss_is(sampling: str, twice
 
 
 def test_robals_own_adjustment_and_another_are_refused_before_training():
-    robal = ("method=robal", "lr.kind=step", "eval.tau=1")
+    robal = ("method=robal", "schedule.kind=multistep", "eval.tau=1")
     with pytest.raises(LtatError, match=r"robal\.tau_p"):
         prepare(tiny_config(*robal, "robal.tau_p=1.5"))
     prepare(tiny_config(*robal))

@@ -15,7 +15,7 @@ from tests.training.tiny import tiny_config
 
 CASES = {
     "reat": ["method=reat"],
-    "robal": ["method=robal", "lr.kind=step", "train.batch_size=64"],
+    "robal": ["method=robal", "schedule.kind=multistep", "train.batch_size=64"],
     "taet": ["method=taet", "taet.clean=0.5", "attack.steps=5"],
     "faal": ["method=faal", "faal.radius=0.1"],
     "dafa": ["method=dafa", "dafa.warmup=0.5"],
@@ -51,7 +51,7 @@ def test_the_same_seed_gives_the_same_bits_and_so_does_a_resumed_run(method: lis
 
 
 def test_a_saved_robal_is_evaluated_with_its_adjustment_inside(run_tiny):
-    adjusted = ("method=robal", "train.epochs=2", "lr.kind=step", "robal.tau_p=1.7", "robal.scale_out=10")
+    adjusted = ("method=robal", "train.epochs=2", "schedule.kind=multistep", "robal.tau_p=1.7", "robal.scale_out=10")
     folder = run_tiny("run", *adjusted)
     read = load_model(folder / "last")
     stage = prepare(tiny_config(*adjusted)).student

@@ -173,7 +173,7 @@ def test_the_prior_counts_the_images_trained_on():
 
 
 def test_the_learning_rate_of_every_epoch_is_the_schedules(run_tiny):
-    folder = run_tiny("run", "method=at-bsl", "train.epochs=4", "lr.milestones=[2, 4]", "select.set=none")
+    folder = run_tiny("run", "method=at-bsl", "train.epochs=4", "schedule.milestones=[2, 4]", "select.set=none")
     assert [row["lr"] for row in rows(folder)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
 
 
@@ -292,7 +292,7 @@ def test_the_teacher_sees_the_balanced_set_only():
         (["train.batch_size=100000"], ["100000"]),
         (["attack.loss=unheard"], ["unheard"]),
         (["attack.start=unheard"], ["unheard"]),
-        (["lr.kind=unheard"], ["unheard"]),
+        (["schedule.kind=unheard"], ["unheard"]),
         (["select.metric=unheard"], ["unheard"]),
         (['eval.attacks=["unheard"]'], ["unheard"]),
         (["teacher.path=nowhere.safetensors"], ["nowhere.safetensors"]),
@@ -306,7 +306,7 @@ def test_the_teacher_sees_the_balanced_set_only():
         (["select.from=3", "teacher.ckpt=best"], ["teacher", "select.from=3"]),
         (["teacher.ckpt=best", "select.set=none"], ["teacher.ckpt"]),
         (["teacher.batch_size=5000"], ["teacher", "5000"]),
-        (["teacher.lr.kind=unheard"], ["teacher", "unheard"]),
+        (["teacher.schedule.kind=unheard"], ["teacher", "unheard"]),
         (["optim.nesterov=true", "optim.momentum=0"], ["momentum"]),
         (["method=pgd-at", "model.name=resnet18", "train.drop_last=false", "train.batch_size=73"], ["(1, 1, 8, 8)"]),
         (["seed.train=4294967296"], ["seed.train"]),
