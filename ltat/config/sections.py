@@ -72,7 +72,7 @@ def plain(value: object) -> object:
 class Section(BaseModel):
     """A group of settings: unknown names are errors, values never change after construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @classmethod
     def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
@@ -111,65 +111,87 @@ class DataSection(Section):
     """Which images, and which long-tailed subset of them (docs/data.md)."""
 
     name: str = "cifar10"
+    """The data set, a name that `ltat data` lists: `cifar10`, `cifar100`, `digits`, `imagefolder`, `npz` and others."""
     dir: str | None = None
+    """The folder that holds its files; `digits` needs none."""
     image_size: ImageSize | None = None
+    """Side in pixels, 1 to 4096, to which image files are scaled and cropped; left out, they keep their size."""
     channels: Literal[1, 3] | None = None
+    """Channels of image files: 1 (grey) or 3 (RGB); left out, those of the files."""
     train_list: str | None = None
+    """For `imagelist`: the text file of training images, a line `PATH LABEL` each."""
     test_list: str | None = None
+    """For `imagelist`: the text file of test images."""
     imbalance_ratio: Ratio | Literal["natural"] | None = None
+    """Largest class over smallest, at least 1, or `natural` for all images; left out, the data set's usual one."""
     imbalance: Literal["exp", "step"] = "exp"
+    """Profile of the subset: `exp` (exponential decay over the classes) or `step` (the last half is small)."""
     class_order: str = "label"
+    """Which classes are large: `label` (the first ones) or `permuted` (drawn by `seed.subset`)."""
     split_file: str | None = None
+    """A .npy or .npz file with the positions of the subset, in place of a drawn one."""
     download: bool = False
+    """Whether CIFAR's files may be downloaded into `data.dir`."""
     sampling: str = "natural"
+    """What an epoch serves: `natural`, `balanced`, `class_balanced`, `square_root`, `progressive` or `file`."""
     plan_file: str | None = None
+    """For `data.sampling=file`: a .npy file with the positions of an epoch."""
 
 
 class BalancedSection(Section):
     """The balanced sub-dataset D_B: gamma * n_min images of every class (Cho, Lee, Kim, ICLR 2025)."""
 
     gamma: Positive | Literal["ir/2"] = "ir/2"
+    """Images of each class in D_B over those of the smallest class, above 0; `ir/2` is half the imbalance ratio."""
     resample: Literal["once", "per_epoch"] = "once"
+    """When D_B is drawn: `once` or `per_epoch`."""
     remainder: Literal["no_replace", "replace"] = "no_replace"
+    """How the last images of a class that is repeated are drawn: `no_replace` or `replace`."""
     partial: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
+    """From the natural counts (0) to D_B (1), linearly; the paper trains on 1."""
 
 
 class AugmentSection(Section):
-    """A policy, then a random crop after padding by ``pad`` pixels and a flip with probability 1/2, then Cutout."""
+    """The augmentation of training images: policy, random crop, flip, Cutout, in this order (docs/data.md)."""
 
     pad: Natural | None = None
+    """Pixels added at each side before the random crop; left out, the data set's usual (4 for CIFAR)."""
     flip: bool | None = None
+    """Whether images are mirrored with probability 1/2; left out, the data set's usual."""
     pad_mode: Literal["zero", "reflect"] = "zero"
+    """What is padded: `zero` or `reflect`."""
     policy: str = "none"
+    """`none`, `randaugment` (Cubuk et al., 2020) or `autoaugment` (the CIFAR-10 policy; Cubuk et al., 2019)."""
     ra_ops: Annotated[Count, Field(le=MAX_STEPS)] = 2
+    """Operations of RandAugment for each image."""
     ra_magnitude: Annotated[int, Field(ge=0, le=30)] = 8
+    """Magnitude of RandAugment, 0 to 30."""
     cutout: Natural = 0
+    """Side in pixels of the black square of Cutout (DeVries & Taylor, 2017); 0 is without."""
 
 
 class LoaderSection(Section):
-    """Where the batches come from; the batches themselves do not depend on it.
-
-    ``auto`` keeps the images on the device where they take at most ``share`` of its free memory, else streams them
-    with FFCV where they lie in a .beton file, else reads them through torch. ``workers``, left out, is one less
-    than the cores.
-    """
+    """Where the batches come from; the batches themselves do not depend on it."""
 
     kind: str = "auto"
+    """`resident` (images on the device), `ffcv` (.beton files), `torch` (DataLoader) or `auto`, the first that fits."""
     workers: Natural | None = None
+    """Processes or threads that read images; left out, one less than the cores."""
     share: Annotated[Quotient, Field(gt=0, le=1)] = 0.25
+    """With `auto`: the share of the free device memory that resident images may take, above 0 to 1."""
 
 
 class ModelSection(Section):
-    """The network; ``normalize="train"`` puts the training set's mean and deviation inside the model.
-
-    ``weights`` is a saved model to start from; its own mean and deviation then stay inside. Where its classes are those
-    of the data in another order, ``classes_by_name`` permutes its outputs.
-    """
+    """The network, and the weights it starts from."""
 
     name: str = "resnet18"
+    """Architecture, a name of `ltat.models`: `resnet18`, `wrn34-10`, `preactresnet18` and others."""
     normalize: Literal["none", "train"] = "none"
+    """`train` puts the training set's mean and deviation inside the model; `none` feeds it pixels in [0, 1]."""
     weights: str | None = None
+    """A saved model to start from, whose own mean and deviation stay inside; left out, random weights."""
     classes_by_name: bool = False
+    """Whether the outputs of `model.weights` are permuted where its class names are the data's in another order."""
 
 
 LENGTHS = ("eps", "step_size")
@@ -177,21 +199,26 @@ LENGTHS = ("eps", "step_size")
 
 
 class AttackSection(Section):
-    """The attack of training, and the threat model that evaluation shares (radii for pixels in [0, 1]).
-
-    With ``fold`` an attack in evaluation mode runs on a copy with batch norm folded away (docs/engine.md). With
-    ``final_forward`` one in mode ``train`` ends with a forward of x', which moves the running statistics once more.
-    """
+    """The training attack; its norm and radius are also the threat model of evaluation."""
 
     norm: Literal["linf", "l2"] = "linf"
+    """`linf` or `l2`; another norm than the recipe's needs radius and step anew."""
     eps: NonNegative = 8 / 255
+    """Radius ε in units of pixels in [0, 1], such as 8/255; at most 1 in `linf`."""
     steps: Annotated[Natural, Field(le=MAX_STEPS)] = 10
+    """Steps K of PGD; 0 trains on the start itself."""
     step_size: NonNegative = 2 / 255
+    """Length a of a step in the units of `attack.eps`, such as 2/255."""
     start: str = "gauss"
+    """Start of the attack: `gauss` (x + 0.001 N(0, 1)), `uniform`, `uniform_clamp`, `pos_uniform` or `zero`."""
     loss: str = "ce"
+    """What the attack ascends: `ce`, `bsl`, `kl-self` (TRADES), `kl-clean` (RSLAD) or `kl-adv` (AdaAD)."""
     mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
+    """The network during the attack: `eval`, `train` (moves batch norm's statistics) or `train_frozen_stats`."""
     fold: bool = True
+    """Whether an attack in mode `eval` runs on a copy with batch norm folded into the convolutions (docs/engine.md)."""
     final_forward: bool = False
+    """Whether an attack in mode `train` ends with a forward of x', as in the codes of Rice et al. and AWP."""
 
     @classmethod
     def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
@@ -219,127 +246,145 @@ class OptimSection(Section):
     """Stochastic gradient descent."""
 
     lr: NonNegative = 0.1
+    """Learning rate at the start, 0 or more."""
     momentum: Annotated[Quotient, Field(ge=0, lt=1)] = 0.9
+    """Momentum, from 0 to below 1."""
     nesterov: bool = False
+    """Whether the momentum is Nesterov's."""
     wd: Annotated[NonNegative, Field(le=1)] = 5e-4
+    """Weight decay, 0 to 1."""
     wd_skip_bn: bool = False
+    """Whether biases and batch norm's parameters are left without weight decay."""
 
 
 class ScheduleSection(Section):
-    """The learning rate over epochs.
-
-    A milestone below or equal to 1 is a share of the run's epochs, so that a shortened run keeps the shape;
-    one above 1 is an epoch. With ``milestone_base = 1`` the rate drops *in* that epoch (the first is 1), with 0
-    after that many completed epochs.
-    """
+    """The learning rate over the epochs."""
 
     kind: str = "multistep"
+    """`multistep`, `cosine`, `constant` or `compounding` (as RoBal's code: the factor again in every epoch)."""
     milestones: tuple[Positive, ...] = (0.75, 0.9)
+    """Epochs in which the rate drops: up to 1 a share of the epochs, above 1 an epoch."""
     milestone_base: Literal[0, 1] = 1
+    """1: the rate drops in the milestone's epoch, counted from 1; 0: after that many completed epochs."""
     factor: Annotated[Quotient, Field(gt=0, le=1)] = 0.1
+    """What multiplies the rate at a milestone, above 0 to 1."""
     warmup: Natural = 0
+    """Epochs over which the rate first rises linearly."""
 
 
 class AverageSection(Section):
-    """An average of the weights, which is validated, saved and reported in place of the raw ones.
-
-    ``start`` is a share of the epochs up to 1, above 1 an epoch. ``bn`` says where batch norm's running statistics
-    come from: the same average, the raw network, or a pass of the epoch's training images after it.
-    """
+    """An average of the weights, which is validated, saved and reported in place of the raw ones."""
 
     kind: Literal["none", "ema", "swa"] = "none"
+    """`none`, `ema` (over steps; Tarvainen & Valpola, 2017) or `swa` (over ends of epochs; Izmailov et al., 2018)."""
     decay: Annotated[Quotient, Field(ge=0, lt=1)] = 0.999
+    """Of `ema`: what the average keeps at a step, from 0 to below 1."""
     start: NonNegative = 0.0
+    """First epoch of the average: up to 1 a share of the epochs, above 1 an epoch."""
     bn: Literal["average", "copy", "recompute"] = "average"
+    """Batch norm's statistics: `average` them too, `copy` the raw network's, or `recompute` them after each epoch."""
 
 
 class TrainSection(Section):
-    """Length, batches, and the machine's side of training.
-
-    ``graph`` replays attack and update as one CUDA graph each; it has not run on a GPU yet (docs/engine.md).
-    """
+    """Length and batches of training, and how it runs on the machine."""
 
     epochs: Epochs = 100
+    """Epochs, 1 or more."""
     batch_size: Count = 128
+    """Images in a batch."""
     drop_last: bool = True
+    """Whether a smaller last batch of an epoch is left out."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the network body: `fp32`, `bf16` or `fp16`; images, logits and losses stay fp32."""
     device: str = "auto"
+    """`auto`, `cpu`, `cuda` or a device such as `cuda:1`."""
     deterministic: bool = False
+    """Whether torch's deterministic algorithms are used."""
     compile: bool = False
+    """Whether the network body runs through `torch.compile`."""
     graph: bool = False
+    """Whether attack and update are replayed as one CUDA graph each (docs/engine.md); not yet run on a GPU."""
 
 
 class SelectSection(Section):
-    """How the best checkpoint is chosen.
-
-    ``set="val"`` holds out ``holdout`` of the training images, class by class, and never looks at the test set;
-    ``set="test"`` selects on the test set as the papers do, and every report of such a run says so. ``metric``
-    is an attack of :func:`ltat.evaluate`; left out, it is PGD-10 on held-out images and PGD-20 on the test set.
-    """
+    """How the best checkpoint is chosen."""
 
     set: Literal["val", "test", "none"] = "val"
+    """`val` (held-out training images), `test` (the test set, as the papers do; every report says so) or `none`."""
     metric: str | None = None
+    """An attack of `ltat.evaluate`; left out, `pgd10` on held-out images and `pgd20` on the test set."""
     every: Count = 1
+    """Epochs between two candidates; the last epoch is always one."""
     from_epoch: Count = Field(default=1, alias="from")
+    """The first epoch that is a candidate."""
     holdout: Annotated[Quotient, Field(gt=0, lt=1)] = 0.05
+    """With `val`: the share of the training images that is held out, class by class, between 0 and 1."""
 
 
 class EvalSection(Section):
-    """The evaluation that ends a run, on the test set; with ``tau`` above 0 its logits are z - tau * log(n / N).
-
-    The best checkpoint is then chosen by them too.
-    """
+    """The evaluation on the test set that ends a run."""
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
+    """What is measured: `clean`, `fgsm`, `pgd20`, `cw20`, `aa` and others (docs/evaluation.md)."""
     n_examples: Count | None = None
+    """Test images to use, the same of every class first; left out, all."""
     batch_size: Count = 256
+    """Images in a batch of evaluation."""
     tau: NonNegative = 0.0
+    """Post-hoc adjustment: logits z − τ log(n/N), in the selection of the best checkpoint too; 0 is without."""
 
 
 class SeedSection(Section):
-    """Seeds of the subset, of D_B (the subset's when left out) and of training, apart from each other."""
+    """The seeds, apart from each other, each from 0 to 2³² − 1."""
 
     subset: Seed = 0
+    """Of the long-tailed subset; 0 is the published one on CIFAR."""
     db: Seed | None = None
+    """Of the balanced sub-dataset D_B; left out, as `seed.subset`."""
     train: Seed = 0
+    """Of weights, order, augmentation and attacks."""
 
 
 class BslSection(Section):
     """Balanced softmax: log-prior tau * log n_c added to the logits (Ren et al. 2020; AT-BSL, CVPR 2024)."""
 
     tau: NonNegative = 1.0
+    """τ, 0 or more; 0 is cross-entropy."""
 
 
 class AwpSection(Section):
-    """Adversarial weight perturbation of relative size ``gamma``, 0 without; none in the first ``warmup`` epochs."""
+    """Adversarial weight perturbation, for any method (Wu et al., NeurIPS 2020)."""
 
     gamma: Annotated[NonNegative, Field(le=1)] = 0.0
+    """Size of the perturbation relative to the weights, 0 to 1; 0 is without."""
     warmup: Natural = 0
+    """First epochs without it."""
 
 
 class RadiusSection(Section):
-    """The class-wise radius of the training attack (RobustLT): its ``share``, 0 for one radius for all.
-
-    The radii grow from 0 over the first ``ramp_share`` of the epochs; 0 is without that ramp.
-    """
+    """The class-wise radius of the training attack, for any method (RobustLT; Zhang et al., CVPR 2026)."""
 
     share: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+    """α of the paper, 0 to 1: how much of the radius depends on the class; 0 is one radius for all."""
     ramp_share: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
+    """β_r of the paper: the share of the epochs over which the radii grow from 0; 0 is without."""
 
 
 class LossSection(Section):
-    """The classification term on x' (``cls``, see :mod:`ltat.methods.classification`) and its constants.
-
-    ``margin`` (of the rarest class, between cosines), ``scale`` and ``drw`` (the share of the epochs before classes
-    are re-weighted) are of LDAM-DRW; ``beta`` is of its weights and of the class-balanced loss, ``gamma`` of the focal.
-    """
+    """The classification term on x' and its constants (docs/methods.md)."""
 
     cls: str = "ce"
+    """`ce`, `bsl` (balanced softmax), `ldam-drw`, `cb` (class-balanced) or `focal`."""
     margin: NonNegative = 0.5
+    """Of `ldam-drw`: the margin of the rarest class, between cosines."""
     scale: Positive = 30.0
+    """Of `ldam-drw`: s, by which the cosines are multiplied."""
     drw: Annotated[Quotient, Field(ge=0, le=1)] = 160 / 200
+    """Of `ldam-drw`: the share of the epochs before classes are re-weighted, 0 to 1."""
     beta: Annotated[Quotient, Field(ge=0, lt=1)] = 0.9999
+    """Of `ldam-drw` and `cb`: β of the effective number of images, from 0 to below 1 (Cui et al., CVPR 2019)."""
     gamma: NonNegative = 2.0
+    """Of `focal`: γ, 0 or more (Lin et al., ICCV 2017)."""
 
 
 class RunConfig(Section):

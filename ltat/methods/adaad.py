@@ -22,10 +22,12 @@ from ltat.methods.divergences import Reduction, kl
 
 
 class AdaadSection(KdSection):
-    """The share alpha of the adversarial term, and whether S(x) is run where it has no weight."""
+    """The constants of AdaAD's loss (Huang et al., CVPR 2023)."""
 
     share: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
+    """α of the paper, 0 to 1: the share of the adversarial term."""
     clean_forward: bool = True
+    """Whether S(x) is run where it has no weight, as in the reference code; only batch norm notices."""
 
 
 class AdaadConfig(DistillationConfig):

@@ -23,11 +23,14 @@ from ltat.methods.divergences import Reduction, kl
 
 
 class ArdSection(KdSection):
-    """Weight alpha of the distillation, temperature t, and whether S(x) is run where it has no weight."""
+    """The constants of ARD's loss (Goldblum et al., AAAI 2020)."""
 
     share: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
+    """α of the paper, 0 to 1: the share of the distillation term; the rest is cross-entropy on clean images."""
     temp: Positive = 30.0
+    """Temperature t, above 0."""
     clean_forward: bool = True
+    """Whether S(x) is run where it has no weight, as in the reference code; only batch norm notices."""
 
 
 class ArdConfig(DistillationConfig):

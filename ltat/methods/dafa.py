@@ -32,15 +32,16 @@ from ltat.methods.divergences import kl_divergence
 
 
 class DafaSection(Section):
-    """``warmup`` is up to 1 a share of the epochs (rounded down), above 1 a number of epochs.
-
-    ``scale`` is lambda; left out, it is the authors': 1 up to ten classes, 1.5 above. ``beta`` is TRADES's.
-    """
+    """The class-wise weights of DAFA (Lee et al., ICLR 2024)."""
 
     beta: NonNegative = 6.0
+    """TRADES' β, 0 or more."""
     warmup: Positive = 0.64
+    """Epochs before the weights act: up to 1 a share of the epochs, above 1 an epoch."""
     scale: NonNegative | None = None
+    """λ, 0 or more; left out, the authors': 1 up to ten classes, 1.5 above."""
     floor: Annotated[Quotient, Field(ge=0, lt=1)] = 0.1
+    """Least weight of a class, from 0 to below 1; where λ gives less, λ is lowered."""
 
 
 class DafaConfig(RunConfig):

@@ -13,15 +13,12 @@ from ltat.methods.teachers import TaughtConfig, TaughtMethod, TeacherSection
 
 
 class KdSection(Section):
-    """The divergence from the teacher: how it is averaged, and over what ball the training attack runs.
-
-    ``reduction`` left out is the reference code's for the number of classes. ``swap_step_eps`` calls the training
-    attack with step eps and radius step, a quarter of the right radius by the usual values, as the IGDM authors' SAAD
-    repository does for RSLAD, AdaAD and AdaAD with IGDM, and not for ARD; evaluation keeps the right radius.
-    """
+    """How the divergence from the teacher is averaged, and over what ball the training attack runs."""
 
     reduction: Reduction | None = None
+    """Mean of the divergence: `batchmean`, `elementmean`, `10xelementmean` or `sum`; left out, the reference code's."""
     swap_step_eps: bool = False
+    """Whether the training attack takes step ε and radius `attack.step_size`, the mistake of the SAAD repository."""
 
 
 class DistillationConfig(TaughtConfig):

@@ -33,11 +33,14 @@ BISECTIONS = 40  # they halve a range of C r + log(C / r) + 1, and leave nu - ma
 
 
 class FaalSection(Section):
-    """``radius`` is r; 0 weighs all classes alike. ``gain`` is what the adversary over classes collects."""
+    """The worst distribution over classes (Zhang et al., CVPR 2024)."""
 
     radius: NonNegative = 0.5
+    """r, the radius of the ball of distributions, 0 or more; 0 weighs all classes alike."""
     gain: Literal["images", "classes"] = "images"
+    """A class gains the sum over its images (`images`, as in the reference code) or their mean (`classes`)."""
     extra_forward: bool = False
+    """Whether a step runs the clean images too, as in the reference code; only batch norm notices."""
 
 
 class FaalConfig(RunConfig):

@@ -21,12 +21,16 @@ from ltat.methods.base import LossTerms, Method, Progress
 
 
 class MartSection(Section):
-    """``beta`` weighs the divergence; the guards are added to 1 - p_k, to p(x') in logarithms, and to 1 - p_y."""
+    """MART's loss (Wang et al., ICLR 2020)."""
 
     beta: NonNegative = 5.0
+    """Weight β of the divergence, 0 or more; the paper has 5 for ResNet-18 and 6 for WRN."""
     margin_guard: Positive = 1e-4
+    """Of the margin term: the reference code's 1.0001 − p_k is 1 + this − p_k."""
     log_guard: Positive = 1e-12
+    """What the reference code adds to p(x') inside its logarithms."""
     weight_guard: NonNegative = 1e-7
+    """Of the weight 1 − p_y: the reference code's 1.0000001 is 1 + this."""
 
 
 class MartConfig(RunConfig):

@@ -25,6 +25,7 @@ class PgdAtSection(Section):
     """What reference codes do beside the loss."""
 
     clean_forward: bool = False
+    """Whether each step ends with a training-mode forward of the clean images, as in the code of Rice et al."""
 
 
 class PgdAtConfig(ClassificationConfig):

@@ -42,12 +42,16 @@ from ltat.methods.classification import ClassificationConfig, ClassificationMeth
 
 
 class ReatSection(Section):
-    """The TAIL term: its weight lambda (``tail``), how it is formed, and which classes are the tail."""
+    """REAT's TAIL term (Li et al., 2023)."""
 
     tail: NonNegative = 1.0
+    """λ, the weight of the term, 0 or more."""
     tail_impl: Literal["code", "per_pair"] = "code"
+    """`code` (the divergence is averaged before it is weighted, as in the reference code) or `per_pair`."""
     tail_sign: Literal["code", "intended"] = "code"
+    """The sign of a pair of one class: `code`, or `intended` by the paper's stated aim."""
     tail_set: Literal["index", "count"] = "index"
+    """The tail: `index` (the last third of the labels, as in the reference code) or `count` (as many of the rarest)."""
 
 
 class ReatConfig(ClassificationConfig):

@@ -30,17 +30,26 @@ from ltat.models import Classifier, CosineClassifier, put_head
 
 
 class RobalSection(Section):
-    """The constants, in the order of the formulas: s, m, tau_b, tau_m, beta; then those of the classifier."""
+    """The constants of RoBal (Wu et al., CVPR 2021); the defaults are those of its CIFAR-10 model "RoBal-R"."""
 
     scale: Positive = 10.0
+    """s, by which the cosines are multiplied in the loss."""
     margin: NonNegative = 0.1
+    """m, the margin that all classes share, between cosines."""
     tau_b: NonNegative = 1.5
+    """τ_b, the weight of the bias log(n/N) in training."""
     tau_m: NonNegative = 0.3
+    """τ_m, the weight of the class-wise part of the margin."""
     beta: NonNegative = 6.0
+    """β, the weight of KL(v(x) ‖ v(x'))."""
     gamma_w: NonNegative = 1 / 32
+    """γ_w, added to the norm of a class's weights."""
     tau_p: NonNegative = 0.0
+    """τ_p, the weight of log(n/N) taken off the logits at inference."""
     scale_out: Positive = 1.0
+    """s_out, by which the cosines are multiplied at inference."""
     extra_forwards: bool = True
+    """Whether both batches are run a second time, as in the reference code; only batch norm notices."""
 
 
 class RobalConfig(RunConfig):

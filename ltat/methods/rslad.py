@@ -23,10 +23,12 @@ from ltat.methods.divergences import REDUCTIONS, Reduction, kl_terms
 
 
 class RsladSection(KdSection):
-    """The share alpha of the adversarial term, and what the code adds to p_T inside its logarithm."""
+    """The constants of RSLAD's loss (Zi et al., ICCV 2021)."""
 
     share: Annotated[Quotient, Field(ge=0, le=1)] = 5 / 6
+    """α of the paper, 0 to 1: the share of the adversarial term."""
     guard: NonNegative = 1e-5
+    """What the reference code adds to p_T inside its logarithm."""
 
 
 class RsladConfig(DistillationConfig):

@@ -56,9 +56,10 @@ class DistillSection(Section):
 
 
 class StudentSection(Section):
-    """Where the student starts: from scratch, or from the teacher's weights."""
+    """Where the student starts."""
 
     init: Literal["scratch", "teacher"] = "scratch"
+    """`scratch` (random weights) or `teacher` (the teacher's)."""
 
 
 class SelfDistillConfig(ClassificationConfig, TaughtConfig):

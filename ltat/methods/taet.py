@@ -32,18 +32,22 @@ from ltat.methods.base import LossTerms, Method, Progress
 
 
 class TaetSection(Section):
-    """HARL. ``clean`` is stage 1: up to 1 a share of the epochs (rounded down), above 1 a number of epochs.
-
-    ``extra_forward`` is the reference code's of stage 2, ``clean_extra_forward`` that of stage 1.
-    """
+    """The two stages of TAET and its loss HARL (Wang et al., CVPR 2025)."""
 
     clean: NonNegative = 0.4
+    """Length of stage 1, on clean images: up to 1 a share of the epochs, rounded down; above 1 epochs."""
     alpha: NonNegative = 0.1
+    """Weight α of the mean over classes (BCL)."""
     beta: NonNegative = 0.1
+    """Weight β of the deviation between classes (HDL)."""
     gamma: NonNegative = 0.1
+    """Weight γ of the rare classes' term (RCEL)."""
     absent: Literal["zero", "ignore"] = "zero"
+    """A class that is not in the batch: `zero` (counts with loss 0, as in the reference code) or `ignore`."""
     extra_forward: bool = True
+    """Whether a step of stage 2 begins with a training-mode forward of the clean images, as in the reference code."""
     clean_extra_forward: bool = False
+    """Whether a step of stage 1 does so."""
 
 
 class TaetConfig(RunConfig):

@@ -24,20 +24,32 @@ from ltat.models import Classifier
 
 
 class TeacherSection(Section):
-    """The teacher: a checkpoint (``path``), or how it is trained on D_B first (unless ``train`` is "none")."""
+    """The teacher: a checkpoint, or a network that is trained on D_B first."""
 
     path: str | None = None
+    """A saved model; `--teacher` sets it."""
     classes_by_name: bool = False
+    """Whether the teacher's outputs are permuted where its class names are the data's in another order."""
     train: Literal["balanced", "none"] = "balanced"
+    """`balanced` trains the teacher on D_B first, where `teacher.path` names none; `none` does not."""
     model: str | None = None
+    """Architecture of the teacher that is trained; left out, the student's."""
     epochs: Epochs = 30
+    """Epochs of the teacher stage."""
     batch_size: Count = 32
+    """Images in a batch of the teacher stage."""
     base_lr: NonNegative = 0.1
+    """Learning rate of the teacher stage at its start."""
     schedule: ScheduleSection = ScheduleSection()
+    """Learning rate of the teacher stage over its epochs, as the section `schedule`."""
     ckpt: Literal["last", "best"] = "last"
+    """Which weights teach: of the `last` epoch or the `best` one."""
     mode: Literal["eval", "train"] = "eval"
+    """The mode in which the teacher answers: `eval` or `train`."""
     aug: Literal["same", "none"] = "same"
+    """Augmentation of the teacher stage: `same` as the student's, or `none`."""
     precision: Literal["train", "fp32"] = "train"
+    """Of a teacher in mode `eval`: `train` (as the training runs) or `fp32`."""
 
 
 class TaughtConfig(RunConfig):

@@ -21,10 +21,12 @@ from ltat.methods.divergences import kl_divergence
 
 
 class TradesSection(Section):
-    """``beta`` weighs the divergence; ``third_forward`` takes p(x) from a forward of its own, as the reference code."""
+    """TRADES' loss (Zhang et al., ICML 2019)."""
 
     beta: NonNegative = 6.0
+    """Weight β of KL(p(x) ‖ p(x')), 0 or more."""
     third_forward: bool = False
+    """Whether p(x) is computed a second time in the loss, as in the reference code; only batch norm notices."""
 
 
 class TradesConfig(RunConfig):
