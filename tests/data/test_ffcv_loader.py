@@ -139,17 +139,6 @@ def test_a_subset_points_at_its_own_images(splits):
     np.testing.assert_array_equal(batch.labels, part.labels[[1, 3, 0]])
 
 
-def test_ranks_share_the_plan_without_loss(splits):
-    plan = balanced(splits["colour"])
-    ranks = [FfcvLoader(splits["colour"], plan, shard=(rank, 3), workers=1, **SETTINGS) for rank in range(3)]
-    for epoch in range(2):
-        parts = [torch.cat([batch.indices for batch in rank.epoch(epoch)]) for rank in ranks]
-        whole = np.empty(plan.size(epoch), np.int64)
-        for rank, part in enumerate(parts):
-            whole[rank::3] = part
-        np.testing.assert_array_equal(whole, plan.epoch(epoch))
-
-
 class Growing:
     """Epochs of different lengths."""
 

@@ -59,14 +59,11 @@ class Loader(ABC):
         seed: of the augmentation.
         device: where the batches lie.
         drop_last: leave out the last batch when it is smaller than the others.
-        shard: (rank, ranks): of what is left of a plan this loader serves every ranks-th place, so that the ranks
-            together serve all of it, each image once, and step k of all ranks is one batch of ranks · batch_size
-            images. Without ``drop_last`` the last ranks may have an image, and so a batch, fewer.
         on_progress: called with (images read, images in all) by a loader that reads the set before its first batch.
 
     Raises:
-        LtatError: a batch size below 1, or too large for a single batch with ``drop_last``; a rank that does not
-            exist; an augmentation that does not suit the images.
+        LtatError: a batch size below 1, or too large for a single batch with ``drop_last``; an augmentation that
+            does not suit the images.
     """
 
     why = ""  # which loader this is and why it was chosen, where it was
@@ -81,32 +78,26 @@ class Loader(ABC):
         seed: int = 0,
         device: torch.device | str = "cpu",
         drop_last: bool = False,
-        shard: tuple[int, int] = (0, 1),
         on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise LtatError(f"batch size {batch_size} is below 1; give at least 1")
-        if not 0 <= shard[0] < shard[1]:
-            raise LtatError(f"rank {shard[0]} of {shard[1]} does not exist; ranks count from 0")
         self.augment = UNCHANGED if augment is None else augment
         self.augment.check_images(*split.images.shape[1:])
         self.split, self.plan = split, plan
-        self.batch_size, self.seed, self.drop_last, self.shard = batch_size, seed, drop_last, shard
+        self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.device, self.on_progress = torch.device(device), on_progress
-        largest = plan.size(1) // shard[1]
+        largest = plan.size(1)
         if drop_last and batch_size > largest:
             raise self._too_large(largest)
 
     def steps(self, epoch: int) -> int:
         """Batches of an epoch."""
-        rank, ranks = self.shard
         n = self.plan.size(epoch)
-        if self.drop_last:
-            return n // (self.batch_size * ranks)
-        return -(-len(range(rank, n, ranks)) // self.batch_size)
+        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def class_counts(self, epoch: int) -> np.ndarray:
-        """Images of each class in an epoch, over all ranks and repeats: int64 [C].
+        """Images of each class in an epoch, repeats included: int64 [C].
 
         Raises:
             LtatError: a plan that points outside the split.
@@ -117,7 +108,7 @@ class Loader(ABC):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from place ``start`` of its plan on.
 
-        After k batches the place is k · batch_size · ranks; continuing there gives the other batches unchanged.
+        After k batches the place is k · batch_size; continuing there gives the other batches unchanged.
 
         Args:
             epoch: number of the epoch, 0 or more.
@@ -137,12 +128,10 @@ class Loader(ABC):
         n = len(positions)
         if not 0 <= start <= n:
             raise LtatError(f"start {start} is outside the epoch's plan; choose 0..{n}")
-        rank, ranks = self.shard
-        together = self.batch_size * ranks
-        if self.drop_last and n < together:
-            raise self._too_large(n // ranks)
-        end = start + (n - start) // together * together if self.drop_last else n
-        places = torch.arange(start + rank, max(start + rank, end), ranks)
+        if self.drop_last and n < self.batch_size:
+            raise self._too_large(n)
+        end = start + (n - start) // self.batch_size * self.batch_size if self.drop_last else n
+        places = torch.arange(start, end)
         draws = self.augment.draw(n, self.seed, epoch)
         return Order(torch.from_numpy(positions)[places], draws.at(places), self.batch_size)
 
