@@ -1,4 +1,4 @@
-"""The command line: `ltat train`, `ltat eval`, `ltat data`, `ltat doctor`, `ltat demo`."""
+"""The command line; `ltat --help` lists the commands."""
 
 from ltat.cli.main import main
 

@@ -8,9 +8,10 @@ Stage 2 trains the student S on the long-tailed D:
     L_BSL = mean CE( S(x') + tau * log n, y )
     L_KD  = KL( softmax(T(x+delta) - T(x-delta)) || softmax(S(x+delta) - S(x-delta)) )        (IGDM, eq. 8)
 
-A reconstruction: the paper names "adversarial knowledge distillation" of Lee et al. and a weight alpha, but the
-text of its Algorithm 1 was not available. L_KD, alpha and the ramp rho(e) = e/E are taken from Lee et al.'s
-IGDM (arXiv 2312.03286); every choice is a setting below, and docs/methods.md lists the evidence for each.
+An independent reconstruction: the paper names the distillation of Lee et al. and a weight alpha, but the text that we
+have is without its Algorithm 1, and the authors' code is a supplement that we have not seen. L_KD, alpha and the ramp
+rho(e) = e/E are taken from Lee et al.'s IGDM (arXiv 2312.03286); every choice is a setting below, and docs/methods.md
+lists the evidence for each.
 ``loss.cls`` puts another loss in place of L_BSL.
 """
 

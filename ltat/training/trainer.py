@@ -1,4 +1,4 @@
-"""The training loop, as the algorithm stands on paper:
+"""The training loop:
 
     for every epoch, for every batch (x, y):
         x' = attack(S, x, y)

@@ -1,0 +1,50 @@
+"""docs/settings.md names every setting there is, and the documents name none that there is not."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from ltat.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def settings() -> dict[str, set[str]]:
+    """The settings of every section, over all methods, as a user writes them."""
+    found = defaultdict(set)
+    for method in METHODS.values():
+        for section in method.Config.model_fields:
+            if kind := method.Config.section(section):
+                found[section] |= {field.alias or name for name, field in kind.model_fields.items()}
+    return dict(found)
+
+
+SETTINGS = settings()
+
+
+@pytest.mark.parametrize("section", SETTINGS)
+def test_the_settings_page_names_every_setting(section):
+    page = (ROOT / "docs" / "settings.md").read_text()
+    row = re.search(rf"^\| `{section}` \|.*$", page, re.MULTILINE)
+    assert row, f"docs/settings.md has no row for the section {section}"
+    missing = sorted(SETTINGS[section] - set(re.findall(r"`([^`]+)`", row[0])))
+    assert not missing, f"the row of {section} in docs/settings.md leaves out {', '.join(missing)}"
+
+
+def unknown_settings(text: str) -> list[str]:
+    """Settings that the inline code of a document names, alone or with a value, and that no method has."""
+    named = re.findall(rf"`(?:[^`\n]*--set )?'?({'|'.join(SETTINGS)})\.(?!npz|beton)([a-z_]+)(?= ?=|`)", text)
+    return sorted({f"{section}.{name}" for section, name in named if name not in SETTINGS[section]})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_no_document_names_a_setting_that_does_not_exist(document):
+    assert unknown_settings(document.read_text()) == []
+
+
+def test_a_setting_that_does_not_exist_is_found():
+    text = "`attack.eps` `--set kd.bogus=1` `train.shards` `optim.step()` `ltat train --set awp.strength=1`"
+    assert unknown_settings(text) == ["awp.strength", "kd.bogus", "train.shards"]
