@@ -211,12 +211,7 @@ class _Run:
 
     def flags(self) -> list[str]:
         """Stages left out, and the warnings of all batches, alike ones gathered into one."""
-        flags = []
-        if "apgd-t" not in self.stages:
-            flags.append(f"apgd-t was left out: its loss needs 4 classes, the model has {self.num_classes}")
-        if "square" not in self.stages:
-            size = "x".join(map(str, self.x.shape[2:]))
-            flags.append(f"square was left out: in l2 the package cannot tile images of {size} pixels")
+        flags = official.left_out(self.num_classes, self.threat.norm, tuple(self.x.shape[2:]))
         return flags + _gather(self.messages)
 
 

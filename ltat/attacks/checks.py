@@ -1,9 +1,13 @@
 """Checks of what an attack is given."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from ltat.arguments import as_number, as_whole, shown
+from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import ThreatModel
 from ltat.errors import LtatError
 from ltat.models import Classifier
@@ -73,6 +77,19 @@ def tried(network: nn.Module, images: Tensor, name: str) -> Tensor:
         ) from error
     check_logits(logits, name)
     return logits
+
+
+@contextmanager
+def explained(network: nn.Module, images: Tensor) -> Iterator[None]:
+    """Where what runs inside fails, and the network fails on these few images alone, too: that is said, see `tried`."""
+    try:
+        yield
+    except LtatError:
+        raise
+    except Exception:
+        with attack_mode(network, "eval"):
+            tried(network, images, "the model")
+        raise
 
 
 def check_logits(logits: object, name: str = "the model") -> None:

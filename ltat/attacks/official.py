@@ -34,6 +34,16 @@ def possible_stages(num_classes: int, norm: str, size: tuple[int, ...]) -> tuple
     return tuple(stage for stage in STAGES if possible.get(stage, True))
 
 
+def left_out(num_classes: int, norm: str, size: tuple[int, ...]) -> list[str]:
+    """The stages of ``standard`` that are not among the :func:`possible_stages`, each in words with its reason."""
+    reasons = {
+        "apgd-t": f"its loss needs {TARGETED_DLR_CLASSES} classes, the model has {num_classes}",
+        "square": f"in l2 the package cannot tile images of {'x'.join(map(str, size))} pixels",
+    }
+    possible = possible_stages(num_classes, norm, size)
+    return [f"{stage} is left out: {why}" for stage, why in reasons.items() if stage not in possible]
+
+
 def l2_tiles(height: int, width: int) -> bool:
     """Whether Square's first perturbation in l2 fits the image.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ltat.arguments import as_whole
 from ltat.attacks.ascent import Ascent
 from ltat.attacks.captured import captured_climb, why_not_captured
-from ltat.attacks.checks import as_step_size, as_steps, check_batch, check_channels, check_threat
+from ltat.attacks.checks import as_step_size, as_steps, check_batch, check_channels, check_threat, explained
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
 from ltat.attacks.starts import STARTS
@@ -75,7 +75,7 @@ def pgd(
         Images [B, ch, H, W] of x's dtype, detached, in the ball up to fp32 rounding and in the box.
 
     Raises:
-        LtatError: a wrong argument, told with its value.
+        LtatError: a wrong argument, told with its value, or a model that fails on one image.
     """
     if validate:
         check_threat(threat)
@@ -87,7 +87,7 @@ def pgd(
     step_size = threat.eps / 4 if step_size is None else step_size
     # Another's autocast would round the gradients too: backward runs under the one that stands when it is called.
     exact = autocast(x.device.type, "fp32")
-    with attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
+    with explained(model, x[:1]), attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
         x, y = _recordable(x), _recordable(y)
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
         network = _wrapped(model, precision)

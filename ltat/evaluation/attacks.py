@@ -6,7 +6,7 @@ one line in ``PGD_LOSSES``.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -207,6 +207,19 @@ PGD_LOSSES: dict[str, tuple[str, Objective]] = {
 """Attacks whose names end in the number of steps: what the loss is called, and the loss."""
 
 ATTACKS: dict[str, Callable[[Subject], Outcome]] = {"clean": clean, "autoattack": auto_attack}
+
+
+def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[int, ...]) -> list[str]:
+    """What these attacks will leave out on that many classes and images of ``size`` (height, width), in words.
+
+    Raises:
+        ModuleNotFoundError: an attack needs a package that is not installed.
+    """
+    if "autoattack" not in attacks:
+        return []
+    from ltat.attacks import official  # noqa: PLC0415  (its package is needed here alone)
+
+    return [f"autoattack: {line}" for line in official.left_out(num_classes, norm, size)]
 
 
 def parse_attack(name: str, threat: ThreatModel = LINF_8) -> Callable[[Subject], Outcome]:

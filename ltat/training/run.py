@@ -13,6 +13,7 @@ from ltat.data.loaders.dataloader import dead_workers_told
 from ltat.data.split import listed
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
+from ltat.evaluation.attacks import left_out
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
@@ -59,12 +60,19 @@ def train(
         folder.require_vacant(resume)
         require_unlocked(folder.path)
         plan = prepare(config, shown.evaluation, teacher)
-        if plan.data.dataset.passed_over:
-            shown.say(f"data: passed over {listed(plan.data.dataset.passed_over)}")
+        for line in remarks(plan):
+            shown.say(line)
         with locked(folder.path, shown.say):
             folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
             folder.record_environment(environment_record(plan.student.device))
             return run_stages(plan, folder, shown, profile)
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What the user should know of the data and of the evaluation before the training, not after it."""
+    data, threat = plan.data.dataset, plan.student.method.threat
+    read = [f"data: passed over {listed(data.passed_over)}"] if data.passed_over else []
+    return read + left_out(plan.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
 
 
 def run_stages(plan: Plan, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:

@@ -78,6 +78,14 @@ def test_what_is_advised_exists(path: Path):
     assert set(COMMAND.findall(said)) <= set(COMMANDS) | FORMATS
 
 
+UNPROVEN = re.compile(r"first open|no public (code|implementation)|the paper's (own )?words|over ranks", re.IGNORECASE)
+TEXTS = [*PAGES, ROOT / "CHANGELOG.md", *SOURCES, *sorted((ROOT / "ltat" / "recipes").rglob("*.toml"))]
+
+
+def test_nothing_is_claimed_that_nobody_has_seen_or_run():
+    assert [path.name for path in TEXTS if UNPROVEN.search(" ".join(path.read_text(encoding="utf-8").split()))] == []
+
+
 def test_the_search_finds_what_it_looks_for():
     assert SETTING.findall("use `train.graph=false`, or select.from") == ["train.graph", "select.from"]
     assert OPTION.findall("add --resume, a--b") == ["--resume"]

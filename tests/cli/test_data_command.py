@@ -306,3 +306,16 @@ def test_data_info_with_two_outputs_of_one_name_is_refused(tmp_path: Path):
     (tmp_path / "link").symlink_to("file")
     done = ltat("data", "info", "digits", "--json", tmp_path / "file", "--png", tmp_path / "link")
     assert done.exit_code == 2 and "both write to" in done.output and not (tmp_path / "file").exists()
+
+
+def test_what_a_command_writes_goes_through_links_and_leaves_them(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("facts.json", "chart.png", "train.npz"):
+        (tmp_path / "elsewhere" / name).write_bytes(b"old")
+        (tmp_path / name).symlink_to(f"elsewhere/{name}")
+    done("data", "info", "digits", "--json", tmp_path / "facts.json", "--png", tmp_path / "chart.png")
+    write_npz(load_dataset("digits").train, tmp_path / "train.npz", [str(c) for c in range(10)])
+    assert json.loads((tmp_path / "elsewhere/facts.json").read_text())
+    assert (tmp_path / "elsewhere/chart.png").read_bytes().startswith(b"\x89PNG")
+    assert np.load(tmp_path / "elsewhere/train.npz")["labels"].size
+    assert all((tmp_path / name).is_symlink() for name in ("facts.json", "chart.png", "train.npz"))

@@ -7,6 +7,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import pyautoattack
 import pytest
 from click.testing import CliRunner
 
@@ -28,6 +29,12 @@ def test_doctor_works_without_any_package_but_click():
 def test_doctor_lists_what_the_project_depends_on():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert {re.split("[>=]", name)[0] for name in project["dependencies"]} == set(PACKAGES)
+
+
+def test_what_is_depended_on_has_a_lower_bound_and_the_package_whose_internals_are_used_one_version():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert [name for name in project["dependencies"] if "==" in name] == [f"pyautoattack=={pyautoattack.__version__}"]
+    assert all(re.search("[>=]=[0-9]", name) for name in project["dependencies"])
 
 
 def test_doctor_names_the_command_for_a_missing_package(monkeypatch: pytest.MonkeyPatch):

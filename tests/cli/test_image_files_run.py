@@ -82,3 +82,14 @@ def test_training_on_a_broken_image_names_it_and_ends(mixed: Path, tmp_path: Pat
     data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 3)
     told = ltat("train", *data, *TINY, "--out", tmp_path / "run")
     assert told.exit_code == 2 and f"{path} cannot be read as an image" in told.output
+
+
+def test_what_is_not_read_is_told_by_every_command_that_reads(mixed: Path, tmp_path: Path):
+    picture(mixed / "train/.ipynb_checkpoints/0.png")
+    (mixed / "test/cat/notes.txt").touch()
+    data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 3)
+    trained = ltat("train", *data, *TINY, "--out", tmp_path / "run")
+    evaluated = ltat("eval", tmp_path / "run/last", "--attacks", "clean", "--device", "cpu")
+    for done in (ltat("data", "info", *data), trained, evaluated):
+        assert done.exit_code == 0, done.output
+        assert "passed over 1 × file of .txt, 1 × folder .ipynb_checkpoints" in done.output.replace("over: ", "over ")

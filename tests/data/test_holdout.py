@@ -66,3 +66,8 @@ def test_sample_takes_the_first_images_of_each_class():
 def test_impossible_sample_is_refused(n):
     with pytest.raises(LtatError, match=f"{n} examples"):
         stratified_subset(LABELS, n)
+
+
+def test_a_class_of_one_image_is_told_how_to_train_without_a_selection():
+    with pytest.raises(LtatError, match=r"class 1 has 1 training image.*select\.set=none"):
+        holdout_indices(np.array([0, 0, 1]), 0.1, 0, 2)

@@ -1,6 +1,8 @@
 """Evaluation: what is measured, on what, and what is said about it."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,9 +81,11 @@ def test_the_json_is_the_layout_that_others_rely_on(data, tmp_path):
     assert len(found["clean"]["per_class"]) == CLASSES
 
 
-def test_autoattack_is_reported_with_its_stages_and_never_above_pgd(data):
+def test_autoattack_is_reported_with_its_stages_and_never_above_pgd(data, tmp_path):
     small = data.test.subset(np.arange(0, 50, 5))
-    found = evaluate(Brightest(), small, attacks=["clean", "pgd20", "autoattack"], threat=THREAT).to_json()
+    attacks, kept = ["clean", "pgd20", "autoattack"], str(tmp_path)  # a path may be a string
+    found = evaluate(Brightest(), small, attacks=attacks, threat=THREAT, state_dir=kept).to_json()
+    assert list((tmp_path / "autoattack").iterdir())
     assert found["autoattack"]["overall"] <= found["pgd20"]["overall"] <= found["clean"]["overall"]
     assert list(found["autoattack"]["stages"]) == ["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
     assert found["autoattack"]["version"] == "standard" and "pyautoattack" in found["autoattack"]["package"]
@@ -277,12 +281,14 @@ def test_wrong_settings_are_named(settings, names, data):
 
 
 def test_numbers_of_numpy_and_a_path_as_a_string_are_taken(data, tmp_path):
-    plain = evaluate(Brightest(), data, attacks="pgd2", threat=THREAT, n_examples=10, batch_size=4, seed=1)
+    eps = np.float32(0.1)
+    threat = ThreatModel(eps=float(eps))
+    plain = evaluate(Brightest(), data, attacks="pgd2", threat=threat, n_examples=10, batch_size=4, seed=1)
     other = evaluate(
         Brightest(),
         data,
         attacks="pgd2",
-        threat=ThreatModel(eps=np.float64(0.1)),
+        threat=ThreatModel(eps=eps),
         n_examples=np.int64(10),
         batch_size=torch.tensor(4),
         seed=np.uint8(1),
@@ -416,16 +422,20 @@ def test_the_attributes_of_a_foreign_module_are_not_believed(data):
     [
         (Told(lambda logits: (logits, None)), "answers tuple and not logits"),
         (Told(lambda logits: {"logits": logits}), "answers dict and not logits"),
-        (Told(lambda logits: logits[:, :, None]), r"answers \(1, 5, 1\) and not logits"),
+        (Told(lambda logits: SimpleNamespace(logits=logits)), "answers SimpleNamespace and not logits"),
+        (Told(lambda logits: logits[:, :, None]), r"answers \([12], 5, 1\) and not logits"),
         (lambda x: x.flatten(1), "a function: wrap it in a torch.nn.Module"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).half(), "fails on images .* of torch.float32"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double(), "fails on images .* of torch.float32"),
         (nn.Sequential(nn.Flatten(), nn.Linear(49, CLASSES)), "fails on images .*; hand in one that takes them"),
     ],
-    ids=["tuple", "object", "map", "function", "half", "other size"],
+    ids=["tuple", "dict", "object", "map", "function", "half", "double", "other size"],
 )
 def test_a_network_that_cannot_be_evaluated_is_told_in_a_sentence(data, model, said):
     with pytest.raises(LtatError, match=said):
         evaluate(model, data, attacks=["clean", "pgd2"], threat=THREAT)
     x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(LtatError, match=said):
-        autoattack(model, x, y, threat=THREAT)
+    for attack in (autoattack, partial(pgd, steps=1)):
+        with pytest.raises(LtatError, match=said) as caught:
+            attack(model, x, y, threat=THREAT)
+        assert "\n" not in str(caught.value)

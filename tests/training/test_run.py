@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -345,3 +346,31 @@ def test_a_loader_worker_that_dies_during_a_step_is_one_sentence(tmp_path, monke
     monkeypatch.setattr("ltat.training.run.fit", step)
     with pytest.raises(LtatError, match=r"a loader worker died \(DataLoader worker \(pid 7\).*; lower loader.workers"):
         train(tiny_config("method=at-bsl"), tmp_path / "run")
+
+
+@pytest.fixture
+def awkward(tmp_path) -> RunConfig:
+    """A run whose AutoAttack meets two limits of its package: three classes, and in l2 images of 12x12."""
+    for part in ("train", "test"):
+        images = np.random.default_rng(len(part)).integers(0, 256, (12, 12, 12, 1), dtype=np.uint8)
+        np.savez(tmp_path / f"{part}.npz", images=images, labels=np.arange(12) % 3)
+    data = ("data.name=npz", f"data.dir={tmp_path}", "data.imbalance_ratio=natural", "train.batch_size=4")
+    attack = ("attack.norm=l2", "attack.eps=0.5", "attack.step=0.1", "eval.n_examples=6")
+    return tiny_config("method=at-bsl", *data, *attack, 'eval.attacks=["clean", "autoattack"]')
+
+
+def test_what_autoattack_will_leave_out_is_said_before_the_training(awkward, tmp_path, monkeypatch):
+    monkeypatch.setattr("ltat.training.run.run_stages", lambda *_: {})
+    heard = io.StringIO()
+    train(awkward, tmp_path / "run", reporter=Reporter(Console(file=heard, width=200)))
+    assert "autoattack: square is left out: in l2 the package cannot tile images of 12x12" in heard.getvalue()
+    assert "autoattack: apgd-t is left out: its loss needs 4 classes, the model has 3" in heard.getvalue()
+
+
+def test_a_package_that_the_evaluation_needs_is_missed_before_the_training(awkward, tmp_path, monkeypatch):
+    monkeypatch.delattr("ltat.attacks.official")
+    monkeypatch.delitem(sys.modules, "ltat.attacks.official")
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    with pytest.raises(ModuleNotFoundError, match="pyautoattack"):
+        train(awkward, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
