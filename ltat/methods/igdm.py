@@ -12,8 +12,7 @@ The reference code hard-codes E = 200 (``igdm.ramp_len``) whatever the length of
 Its bases differ from the original methods: ARD at temperature 1, without cross-entropy, attacked in evaluation mode;
 all averaged over images, and RSLAD without a guard. It shows S, in training mode, x', x and x - delta, and for AdaAD x'
 once more. Those that enter no loss are left out here, unless ``kd.clean_forward`` (ARD) and
-``kd.extra_forwards`` (AdaAD) ask for them; RSLAD's default is ten times the mean over images and classes, which is the
-mean over images for 10 classes. The recipes have the code's choice of both.
+``kd.extra_forwards`` (AdaAD) ask for them, as the recipes do.
 """
 
 from typing import Literal
@@ -79,7 +78,7 @@ class RsladIgdmConfig(RsladConfig):
     optim: OptimSection = SGD
     schedule: ScheduleSection = SCHEDULE
     train: TrainSection = LENGTH
-    kd: RsladSection = RsladSection(reduction="10xelementmean")
+    kd: RsladSection = RsladSection(reduction="batchmean", guard=0)
     igdm: IgdmSection = IgdmSection()
 
 
