@@ -1,8 +1,11 @@
 """A stage from its first epoch, or from where it was left, to its last: train, validate, keep, record."""
 
+from pathlib import Path
+
 import torch
 
 from ltat import __version__
+from ltat.arguments import shown
 from ltat.attacks.captured import why_not_captured
 from ltat.attacks.modes import attack_mode
 from ltat.data import Batch, Split
@@ -138,10 +141,25 @@ def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> N
     if not path.exists():
         return folder.say(f"warning: {path} of epoch {best['epoch']} is lost; only a better epoch writes another")
     saved_tensors(path)
-    found = read_card(path).extra.get("epoch")
-    later = isinstance(found, int) and found > epoch  # written before its state was lost; it is trained again
+    found = saved_row(path)["epoch"]
+    later = found > epoch  # written before its state was lost; it is trained again
     if found != best["epoch"] and not later:
         raise LtatError(f"{path} is of epoch {found} and the best was {best['epoch']}; delete it to go on without")
+
+
+def saved_row(path: Path) -> Row:
+    """What the card of a checkpoint tells of its epoch.
+
+    Raises:
+        LtatError: the card is damaged, or names no epoch.
+    """
+    row = read_card(path).extra
+    epoch = row.get("epoch")
+    if not isinstance(epoch, int) or isinstance(epoch, bool):
+        raise LtatError(
+            f"the card of {path} names no epoch ({shown(epoch)}); restore its card, or delete it to go on without"
+        )
+    return row
 
 
 def save_weights(stage: Stage, data: TaskData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:

@@ -17,7 +17,7 @@ from ltat.evaluation.attacks import left_out
 from ltat.evaluation.evaluate import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
-from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoint
+from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoint, saved_row
 from ltat.training.preparing import Plan, prepare, teacher_path
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
@@ -112,7 +112,7 @@ def train_teacher(stage: Stage, plan: Plan, folder: RunFolder, reporter: Reporte
     stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
     fit(stage, plan.data, folder, TEACHER_FILES, reporter, profile)
     if settings.ckpt == "best":
-        row = read_card(folder.path / TEACHER_FILES.best).extra
+        row = saved_row(folder.path / f"{TEACHER_FILES.best}.safetensors")
         load_weights(stage.model, folder.path / TEACHER_FILES.best)
         save_checkpoint(stage, plan.data, folder, TEACHER_FILES.last, row, best=True)
     stage.model.train(settings.mode == "train").requires_grad_(False)

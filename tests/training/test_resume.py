@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.methods import METHODS, LossTerms, Method
+from ltat.models import save_model
 from ltat.training import Trainer, prepare, train
 from ltat.training.reporting import Reporter
+from ltat.training.run import train_teacher
+from ltat.training.run_folder import TEACHER_FILES, RunFolder
 from ltat.training.state_file import write_state
 from tests.training.tiny import saved_state, tiny_config
 
@@ -120,6 +123,15 @@ def test_a_folder_of_a_version_without_checksums_is_resumed(uninterrupted: Path,
         path.unlink()
     train(tiny_config(), folder, resume=True)
     assert_same_run(uninterrupted, folder)
+
+
+def test_a_best_teacher_whose_card_names_no_epoch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plan = prepare(tiny_config("teacher.ckpt=best"))
+    assert plan.teacher is not None
+    save_model(plan.teacher.model, tmp_path / TEACHER_FILES.best, extra={})
+    monkeypatch.setattr("ltat.training.run.fit", lambda *_: None)
+    with pytest.raises(LtatError, match=r"the card of .* names no epoch \(None\)"):
+        train_teacher(plan.teacher, plan, RunFolder(tmp_path), Reporter(Console(file=io.StringIO())))
 
 
 def test_best_weights_that_cannot_be_the_runs_are_told_before_it_goes_on(uninterrupted: Path, tmp_path: Path):
