@@ -43,7 +43,7 @@ Figures = dict[str, list[float]]
 def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> None:
     """Train every method with every seed under one protocol, and show mean and standard deviation.
 
-    The figures are those of the last checkpoint on the whole test set. A comparison that was interrupted goes on with
+    The figures are those of the last checkpoint on the test set. A comparison that was interrupted goes on with
     the same command; finished runs are only evaluated again.
     """
     from rich.console import Console
@@ -56,7 +56,14 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
             atomic_write_text(json_file, json.dumps(figures, indent=2) + "\n")
     finally:
         Console().print(render(figures, seeds))
-    click.echo(f"last checkpoint, whole test set, {seeds} seed(s), mean ± standard deviation; run folders: {out}")
+    tested = tested_on({config.data.test_imbalance_ratio for own in configs.values() for config in own})
+    click.echo(f"last checkpoint, {tested}, {seeds} seed(s), mean ± standard deviation; run folders: {out}")
+
+
+def tested_on(ratios: set[float | str]) -> str:
+    """The test set of runs with these ``data.test_imbalance_ratio``, one for all."""
+    (ratio,) = ratios
+    return "whole test set" if ratio == "natural" else f"long-tailed test set of imbalance ratio {ratio:g}"
 
 
 def chosen_methods(names: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import click
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ltat.cli.options import Radius, comma_separated, dataset_options
+from ltat.cli.options import Radius, Ratio, comma_separated, dataset_options
 from ltat.config import from_toml
 from ltat.config.loading import shortened
 from ltat.config.sections import DataSection
@@ -31,6 +31,9 @@ PLACES = {
 @click.command("eval")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @dataset_options
+@click.option(
+    "--test-imbalance-ratio", type=Ratio(), help="Of the test set: as in training if the card knows it, else natural."
+)
 @click.option("--attacks", default="clean,pgd20", show_default=True, help="clean, pgdK, autoattack; comma-separated.")
 @click.option(
     "--n-examples", type=click.IntRange(min=1), metavar="N", help="N test images, as even over classes as N allows."
@@ -104,6 +107,9 @@ class Facts(BaseModel):
 
     dataset: str | None = None
     imbalance_ratio: float | Literal["natural"] | None = None
+    test_imbalance_ratio: float | Literal["natural"] = "natural"
+    imbalance: Literal["exp", "step"] = "exp"
+    class_order: Literal["label", "permuted"] = "label"
     subset_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     train_counts: list[Annotated[int, Field(ge=0, le=2**53)]] | None = None
     threat_model: TrainedThreat = TrainedThreat()
@@ -245,10 +251,20 @@ def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> Any:
     return load_dataset(
         name,
         imbalance_ratio=ratio,
+        test_imbalance_ratio=ratio_of_test_set(facts, as_trained, options["test_imbalance_ratio"]),
+        imbalance=facts.imbalance if as_trained else "exp",
+        class_order=facts.class_order if as_trained else "label",
         subset_seed=facts.subset_seed,
         download=bool(options["download"]),
         **{name: options[name] or value for name, value in places_of_run(checkpoint, as_trained).items()},
     )
+
+
+def ratio_of_test_set(facts: Facts, as_trained: bool, asked: float | str | None) -> float | str:
+    """That of the option, else of the run on its own data set; natural, the whole test set, on another."""
+    if asked is not None:
+        return asked
+    return facts.test_imbalance_ratio if as_trained else "natural"
 
 
 def training_counts(facts: Facts, data: Any, options: dict[str, Any]) -> list[int]:

@@ -48,6 +48,7 @@ def passing(check: Callable[[str, Any], None], name: str) -> AfterValidator:
 
 
 Ratio = Annotated[Quotient, passing(check_ratio, "data.imbalance_ratio")]
+TestRatio = Annotated[Quotient, passing(check_ratio, "data.test_imbalance_ratio")]
 ImageSize = Annotated[int, passing(check_image_size, "data.image_size")]
 
 
@@ -108,7 +109,10 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Which images, and which long-tailed subset of them (docs/data.md)."""
+    """Which images, and which long-tailed subset of them (docs/data.md).
+
+    The test set stays whole unless ``test_imbalance_ratio`` is a number.
+    """
 
     name: str = "cifar10"
     """The data set, a name that `ltat data` lists: `cifar10`, `cifar100`, `digits`, `imagefolder`, `npz` and others."""
@@ -124,6 +128,8 @@ class DataSection(Section):
     """For `imagelist`: the text file of test images."""
     imbalance_ratio: Ratio | Literal["natural"] | None = None
     """Largest class over smallest, at least 1, or `natural` for all images; left out, the data set's usual one."""
+    test_imbalance_ratio: TestRatio | Literal["natural"] = "natural"
+    """The same of the test set, drawn by the same seed, profile and class order; `natural` keeps it whole."""
     imbalance: Literal["exp", "step"] = "exp"
     """Profile of the subset: `exp` (exponential decay over the classes) or `step` (the last half is small)."""
     class_order: str = "label"

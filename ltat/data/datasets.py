@@ -85,6 +85,7 @@ def load_dataset(
     data_dir: str | Path | None = None,
     *,
     imbalance_ratio: float | str = "natural",
+    test_imbalance_ratio: float | str = "natural",
     subset_seed: int = 0,
     imbalance: str = "exp",
     class_order: str = "label",
@@ -95,15 +96,16 @@ def load_dataset(
     train_list: str | Path | None = None,
     test_list: str | Path | None = None,
 ) -> Dataset:
-    """Load a dataset by name; the test split is always the full one.
+    """Load a dataset by name; the test split is the full one unless ``test_imbalance_ratio`` is a number.
 
     Args:
         name: a key of ``DATASETS``.
         data_dir: the folder the dataset lies in (``digits`` needs none).
         imbalance_ratio: "natural" keeps the training set as it is; a number of at least 1 takes the
             long-tailed subset of that ratio (``longtail_indices``).
-        subset_seed: seed of the subset; 0 is the published one.
-        imbalance: profile of the subset, "exp" or "step".
+        test_imbalance_ratio: the same for the test set; TAET (CVPR 2025) tests on such a subset.
+        subset_seed: seed of the subsets; 0 is the published one.
+        imbalance: profile of the subsets, "exp" or "step".
         class_order: "label" or "permuted".
         split_file: an .npy or .npz file of training positions to use instead of drawing a subset.
         download: fetch a missing dataset, where it has an address.
@@ -114,7 +116,7 @@ def load_dataset(
 
     Raises:
         LtatError: an unknown name, a setting that does not apply to the dataset, a missing folder, broken files,
-            or a training class without images.
+            a training class without images, or a test class too small for the ratio.
     """
     spec = find_spec(name)
     settings = {"image_size": image_size, "channels": channels, "train_list": train_list, "test_list": test_list}
@@ -144,7 +146,9 @@ def load_dataset(
         )
         dataset = replace(dataset, train=dataset.train.subset(chosen))
     _check_no_empty_class(dataset)
-    return dataset
+    if test_imbalance_ratio == "natural":
+        return dataset
+    return _with_long_tailed_test(dataset, _ratio(test_imbalance_ratio), subset_seed, imbalance, class_order)
 
 
 def find_spec(name: str) -> DatasetSpec:
@@ -177,6 +181,16 @@ def _ratio(value: float | str) -> float:
         return float(value)
     except ValueError:
         raise LtatError(f"imbalance ratio {value!r} is neither a number nor 'natural'; give one of these") from None
+
+
+def _with_long_tailed_test(dataset: Dataset, ratio: float, seed: int, kind: str, class_order: str) -> Dataset:
+    try:
+        chosen = longtail_indices(
+            dataset.test.labels, ratio, seed, num_classes=dataset.num_classes, kind=kind, class_order=class_order
+        )
+    except LtatError as error:
+        raise LtatError(f"the test set of {dataset.name} cannot be made long-tailed: {error}") from None
+    return replace(dataset, test=dataset.test.subset(chosen), test_imbalance_ratio=ratio)
 
 
 def _positions_from_file(path: Path, train: Split) -> np.ndarray:

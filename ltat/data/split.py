@@ -77,7 +77,8 @@ class Split:
 class Dataset:
     """A training and a test split over the same classes and image shape.
 
-    ``passed_over`` counts what lay beside the images and was not read, by its kind.
+    ``passed_over`` counts what lay beside the images and was not read, by its kind. ``test_imbalance_ratio`` is that of
+    a test split that was thinned to a long-tailed one, None where the split is the source's own.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Dataset:
     test: Split
     class_names: tuple[str, ...]
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    test_imbalance_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if self.train.images.shape[1:] != self.test.images.shape[1:]:

@@ -163,7 +163,7 @@ def evaluate(
     outcomes, failed = _attack(subject, chosen)
     flags += [f"{attack}: broke off and has no figure ({reason})" for attack, reason in failed.items()]
     flags += [f"{attack}: {flag}" for attack, outcome in outcomes.items() for flag in outcome.flags]
-    flags += _contradictions(outcomes)
+    flags += _contradictions(outcomes) + _long_tailed_test(data)
     return Evaluation(
         model=name or type(model).__name__,
         dataset=dataset,
@@ -256,6 +256,15 @@ def _contradictions(outcomes: dict[str, Outcome]) -> list[str]:
         f"autoattack: leaves {strongest:.2%}, more than {attack} with {robust:.2%}: its attacks were misled"
         for attack, robust in share.items()
         if robust < strongest
+    ]
+
+
+def _long_tailed_test(data: Split | Dataset) -> list[str]:
+    if not isinstance(data, Dataset) or data.test_imbalance_ratio is None:
+        return []
+    return [
+        f"test set: a long-tailed subset of {len(data.test)} images, imbalance ratio {data.test_imbalance_ratio:g}; "
+        "only balanced accuracy, the mean over classes, compares with that on a balanced test set"
     ]
 
 

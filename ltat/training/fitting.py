@@ -179,6 +179,9 @@ def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, 
         "epoch": row["epoch"],
         "dataset": config.data.name,
         "imbalance_ratio": config.data.imbalance_ratio,
+        "test_imbalance_ratio": config.data.test_imbalance_ratio,
+        "imbalance": config.data.imbalance,
+        "class_order": config.data.class_order,
         "subset_seed": config.seed.subset,
         "train_counts": data.dataset.train.counts.tolist(),
         "threat_model": {"norm": config.attack.norm, "eps": config.attack.eps},
@@ -195,8 +198,8 @@ def save_checkpoint(stage: Stage, data: TaskData, folder: RunFolder, name: str, 
 def validate(stage: Stage, data: TaskData, epoch: int) -> Row:
     """The score by which the best checkpoint is chosen, in percent; nothing in epochs that do not compete.
 
-    On held-out images, imbalanced as the training set, it is the balanced robust accuracy (the mean over classes);
-    on the balanced test set of the papers the two are one.
+    It is the balanced robust accuracy (the mean over classes), because held-out images are imbalanced as the training
+    set is, and a test set may be; on the balanced test set of most papers it is the overall one.
     """
     select = stage.config.select
     competes = epoch >= select.from_epoch and (epoch % select.every == 0 or epoch == stage.config.train.epochs)

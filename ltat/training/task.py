@@ -85,6 +85,7 @@ def load_data(config: RunConfig) -> TaskData:
         data.name,
         data.dir,
         imbalance_ratio=data.imbalance_ratio or "natural",
+        test_imbalance_ratio=data.test_imbalance_ratio,
         subset_seed=config.seed.subset,
         imbalance=data.imbalance,
         class_order=data.class_order,
@@ -223,6 +224,8 @@ def index_record(data: TaskData, config: RunConfig, given: Mapping[str, str | No
     ``given`` networks (a teacher, the weights a run starts from) stand there too, with the checksum of their weights.
     """
     lists = {"subset": data.dataset.train.indices, "train": data.train.indices}
+    if data.dataset.test_imbalance_ratio is not None:
+        lists["test"] = data.dataset.test.indices
     if data.val is not None:
         lists["val"] = data.val.indices
     lists["balanced"] = data.train.indices[_balanced(data.train, config).first_draw]

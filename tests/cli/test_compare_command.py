@@ -6,6 +6,7 @@ import statistics
 import pytest
 from click.testing import CliRunner
 
+from ltat.cli.compare import tested_on
 from ltat.cli.main import main
 from ltat.config import load_config
 from ltat.config.loading import list_recipes
@@ -71,3 +72,8 @@ def test_under_a_unified_protocol_only_the_method_differs(recipe):
 def test_figures_and_runs_of_one_name_are_refused(tmp_path):
     done = compare("--out", tmp_path / "a", "--json", tmp_path / "a")
     assert done.exit_code == 2 and "both write to" in done.output and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(("ratio", "said"), [("natural", "whole test set"), (4.0, "test set of imbalance ratio 4")])
+def test_the_comparison_says_what_it_tested_on(ratio: float | str, said: str):
+    assert said in tested_on({ratio})

@@ -55,7 +55,14 @@ def test_robals_four_models_have_their_constants_network_and_subset(name: str, c
 def test_taet_has_a_recipe_for_each_of_its_ratios(ratio: int):
     config = load(f"taet/faithful-ir{ratio}")
     assert (config.data.name, config.data.imbalance_ratio) == ("cifar10", ratio)
+    assert config.data.test_imbalance_ratio == ratio
     assert (config.attack.eps, config.attack.step_size, config.taet.clean) == (0.031, 0.003, 0.4)
+
+
+@pytest.mark.parametrize("name", ["c10-ir50-wrn28-10", "c100-ir10-wrn28-10"])
+def test_robustlt_attacks_within_8_255_in_steps_of_2_255_as_its_trainer_does(name: str):
+    attack = load(f"robustlt/{name}/at-bsl").attack
+    assert (attack.eps, attack.step_size) == (8 / 255, 2 / 255)
 
 
 @pytest.mark.parametrize("name", ["ard", "rslad", "adaad", "ard+igdm", "rslad+igdm", "adaad+igdm"])
