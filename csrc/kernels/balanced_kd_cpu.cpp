@@ -1,10 +1,9 @@
-// Compiled once per instruction set, each time into its own namespace (see isa.h).
+// Compiled once per instruction set, into the namespace LTAT_ISA (see isa.h).
 //
-// Rows are computed on in panels of whole vectors. A long row lies along the lanes, one row to a panel,
-// padded with -inf, whose softmax is 0; short rows lie across them, one row to a lane: class k of row r
-// stands at k * kRows + r. So no loop has a tail, and the order of every sum is the same for each instruction
-// set.
-#include "isa.h"
+// Rows are computed in panels of whole vectors. A long row lies along the lanes, one row per panel, padded
+// with -inf, whose softmax is 0; short rows lie across them, one row per lane, with class k of row r at index
+// k * kRows + r. So no loop has a tail, and every instruction set adds in the same order.
+#include "balanced_kd.h"
 
 namespace ltat::LTAT_ISA {
 namespace {
@@ -31,7 +30,7 @@ inline float exp_nonpositive(float x) {
 
 inline float larger(float a, float b) { return b > a ? b : a; }
 
-// All values by halves. Every half is an array of its own, which the compiler keeps in a register.
+// Combines all values, half with half. Each half is a separate array, which the compiler keeps in a register.
 template <int kValues, class Combine>
 inline float folded(const float* values, Combine combine) {
   if constexpr (kValues == 1) {
@@ -44,8 +43,7 @@ inline float folded(const float* values, Combine combine) {
   }
 }
 
-// Combines the lanes, which hold parts of one row, and gives the result to all of them; with a row to each
-// lane there is nothing to combine.
+// Combines the lanes of one row, and sets them all to the result; does nothing with one row per lane.
 template <int kRows, class Combine>
 inline void across_parts(Lanes& lanes, Combine combine) {
   static_assert(kRows == 1 || kRows == kLanes);
@@ -98,12 +96,13 @@ Softmax softmax(Lanes* panel, int64_t vectors) {
   return {max, sum};
 }
 
-// What turns the exponentials of both panels into probabilities q and p, and `gap` into log q - log p.
+// The factors that turn the exponentials of both panels into probabilities q and p, and the shift that turns
+// `gap` into log q - log p.
 struct Divergence {
   Lanes student_inverse, teacher_inverse, gap_shift;
 };
 
-// log(a / b), one for each row.
+// log(a / b) of each row.
 template <int kRows>
 inline Lanes log_ratio(const Lanes& a, const Lanes& b) {
   Lanes result;
@@ -113,8 +112,8 @@ inline Lanes log_ratio(const Lanes& a, const Lanes& b) {
   return result;
 }
 
-// Turns the logits of both panels into e^(logit - max), and leaves in `gap` how far the student's lie above
-// the teacher's, each below its own maximum.
+// Turns the logits of both panels into e^(logit - max), and sets `gap` to the difference of the two
+// exponents, student minus teacher.
 template <int kRows>
 Divergence divergence(Lanes* student, Lanes* teacher, Lanes* gap, int64_t vectors) {
   const Lanes student_max = row_max<kRows>(student, vectors), teacher_max = row_max<kRows>(teacher, vectors);
@@ -140,26 +139,21 @@ Divergence divergence(Lanes* student, Lanes* teacher, Lanes* gap, int64_t vector
 }
 
 template <class T>
-const float* converted(const void* data, int64_t offset, int64_t classes, float* row) {
-  const T* source = static_cast<const T*>(data) + offset;
+const float* converted(const T* source, int64_t classes, float* row) {
 #pragma omp simd
   for (int64_t k = 0; k < classes; ++k) row[k] = to_float(source[k]);
   return row;
 }
+const float* converted(const float* source, int64_t, float*) { return source; }
 
-// The logits of one row as floats, in `row` where they are not floats already.
+// The logits of one row as floats, converted into `row` if they are not floats already.
 const float* as_floats(const Logits& logits, int64_t offset, int64_t classes, float* row) {
-  switch (logits.dtype) {
-    case DType::kBFloat16:
-      return converted<BFloat16>(logits.data, offset, classes, row);
-    case DType::kFloat16:
-      return converted<Float16>(logits.data, offset, classes, row);
-    default:
-      return static_cast<const float*>(logits.data) + offset;
-  }
+  return with_type(logits.dtype, [&](auto element) {
+    return converted(static_cast<const decltype(element)*>(logits.data) + offset, classes, row);
+  });
 }
 
-// Up to kRows rows on their way through the loss. The panels hold logits, then exponentials, then gradients.
+// The loss of up to kRows rows. The panels hold logits, then exponentials, then gradients.
 template <int kRows>
 struct Group {
   const BalancedKdArgs& args;
@@ -178,7 +172,7 @@ struct Group {
         row_a(gap[vectors].at),
         row_b(gap[vectors + whole_vectors(args.classes)].at) {}
 
-  // Lanes beyond the last row repeat it, so that none computes on garbage.
+  // Lanes beyond the last row repeat it, so that all hold valid values.
   int64_t offset(int64_t r) const { return (begin + (r < rows ? r : rows - 1)) * args.classes; }
 
   // panel = (plus - minus + bias) * scale; minus and bias may be null.
@@ -238,7 +232,8 @@ struct Group {
     }
   }
 
-  // Adds the divergence of the logits laid out, and leaves its gradient in the student's panel as well.
+  // Adds the divergence of the two panels to the rows, and its gradient to `cls`; the student's panel then
+  // holds the gradient's negative.
   void add_divergence() const {
     const Divergence d = divergence<kRows>(student, teacher, gap, vectors);
     Lanes kl{};

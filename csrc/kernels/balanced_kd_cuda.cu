@@ -1,11 +1,8 @@
-#include <cuda_runtime.h>
-
 #include "balanced_kd.h"
+#include "cuda_common.h"
 
 namespace ltat {
 namespace {
-
-constexpr int kThreads = 256;
 
 __device__ float load(const Logits& logits, int64_t i) {
   switch (logits.dtype) {
@@ -34,7 +31,7 @@ struct LogSum {
   __device__ float value() const { return max + logf(sum); }
 };
 
-// Symmetric in its arguments to the bit, so that every lane of a butterfly ends with the same value.
+// Symmetric in its arguments to the bit, so that all lanes of a butterfly end with the same value.
 __device__ LogSum merged(const LogSum& a, const LogSum& b) {
   const LogSum& high = a.max >= b.max ? a : b;
   const LogSum& low = a.max >= b.max ? b : a;
@@ -52,7 +49,7 @@ __device__ LogSum shuffled(const LogSum& value, int mask) {
 __device__ float merged(float a, float b) { return a + b; }
 __device__ float shuffled(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
 
-// Combines the values of the kLanes threads that share a row (one warp, or the whole block); all get the
+// Combines the values of the kLanes threads of one row, a warp or the whole block; every thread gets the
 // result.
 template <int kLanes, class T>
 __device__ T across_lanes(T value) {
@@ -75,6 +72,8 @@ struct Row {
   int64_t offset;
   float inverse_t;
 
+  __device__ bool direct() const { return args.teacher.data; }
+  __device__ bool differences() const { return args.student_minus.data; }
   __device__ float cls(int64_t k) const { return load(args.student, offset + k) + args.log_prior[k]; }
   __device__ float student(int64_t k) const {
     return (load(args.student, offset + k) + (args.on_biased ? args.log_prior[k] : 0.0f)) * inverse_t;
@@ -92,100 +91,101 @@ struct Row {
 __device__ float divergence(float teacher, float teacher_log_sum, float student, float student_log_sum,
                             float& kl) {
   const float p = expf(teacher - teacher_log_sum), q = expf(student - student_log_sum);
-  // The logits first: where they nearly agree their difference is exact, and an error of the sums'
-  // difference, the same for all classes, cancels.
+  // The difference of the logits first: where they nearly agree it is exact, and the error in the difference
+  // of the sums, the same for all classes, cancels.
   kl += kl_term(p, q, (student - teacher) - (student_log_sum - teacher_log_sum));
   return q - p;
 }
 
-template <int kLanes>
-__global__ void rows_kernel(const BalancedKdArgs args) {
-  const int64_t row_index = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  if (row_index >= args.batch) return;  // whole warps leave: a row never shares one
-  const Row row{args, row_index * args.classes, 1.0f / args.temperature};
-  const bool direct = args.teacher.data, differences = args.student_minus.data;
+// Log-sum-exp of each softmax of one row; undefined for the terms that the form does not use.
+struct RowSums {
+  LogSum cls;
+  float student = 0.0f, teacher = 0.0f, student_difference = 0.0f, teacher_difference = 0.0f;
+};
 
+template <int kLanes>
+__device__ RowSums row_sums(const Row& row, int lane) {
   LogSum cls, student, teacher, student_difference, teacher_difference;
-  for (int64_t k = lane; k < args.classes; k += kLanes) {
+  for (int64_t k = lane; k < row.args.classes; k += kLanes) {
     cls.add(row.cls(k));
-    if (direct) student.add(row.student(k)), teacher.add(row.teacher(k));
-    if (differences) {
+    if (row.direct()) student.add(row.student(k)), teacher.add(row.teacher(k));
+    if (row.differences()) {
       student_difference.add(row.student_difference(k));
       teacher_difference.add(row.teacher_difference(k));
     }
   }
-  cls = across_lanes<kLanes>(cls);
-  const float cls_log_sum = cls.value();
-  const float student_log_sum = across_lanes<kLanes>(student).value();
-  const float teacher_log_sum = across_lanes<kLanes>(teacher).value();
-  const float student_difference_log_sum = across_lanes<kLanes>(student_difference).value();
-  const float teacher_difference_log_sum = across_lanes<kLanes>(teacher_difference).value();
+  RowSums sums{across_lanes<kLanes>(cls)};
+  sums.student = across_lanes<kLanes>(student).value();
+  sums.teacher = across_lanes<kLanes>(teacher).value();
+  sums.student_difference = across_lanes<kLanes>(student_difference).value();
+  sums.teacher_difference = across_lanes<kLanes>(teacher_difference).value();
+  return sums;
+}
 
-  const int64_t target = args.target[row_index];
+// Writes the gradients of every kLanes-th class from `lane` on; returns the sum of their divergences.
+template <int kLanes>
+__device__ float write_gradients(const Row& row, const RowSums& sums, int64_t target, int lane) {
+  const BalancedKdArgs& args = row.args;
+  const float cls_log_sum = sums.cls.value();
   const float cls_scale = cls_grad_scale(args, target), kd_scale = kd_grad_scale(args);
   float kl = 0.0f;
   for (int64_t k = lane; k < args.classes; k += kLanes) {
     float grad = cls_scale * (expf(row.cls(k) - cls_log_sum) - (k == target ? 1.0f : 0.0f));
-    if (direct) {
-      grad += kd_scale * divergence(row.teacher(k), teacher_log_sum, row.student(k), student_log_sum, kl);
+    if (row.direct()) {
+      grad += kd_scale * divergence(row.teacher(k), sums.teacher, row.student(k), sums.student, kl);
     }
-    if (differences) {
-      const float difference =
-          kd_scale * divergence(row.teacher_difference(k), teacher_difference_log_sum,
-                                row.student_difference(k), student_difference_log_sum, kl);
+    if (row.differences()) {
+      const float difference = kd_scale * divergence(row.teacher_difference(k), sums.teacher_difference,
+                                                     row.student_difference(k), sums.student_difference, kl);
       grad += difference;
       if (args.grad_minus) args.grad_minus[row.offset + k] = -difference;
     }
     if (args.grad_adv) args.grad_adv[row.offset + k] = grad;
   }
-  kl = across_lanes<kLanes>(kl);
-  if (lane == 0) {
+  return kl;
+}
+
+template <int kLanes>
+__global__ void rows_kernel(const BalancedKdArgs args) {
+  const int lane = threadIdx.x % kLanes;
+  // All lanes of a row leave the loop together, so that none waits for another in across_lanes.
+  for (int64_t index = thread_index() / kLanes; index < args.batch; index += thread_count() / kLanes) {
+    const Row row{args, index * args.classes, 1.0f / args.temperature};
+    const int64_t target = args.target[index];
+    const RowSums sums = row_sums<kLanes>(row, lane);
+    const float kl = across_lanes<kLanes>(write_gradients<kLanes>(row, sums, target, lane));
+    if (lane != 0) continue;
     // The difference first: a loss far smaller than the logits would be rounded away with them.
-    args.row_cls[row_index] =
-        target_in_range(args, target) ? logf(cls.sum) + (cls.max - row.cls(target)) : NAN;
-    args.row_kd[row_index] = kl;
+    args.row_cls[index] =
+        target_in_range(args, target) ? logf(sums.cls.sum) + (sums.cls.max - row.cls(target)) : NAN;
+    args.row_kd[index] = kl;
   }
 }
 
 // One block adds the rows in a fixed order, so that the loss is the same to the bit on every run.
 __global__ void losses_kernel(const BalancedKdArgs args) {
-  __shared__ double cls[kThreads], kd[kThreads];
-  cls[threadIdx.x] = kd[threadIdx.x] = 0.0;
+  double cls = 0.0, kd = 0.0;
   for (int64_t row = threadIdx.x; row < args.batch; row += kThreads) {
-    cls[threadIdx.x] += args.row_cls[row];
-    kd[threadIdx.x] += args.row_kd[row];
+    cls += args.row_cls[row];
+    kd += args.row_kd[row];
   }
-  __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width) {
-      cls[threadIdx.x] += cls[threadIdx.x + width];
-      kd[threadIdx.x] += kd[threadIdx.x + width];
-    }
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) write_losses(args, cls[0], kd[0]);
+  cls = block_sum(cls);
+  kd = block_sum(kd);
+  if (threadIdx.x == 0) write_losses(args, cls, kd);
 }
 
 template <int kLanes>
-void launch_rows(const BalancedKdArgs& args, cudaStream_t stream) {
-  constexpr int kRows = kThreads / kLanes;
-  rows_kernel<kLanes><<<static_cast<unsigned>((args.batch + kRows - 1) / kRows), kThreads, 0, stream>>>(args);
+const char* launch_rows(const BalancedKdArgs& args, void* stream) {
+  return launch(rows_kernel<kLanes>, blocks_for(args.batch, kThreads / kLanes), stream, args);
 }
 
 }  // namespace
 
 const char* balanced_kd_cuda(const BalancedKdArgs& args, void* stream) {
   constexpr int64_t kClassesPerWarp = 1024;
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  if (args.classes <= kClassesPerWarp) {
-    launch_rows<32>(args, cuda_stream);
-  } else {
-    launch_rows<kThreads>(args, cuda_stream);
-  }
-  losses_kernel<<<1, kThreads, 0, cuda_stream>>>(args);
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  const bool one_warp = args.classes <= kClassesPerWarp;
+  const char* error = one_warp ? launch_rows<32>(args, stream) : launch_rows<kThreads>(args, stream);
+  return error ? error : launch(losses_kernel, 1, stream, args);
 }
 
 }  // namespace ltat

@@ -1,12 +1,12 @@
-// What every kernel shares: element types, the two tiny conversions, and the way a kernel asks for threads.
+// What all kernels share: the element types with their conversions, and the loop over threads.
 // No torch header may be included from this folder.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// Internal linkage on purpose: the same header is compiled once per instruction set, and an external inline
-// function could be merged across those objects, putting AVX-512 code where only SSE2 is known to exist.
+// Internal linkage on purpose: the headers are compiled once per instruction set, and the linker may keep any
+// one copy of an external inline function: AVX-512 code in the kernels for SSE2.
 #ifdef __CUDACC__
 #define LTAT_INLINE static __host__ __device__ __forceinline__
 #else
@@ -58,8 +58,30 @@ LTAT_INLINE BFloat16 bfloat16_from(float value) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
 }
 
-// Runs body(context, begin, end) over disjoint ranges covering [0, size), ranges of at least `grain` items.
+// Calls visit with a value of the element type: visit(float{}), visit(BFloat16{}) or visit(Float16{}). Host
+// only.
+template <class Visit>
+static inline auto with_type(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return visit(BFloat16{});
+    case DType::kFloat16:
+      return visit(Float16{});
+    default:
+      return visit(float{});
+  }
+}
+
+// Runs body(context, begin, end) over disjoint ranges that cover [0, size), each of at least `grain` items.
 using RangeBody = void (*)(void* context, int64_t begin, int64_t end);
 using ParallelFor = void (*)(int64_t size, int64_t grain, void* context, RangeBody body);
+
+// The same with a callable body(begin, end).
+template <class Body>
+static inline void for_ranges(ParallelFor parallel_for, int64_t size, int64_t grain, const Body& body) {
+  parallel_for(size, grain, const_cast<Body*>(&body), [](void* context, int64_t begin, int64_t end) {
+    (*static_cast<const Body*>(context))(begin, end);
+  });
+}
 
 }  // namespace ltat

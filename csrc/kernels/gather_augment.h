@@ -1,6 +1,5 @@
-// A batch of a loader: pick images, shift them against zero or reflecting padding, mirror them, scale to [0,
-// 1]. The functions here are the whole formula; the CPU kernel applies it by rows, the CUDA kernel by
-// numbers.
+// A batch of a loader: pick images, shift them against zero or reflecting padding, mirror them, scale to
+// [0, 1]. The formula stands here; the CPU kernel applies it to rows, the CUDA kernel to elements.
 #pragma once
 
 #include <cmath>
@@ -10,21 +9,21 @@
 namespace ltat {
 
 struct GatherAugmentArgs {
-  void* out;                 // [batch, height, width, channels] of out_dtype
-  const uint8_t* images;     // [count, height, width, channels]
-  const int64_t* positions;  // [batch], or null: all images in order
-  const int64_t* shift;      // [batch, 2], rows and columns, or null: none
-  const uint8_t* mirrored;   // [batch], or null: none
+  void* out;                 // [B, H, W, ch] of out_dtype
+  const uint8_t* images;     // [N, H, W, ch]
+  const int64_t* positions;  // [B], or null: all images in order
+  const int64_t* shift;      // [B, 2], rows and columns, or null: none
+  const uint8_t* mirrored;   // [B], or null: none
   bool reflect;
-  int64_t count, batch, height, width, channels;
-  DType out_dtype = DType::kFloat32;  // or kBFloat16
+  int64_t count, batch, height, width, channels;  // N, B, H, W, ch
+  DType out_dtype = DType::kFloat32;              // or kBFloat16
 };
 
-// What happens to one image. An illegal one becomes NaN: where no host may look at its position or shift (a
-// CUDA tensor), that is the only way of being heard.
+// What happens to one image. An illegal move makes the image NaN: the host cannot check the values of a CUDA
+// tensor without waiting for them.
 struct Move {
   const uint8_t* image;
-  int64_t rows, columns;  // within +-height and +-width: what lies further off is all padding
+  int64_t rows, columns;  // within +-height and +-width: a larger shift shows padding alone
   bool mirrored, legal;
 };
 
@@ -54,7 +53,7 @@ LTAT_INLINE Move move_of(const GatherAugmentArgs& args, int64_t sample) {
           args.mirrored && args.mirrored[sample], legal};
 }
 
-// Row or column of the image that is seen at `position` of the padded one; -1 in the zero padding.
+// Row or column of the image that lies at `position` of the padded one; -1 in the zero padding.
 LTAT_INLINE int64_t source_of(int64_t position, int64_t size, bool reflect) {
   if (position >= 0 && position < size) return position;
   if (!reflect) return -1;
@@ -73,7 +72,7 @@ LTAT_INLINE float scaled(uint8_t value) {
 LTAT_INLINE void store(float value, float* out) { *out = value; }
 LTAT_INLINE void store(float value, BFloat16* out) { *out = bfloat16_from(value); }
 
-// Bytes the CPU kernel needs beside its arguments: some rows, at least one.
+// Bytes of scratch that a thread of the CPU kernel needs: some rows, at least one.
 constexpr int64_t kGatherBlock = 8192;
 
 LTAT_INLINE int64_t gather_augment_scratch_size(const GatherAugmentArgs& args) {
@@ -83,7 +82,7 @@ LTAT_INLINE int64_t gather_augment_scratch_size(const GatherAugmentArgs& args) {
 
 void gather_augment_cpu(const GatherAugmentArgs& args, ParallelFor parallel_for);
 
-// Enqueues on a CUDA stream; the return value is an error message, or null.
+// Enqueues on `stream`, a cudaStream_t of the current device. The return value is an error message, or null.
 const char* gather_augment_cuda(const GatherAugmentArgs& args, void* stream);
 
 }  // namespace ltat

@@ -1,5 +1,5 @@
-// Compiled once per instruction set, each time into its own namespace (see isa.h).
-#include "isa.h"
+// Compiled once per instruction set, into the namespace LTAT_ISA (see isa.h).
+#include "gather_augment.h"
 
 namespace ltat::LTAT_ISA {
 namespace {
@@ -26,7 +26,7 @@ void reverse_pixels(const uint8_t* from, uint8_t* to, int64_t pixels, int64_t ch
   }
 }
 
-// One row of the moved image, from its row of the source; `to` is black before.
+// One row of the moved image, from its row of the source; `to` holds zeros before.
 void place_row(const GatherAugmentArgs& args, const Move& move, const uint8_t* from, uint8_t* to) {
   const int64_t width = args.width, channels = args.channels;
   const int64_t begin = move.columns < 0 ? -move.columns : 0;

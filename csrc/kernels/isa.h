@@ -1,36 +1,45 @@
-// The CPU kernels of one instruction set as a table of function pointers, and the choice among the tables.
+// The choice among the instruction sets that the CPU kernels are compiled for. Each *_cpu.cpp is compiled
+// once per instruction set, into the namespace LTAT_ISA; the entry point of the op calls the one that
+// LTAT_BEST names.
 #pragma once
 
-#include "balanced_kd.h"
-#include "gather_augment.h"
-#include "pgd_step.h"
-
-#define LTAT_DECLARE_ISA(name)                                                                             \
-  namespace ltat::name {                                                                                   \
-  void pgd_step_linf_range(const PgdStepArgs& args, int64_t begin, int64_t end);                           \
-  void pgd_step_l2_range(const PgdStepArgs& args, int64_t begin, int64_t end);                             \
-  void balanced_kd_rows(const BalancedKdArgs& args, int64_t begin, int64_t end, Lanes* scratch);           \
-  void gather_augment_images(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch); \
-  }
-
-LTAT_DECLARE_ISA(baseline)
+// LTAT_DECLARE_PER_ISA(name, parameters) declares `void name(parameters)` in the namespace of each
+// instruction set.
 #ifdef LTAT_X86_LEVELS
-LTAT_DECLARE_ISA(x86_64_v3)
-LTAT_DECLARE_ISA(x86_64_v4)
+#define LTAT_DECLARE_PER_ISA(name, ...) \
+  namespace ltat::baseline {            \
+  void name(__VA_ARGS__);               \
+  }                                     \
+  namespace ltat::x86_64_v3 {           \
+  void name(__VA_ARGS__);               \
+  }                                     \
+  namespace ltat::x86_64_v4 {           \
+  void name(__VA_ARGS__);               \
+  }
+#define LTAT_BEST(name) ltat::best_of(ltat::baseline::name, ltat::x86_64_v3::name, ltat::x86_64_v4::name)
+#else
+#define LTAT_DECLARE_PER_ISA(name, ...) \
+  namespace ltat::baseline {            \
+  void name(__VA_ARGS__);               \
+  }
+#define LTAT_BEST(name) ltat::baseline::name
 #endif
 
 namespace ltat {
 
-struct CpuKernels {
-  const char* isa;
-  void (*pgd_step_linf_range)(const PgdStepArgs& args, int64_t begin, int64_t end);
-  void (*pgd_step_l2_range)(const PgdStepArgs& args, int64_t begin, int64_t end);
-  void (*balanced_kd_rows)(const BalancedKdArgs& args, int64_t begin, int64_t end, Lanes* scratch);
-  void (*gather_augment_images)(const GatherAugmentArgs& args, int64_t begin, int64_t end, uint8_t* scratch);
-};
+enum class Isa { kBaseline, kX86V3, kX86V4 };
 
-// The best table this processor can run, chosen once. The environment variable LTAT_ISA (baseline,
+// The best instruction set of this processor, chosen once. The environment variable LTAT_ISA (baseline,
 // x86-64-v3, x86-64-v4) can only lower the choice.
-const CpuKernels& cpu_kernels();
+Isa cpu_isa();
+
+// Its name, as LTAT_ISA spells it.
+const char* name_of(Isa isa);
+
+template <class Kernel>
+Kernel* best_of(Kernel* baseline, Kernel* v3, Kernel* v4) {
+  const Isa isa = cpu_isa();
+  return isa == Isa::kX86V4 ? v4 : isa == Isa::kX86V3 ? v3 : baseline;
+}
 
 }  // namespace ltat

@@ -1,4 +1,4 @@
-// Host-side index work of the long-tailed sets; no tensors.
+// Class counts and index lists of long-tailed sets, on the host.
 #pragma once
 
 #include <cmath>

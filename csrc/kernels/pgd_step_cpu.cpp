@@ -1,10 +1,10 @@
-// Compiled once per instruction set, each time into its own namespace (see isa.h).
-#include "isa.h"
+// Compiled once per instruction set, into the namespace LTAT_ISA (see isa.h).
+#include "pgd_step.h"
 
 namespace ltat::LTAT_ISA {
 namespace {
 
-// Partial sums live in a fixed number of lanes, so that every instruction set adds in the same order.
+// A fixed number of partial sums, so that every instruction set adds in the same order.
 constexpr int kLanes = 8;
 constexpr int kBlock = 128;
 
@@ -31,8 +31,8 @@ void linf_segment(const PgdStepArgs& args, int64_t sample, int64_t begin, int64_
   const auto stepped = [=](int64_t i) {
     return linf_step(x_adv[i], to_float(grad[i]), x[i], eps, step, lo, hi);
   };
-  // A block is read before it is written: a processor takes a load for dependent on a store just before it
-  // whose address is the same modulo a page, and tensors often lie so.
+  // A block is read before it is written: a load waits for an earlier store whose address is the same modulo
+  // a page, and tensors often lie so.
   int64_t i = begin;
   for (; i + kBlock <= end; i += kBlock) {
     float block[kBlock];
@@ -82,25 +82,11 @@ void l2_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void pgd_step_linf_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
-  switch (args.grad_dtype) {
-    case DType::kFloat32:
-      return linf_range<float>(args, begin, end);
-    case DType::kBFloat16:
-      return linf_range<BFloat16>(args, begin, end);
-    case DType::kFloat16:
-      return linf_range<Float16>(args, begin, end);
-  }
+  with_type(args.grad_dtype, [&](auto grad) { linf_range<decltype(grad)>(args, begin, end); });
 }
 
 void pgd_step_l2_range(const PgdStepArgs& args, int64_t begin, int64_t end) {
-  switch (args.grad_dtype) {
-    case DType::kFloat32:
-      return l2_range<float>(args, begin, end);
-    case DType::kBFloat16:
-      return l2_range<BFloat16>(args, begin, end);
-    case DType::kFloat16:
-      return l2_range<Float16>(args, begin, end);
-  }
+  with_type(args.grad_dtype, [&](auto grad) { l2_range<decltype(grad)>(args, begin, end); });
 }
 
 }  // namespace ltat::LTAT_ISA

@@ -1,17 +1,8 @@
-#include <cuda_runtime.h>
-
+#include "cuda_common.h"
 #include "pgd_step.h"
 
 namespace ltat {
 namespace {
-
-constexpr int kThreads = 256;
-constexpr int kVector = 4;
-
-template <class T>
-struct alignas(sizeof(T) * kVector) Vector {
-  T at[kVector];
-};
 
 __device__ float linf_element(const PgdStepArgs& args, int64_t i, float x_adv, float grad, float x) {
   const int64_t sample = args.eps_each || args.step_each ? i / args.sample_size : 0;
@@ -21,8 +12,7 @@ __device__ float linf_element(const PgdStepArgs& args, int64_t i, float x_adv, f
 template <class Grad>
 __global__ void linf_kernel(const PgdStepArgs args, int64_t size) {
   const auto* grad = static_cast<const Grad*>(args.grad);
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < size; i += stride) {
+  for (int64_t i = thread_index(); i < size; i += thread_count()) {
     args.out[i] = linf_element(args, i, args.x_adv[i], to_float(grad[i]), args.x[i]);
   }
 }
@@ -32,8 +22,7 @@ __global__ void linf_vector_kernel(const PgdStepArgs args, int64_t vectors) {
   const auto* x_advs = reinterpret_cast<const Vector<float>*>(args.x_adv);
   const auto* grads = static_cast<const Vector<Grad>*>(args.grad);
   const auto* xs = reinterpret_cast<const Vector<float>*>(args.x);
-  const int64_t stride = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < vectors; i += stride) {
+  for (int64_t i = thread_index(); i < vectors; i += thread_count()) {
     const Vector<float> x_adv = x_advs[i], x = xs[i];
     const Vector<Grad> grad = grads[i];
     Vector<float> out;
@@ -45,23 +34,10 @@ __global__ void linf_vector_kernel(const PgdStepArgs args, int64_t vectors) {
   }
 }
 
-// Sum over the block in a fixed order; every thread gets it.
-__device__ double block_sum(double value) {
-  __shared__ double partial[kThreads];
-  __syncthreads();
-  partial[threadIdx.x] = value;
-  __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width) partial[threadIdx.x] += partial[threadIdx.x + width];
-    __syncthreads();
-  }
-  return partial[0];
-}
-
-// One block per sample.
+// The whole block computes one sample.
 template <class Grad>
-__global__ void l2_kernel(const PgdStepArgs args) {
-  const int64_t sample = blockIdx.x, offset = sample * args.sample_size;
+__device__ void l2_sample(const PgdStepArgs& args, int64_t sample) {
+  const int64_t offset = sample * args.sample_size;
   const float *x_adv = args.x_adv + offset, *x = args.x + offset;
   const auto* grad = static_cast<const Grad*>(args.grad) + offset;
   float* out = args.out + offset;
@@ -81,72 +57,35 @@ __global__ void l2_kernel(const PgdStepArgs args) {
   }
 }
 
-bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
-
-bool can_vectorise(const PgdStepArgs& args, size_t grad_bytes) {
-  return args.batch * args.sample_size % kVector == 0 && aligned(args.out, sizeof(Vector<float>)) &&
-         aligned(args.x_adv, sizeof(Vector<float>)) && aligned(args.x, sizeof(Vector<float>)) &&
-         aligned(args.grad, kVector * grad_bytes);
-}
-
-unsigned blocks_for(int64_t items) {
-  constexpr int64_t kMaxBlocks = 1 << 16;
-  const int64_t blocks = (items + kThreads - 1) / kThreads;
-  return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
+template <class Grad>
+__global__ void l2_kernel(const PgdStepArgs args) {
+  for (int64_t sample = blockIdx.x; sample < args.batch; sample += gridDim.x) l2_sample<Grad>(args, sample);
 }
 
 template <class Grad>
-void launch_linf(const PgdStepArgs& args, cudaStream_t stream) {
-  const int64_t size = args.batch * args.sample_size;
-  if (can_vectorise(args, sizeof(Grad))) {
-    linf_vector_kernel<Grad><<<blocks_for(size / kVector), kThreads, 0, stream>>>(args, size / kVector);
-  } else {
-    linf_kernel<Grad><<<blocks_for(size), kThreads, 0, stream>>>(args, size);
-  }
+bool can_vectorise(const PgdStepArgs& args) {
+  return args.batch * args.sample_size % kVector == 0 && is_aligned<float>(args.out) &&
+         is_aligned<float>(args.x_adv) && is_aligned<float>(args.x) && is_aligned<Grad>(args.grad);
 }
 
 template <class Grad>
-void launch_l2(const PgdStepArgs& args, cudaStream_t stream) {
-  l2_kernel<Grad><<<static_cast<unsigned>(args.batch), kThreads, 0, stream>>>(args);
-}
-
-const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+const char* launch_linf(const PgdStepArgs& args, void* stream) {
+  const bool vectorised = can_vectorise<Grad>(args);
+  const int64_t items = args.batch * args.sample_size / (vectorised ? kVector : 1);
+  const unsigned blocks = blocks_for(items, kThreads, kMaxStridedBlocks);
+  return launch(vectorised ? linf_vector_kernel<Grad> : linf_kernel<Grad>, blocks, stream, args, items);
 }
 
 }  // namespace
 
 const char* pgd_step_linf_cuda(const PgdStepArgs& args, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (args.grad_dtype) {
-    case DType::kFloat32:
-      launch_linf<float>(args, cuda_stream);
-      break;
-    case DType::kBFloat16:
-      launch_linf<BFloat16>(args, cuda_stream);
-      break;
-    case DType::kFloat16:
-      launch_linf<Float16>(args, cuda_stream);
-      break;
-  }
-  return launch_error();
+  return with_type(args.grad_dtype, [&](auto grad) { return launch_linf<decltype(grad)>(args, stream); });
 }
 
 const char* pgd_step_l2_cuda(const PgdStepArgs& args, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  switch (args.grad_dtype) {
-    case DType::kFloat32:
-      launch_l2<float>(args, cuda_stream);
-      break;
-    case DType::kBFloat16:
-      launch_l2<BFloat16>(args, cuda_stream);
-      break;
-    case DType::kFloat16:
-      launch_l2<Float16>(args, cuda_stream);
-      break;
-  }
-  return launch_error();
+  return with_type(args.grad_dtype, [&](auto grad) {
+    return launch(l2_kernel<decltype(grad)>, blocks_for(args.batch, 1), stream, args);
+  });
 }
 
 }  // namespace ltat

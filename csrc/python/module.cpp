@@ -1,4 +1,4 @@
-// Host code that is no tensor operation, over NumPy arrays.
+// Host code over NumPy arrays, of no tensor and no torch.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -35,7 +35,7 @@ py::dict build_info() {
   info["compiler"] = LTAT_COMPILER;
   info["torch_headers"] = LTAT_TORCH_HEADERS;
   info["torch_target"] = LTAT_TORCH_TARGET;
-  info["isa"] = ltat::cpu_kernels().isa;
+  info["isa"] = ltat::name_of(ltat::cpu_isa());
 #ifdef LTAT_WITH_CUDA
   info["cuda_compiler"] = LTAT_CUDA_COMPILER;
   info["cuda_archs"] = LTAT_CUDA_ARCHS;

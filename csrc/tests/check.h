@@ -1,5 +1,5 @@
-// A test is a function; CHECK notes a failure and goes on. Small enough to need no framework, which an empty
-// machine would have to download.
+// A test is a function; CHECK counts a failure and goes on. No framework: a machine without network could not
+// download one.
 #pragma once
 
 #include <cmath>
@@ -21,7 +21,7 @@ inline int& failures() {
   return count;
 }
 
-// Of the results of the kernels, to compare what different instruction sets computed.
+// Hash of the kernels' results, to compare one instruction set with another.
 inline uint64_t& digest() {
   static uint64_t value = 14695981039346656037u;
   return value;
@@ -42,12 +42,12 @@ inline void serial(int64_t size, int64_t, void* context, void (*body)(void*, int
   body(context, 0, size);
 }
 
-// One item at a time, last first: as far from `serial` as a legal schedule can be.
+// One item at a time, the last first: the schedule least like `serial`.
 inline void scattered(int64_t size, int64_t, void* context, void (*body)(void*, int64_t, int64_t)) {
   for (int64_t i = size - 1; i >= 0; --i) body(context, i, i + 1);
 }
 
-// Numbers in [-1, 1) that are the same everywhere.
+// Values in [-1, 1), the same on every machine.
 inline std::vector<float> noise(size_t size, uint32_t seed) {
   std::vector<float> values(size);
   uint32_t state = seed * 2654435761u + 1u;

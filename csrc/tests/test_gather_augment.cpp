@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kFar = std::numeric_limits<int64_t>::max(), kNear = std::numeric_limits<int64_t>::min();
 
-// Every image of the batch has another mixture of shift and mirror; some images are asked for twice.
+// Each image of the batch has a different shift and mirror; some images occur twice.
 struct Case {
   int64_t height, width, channels;
   std::vector<uint8_t> images;
@@ -33,7 +33,7 @@ struct Case {
   }
 };
 
-// The definition, number by number and with a division.
+// The definition, element by element and with a division.
 float expected(const Case& c, bool reflect, int64_t sample, int64_t y, int64_t x, int64_t channel) {
   const int64_t ahead = c.mirrored[sample] ? c.width - 1 - x : x;
   int64_t row = y + c.shift[2 * sample], column = ahead + c.shift[2 * sample + 1];
@@ -67,7 +67,7 @@ TEST(every_byte_is_divided_by_255_and_rounded_once) {
   for (int value = 0; value < 256; ++value) {
     const float exact = static_cast<float>(value);
     CHECK(scaled(static_cast<uint8_t>(value)) == exact / 255.0f);
-    // What a compiler for a GPU may make of it.
+    // The same contracted to fma, as a compiler may do.
     const float low = static_cast<float>(1.0 / 255.0 - 0x1.01p-8);
     CHECK(std::fma(exact, 0x1.01p-8f, exact * low) == exact / 255.0f);
     CHECK(std::fma(exact, low, exact * 0x1.01p-8f) == exact / 255.0f);
@@ -110,7 +110,7 @@ TEST(rows_longer_than_a_block_and_images_of_several_blocks_are_whole) {
   }
 }
 
-TEST(the_schedule_of_threads_does_not_change_a_picture) {
+TEST(the_schedule_of_threads_does_not_change_an_image) {
   Case a(6, 5, 3), b(6, 5, 3);
   gather_augment_cpu(a.args(false), serial);
   gather_augment_cpu(b.args(false), scattered);

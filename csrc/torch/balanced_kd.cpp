@@ -5,9 +5,7 @@
 namespace ltat {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-// Keeps the contiguous copies alive until the kernel is enqueued; torch's allocator orders their reuse.
+// Keeps a contiguous copy alive until the kernel is enqueued; torch's allocator orders its reuse.
 struct DenseLogits {
   OptionalTensor tensor;
   Logits logits{nullptr, DType::kFloat32};
@@ -23,10 +21,9 @@ struct DenseLogits {
 
 void check(const Tensor& student, const Tensor& target, const Tensor& log_prior, bool differences_complete) {
   STD_TORCH_CHECK(student.dim() == 2 && student.size(0) > 0 && student.size(1) > 0,
-                  "the student's logits must be [batch, classes], neither of them 0");
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == student.size(0), "target must be [batch]");
-  STD_TORCH_CHECK(log_prior.dim() == 1 && log_prior.size(0) == student.size(1),
-                  "log_prior must be [classes]");
+                  "the student's logits must be [B, C] with B, C >= 1");
+  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == student.size(0), "target must be [B]");
+  STD_TORCH_CHECK(log_prior.dim() == 1 && log_prior.size(0) == student.size(1), "log_prior must be [C]");
   check_dtype(target, ScalarType::Long, "target");
   check_dtype(log_prior, ScalarType::Float, "log_prior");
   check_same_device(target, student, "target");
@@ -50,10 +47,7 @@ void check_log_prior(const BalancedKdArgs& args) {
 
 void launch(const BalancedKdArgs& args, [[maybe_unused]] const Tensor& on) {
 #ifdef LTAT_WITH_CUDA
-  if (on.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(on.get_device());
-    return check_launch(balanced_kd_cuda(args, current_stream(on)));
-  }
+  if (on.is_cuda()) return enqueue(balanced_kd_cuda, args, on);
 #endif
   check_targets(args);
   check_log_prior(args);

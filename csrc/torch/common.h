@@ -8,6 +8,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
+
 #include "../kernels/common.h"
 
 // Defined only where torch itself was built with CUDA; weak, so that one binary loads in either.
@@ -18,6 +20,7 @@ namespace ltat {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
 inline DType dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
@@ -75,7 +78,7 @@ T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// torch's own pool: a second OpenMP runtime would fight it for the cores.
+// The threads of torch: a second OpenMP runtime would compete with them for the cores.
 inline void torch_threads(int64_t size, int64_t grain, void* context, RangeBody body) {
   torch::stable::parallel_for(0, size, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
@@ -85,11 +88,15 @@ inline void* current_stream(const Tensor& tensor) {
                   "this torch has no CUDA; install a CUDA build of torch");
   void* stream = nullptr;
   STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream) == 0,
-                  "torch gave no current CUDA stream");
+                  "torch returned no current CUDA stream");
   return stream;
 }
 
-inline void check_launch(const char* error) {
+// Calls a launcher for the device of `on` and its current stream.
+template <class Args>
+void enqueue(const char* (*launcher)(const Args& args, void* stream), const Args& args, const Tensor& on) {
+  const torch::stable::accelerator::DeviceGuard guard(on.get_device());
+  const char* error = launcher(args, current_stream(on));
   STD_TORCH_CHECK(error == nullptr, "CUDA kernel launch failed: ", error);
 }
 

@@ -5,14 +5,12 @@
 namespace ltat {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
 void check_images(const Tensor& images) {
   check_dtype(images, ScalarType::Byte, "images");
-  STD_TORCH_CHECK(images.dim() == 4 && images.is_contiguous(), "images must be contiguous [N, H, W, C]");
+  STD_TORCH_CHECK(images.dim() == 4 && images.is_contiguous(), "images must be contiguous [N, H, W, ch]");
 }
 
-// Contiguous, or nothing where nothing is given.
+// The tensor made contiguous, or nothing if none is given.
 OptionalTensor checked(const OptionalTensor& given, const Tensor& images, ScalarType dtype,
                        std::initializer_list<int64_t> shape, const char* name) {
   if (!given) return std::nullopt;
@@ -33,16 +31,13 @@ void check_moves(const GatherAugmentArgs& args) {
 
 void launch(const GatherAugmentArgs& args, [[maybe_unused]] const Tensor& on) {
 #ifdef LTAT_WITH_CUDA
-  if (on.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(on.get_device());
-    return check_launch(gather_augment_cuda(args, current_stream(on)));
-  }
+  if (on.is_cuda()) return enqueue(gather_augment_cuda, args, on);
 #endif
   check_moves(args);
   gather_augment_cpu(args, torch_threads);
 }
 
-// The batch as [B, H, W, C]; the caller turns it into channels_last.
+// The batch as [B, H, W, ch]; the caller permutes it to channels_last.
 Tensor gather_augment(const Tensor& images, OptionalTensor positions, OptionalTensor shift,
                       OptionalTensor mirrored, bool reflect, bool bfloat16) {
   check_images(images);

@@ -22,8 +22,7 @@ inline std::vector<Axis> axes_of(const Tensor& tensor) {
   return axes;
 }
 
-// Whether one step along an axis leads beyond all that the axes inside it reach: then no two elements
-// coincide.
+// Whether the stride of each axis exceeds all that the axes inside it reach: then no two elements coincide.
 inline bool is_nested(const std::vector<Axis>& axes) {
   int64_t reach = 0;
   for (const Axis& axis : axes) {
@@ -37,7 +36,7 @@ inline bool is_nested(const std::vector<Axis>& axes) {
 inline bool is_apart(const std::vector<Axis>& axes, size_t count, int64_t offset) {
   if (count == 0) return offset == 0;
   const Axis& outer = axes[count - 1];
-  // What lies inside reaches less than one stride, so only the multiples on either side come into question.
+  // The axes inside reach less than one stride, so only the two nearest multiples of it are possible.
   const int64_t below = offset / outer.stride - (offset % outer.stride < 0 ? 1 : 0);
   for (int64_t steps : {below, below + 1}) {
     if (std::abs(steps) < outer.size && is_apart(axes, count - 1, offset - steps * outer.stride)) return true;
@@ -67,8 +66,8 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Whether `other` shares memory with `written` otherwise than element by element, which is harmless. Where
-// their strides differ, lying in one stretch of memory is enough.
+// Whether `other` shares memory with `written` in another way than element for element, which is harmless.
+// Tensors of different strides whose spans overlap count as sharing it.
 inline bool overlaps_partly(const Tensor& written, const Tensor& other) {
   const Span a = span_of(written), b = span_of(other);
   if (a.end <= b.begin || b.end <= a.begin || a.begin == a.end) return false;

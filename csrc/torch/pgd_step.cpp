@@ -5,10 +5,8 @@
 namespace ltat {
 namespace {
 
-using OptionalTensor = std::optional<Tensor>;
-
-// Whether the samples lie one after the other, each in `numel / batch` consecutive floats. The order of the
-// other dimensions does not matter: NCHW and channels_last both qualify.
+// Whether each sample is numel / B consecutive floats, one sample after the other. The order of the other
+// dimensions does not matter: [B, ch, H, W] qualifies contiguous and as channels_last.
 bool is_sample_major(const Tensor& tensor) {
   const int64_t dims = tensor.dim();
   int64_t expected = 1;
@@ -27,8 +25,7 @@ bool is_sample_major(const Tensor& tensor) {
   return true;
 }
 
-// `source` in the memory order of the float32 `layout`; a copy, and with it float32, only where the orders
-// differ.
+// `source` in the memory order of the float32 tensor `layout`: itself, or a float32 copy if the orders differ.
 Tensor ordered_like(const Tensor& source, const Tensor& layout) {
   if (same_strides(source, layout)) return source;
   Tensor copy = torch::stable::empty_like(layout);
@@ -55,10 +52,7 @@ void check(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Optio
 
 void launch(const PgdStepArgs& args, bool l2, [[maybe_unused]] const Tensor& on) {
 #ifdef LTAT_WITH_CUDA
-  if (on.is_cuda()) {
-    const torch::stable::accelerator::DeviceGuard guard(on.get_device());
-    return check_launch((l2 ? pgd_step_l2_cuda : pgd_step_linf_cuda)(args, current_stream(on)));
-  }
+  if (on.is_cuda()) return enqueue(l2 ? pgd_step_l2_cuda : pgd_step_linf_cuda, args, on);
 #endif
   (l2 ? pgd_step_l2_cpu : pgd_step_linf_cpu)(args, torch_threads);
 }
@@ -100,8 +94,7 @@ Tensor pgd_step(const Tensor& x_adv, const Tensor& grad, const Tensor& x, Option
   return out;
 }
 
-// Nothing can be written into elements that share memory, nor over an input that is still to be read
-// elsewhere.
+// No kernel can write elements that share memory, or an input that it still has to read elsewhere.
 void check_memory(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& eps_each,
                   const OptionalTensor& step_each) {
   STD_TORCH_CHECK(x_adv.is_contiguous() || is_nested(axes_of(x_adv)), "the elements of x_adv share memory");
@@ -125,9 +118,8 @@ void pgd_step_(Tensor x_adv, const Tensor& grad, const Tensor& x, OptionalTensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ltat, m) {
   m.def(
-      "pgd_step(Tensor x_adv, Tensor grad, Tensor x, Tensor? eps_each, Tensor? step_each, float eps, float "
-      "step, "
-      "bool l2, float lo, float hi) -> Tensor");
+      "pgd_step(Tensor x_adv, Tensor grad, Tensor x, Tensor? eps_each, Tensor? step_each, float eps, "
+      "float step, bool l2, float lo, float hi) -> Tensor");
   m.def(
       "pgd_step_(Tensor(a!) x_adv, Tensor grad, Tensor x, Tensor? eps_each, Tensor? step_each, float eps, "
       "float step, bool l2, float lo, float hi) -> ()");

@@ -33,7 +33,7 @@ def gather_augment(
     bfloat16 numbers lie as far apart as an attack's steps are long, so the loaders never ask for them.
 
     Args:
-        images: uint8 [N, H, W, C], contiguous.
+        images: uint8 [N, H, W, ch], contiguous.
         positions: int64 [B], each in 0..N-1; all images in order if None.
         shift: int64 [B, 2], rows and columns; no shift if None. With "reflect" less than the image's size.
         mirrored: bool [B], which images to turn left to right; none if None.
@@ -41,7 +41,7 @@ def gather_augment(
         dtype: float32 or bfloat16.
 
     Returns:
-        dtype [B, C, H, W], channels_last.
+        dtype [B, ch, H, W], channels_last.
 
     Raises:
         LtatError: shapes, dtypes or devices that do not fit, an unknown padding or dtype, and on the CPU a position
@@ -165,7 +165,7 @@ def _check(
 ) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or not images.is_contiguous():
         kind = f"{images.dtype} of shape {tuple(images.shape)}"
-        raise LtatError(f"images are {kind}; give contiguous uint8 [N, H, W, C]")
+        raise LtatError(f"images are {kind}; give contiguous uint8 [N, H, W, ch]")
     if not isinstance(pad_mode, str) or pad_mode not in PADDINGS:
         raise LtatError(f"unknown padding {pad_mode!r}; choose one of {', '.join(PADDINGS)}")
     batch = len(images) if positions is None else positions.numel()

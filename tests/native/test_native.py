@@ -180,3 +180,9 @@ def test_the_torch_free_kernels_compute_the_same_bits_on_every_instruction_set()
     outputs = [run_native_tests(isa) for isa in ("baseline", "x86-64-v3", "x86-64-v4")]
     digests = {output.splitlines()[0] for output in outputs}
     assert len(digests) == 1 and digests.pop().startswith("digest ")
+
+
+def test_cuda_kernels_are_launched_in_one_place():
+    # A launch beside `launch` loses its error, which then surfaces in some later operation of torch.
+    launching = {path.name for path in (ROOT / "csrc").rglob("*.*") if "<<<" in path.read_text()}
+    assert launching == {"cuda_common.h"}

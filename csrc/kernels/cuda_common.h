@@ -1,0 +1,65 @@
+// What the CUDA kernels share: the launch, the index of a thread, vectors of elements and the sum over a
+// block.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <type_traits>
+
+#include "common.h"
+
+namespace ltat {
+
+constexpr int kThreads = 256;                                   // per block, of every kernel
+constexpr int kVector = 4;                                      // elements that a thread moves at once
+constexpr int64_t kMaxBlocks = INT32_MAX, kMaxBlocksY = 65535;  // of a grid, along x and along y
+constexpr int64_t kMaxStridedBlocks = 1 << 16;                  // enough to fill a GPU with elementwise work
+
+// Blocks for `items`, `items_per_block` each, and at most `limit`. A kernel strides over the items beyond its
+// grid, so that no number of items overflows it.
+inline unsigned blocks_for(int64_t items, int64_t items_per_block, int64_t limit = kMaxBlocks) {
+  const int64_t blocks = items / items_per_block + (items % items_per_block != 0);
+  return static_cast<unsigned>(blocks < limit ? blocks : limit);
+}
+
+// Enqueues a kernel on `stream`, a cudaStream_t of the current device. The return value is an error message,
+// or null.
+template <class... Parameters>
+const char* launch(void (*kernel)(Parameters...), dim3 grid, void* stream,
+                   const std::type_identity_t<Parameters>&... arguments) {
+  kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Index of this thread among all threads along x, and their number: start and stride of a loop over items.
+static __device__ __forceinline__ int64_t thread_index() {
+  return int64_t{blockIdx.x} * kThreads + threadIdx.x;
+}
+static __device__ __forceinline__ int64_t thread_count() { return int64_t{gridDim.x} * kThreads; }
+
+template <class T>
+struct alignas(sizeof(T) * kVector) Vector {
+  T at[kVector];
+};
+
+// Whether vectors of T can be read or written from `pointer` on.
+template <class T>
+bool is_aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % sizeof(Vector<T>) == 0;
+}
+
+// Sum over the block in a fixed order; every thread gets it.
+static __device__ __forceinline__ double block_sum(double value) {
+  __shared__ double partial[kThreads];
+  __syncthreads();
+  partial[threadIdx.x] = value;
+  __syncthreads();
+  for (int width = kThreads / 2; width > 0; width /= 2) {
+    if (threadIdx.x < width) partial[threadIdx.x] += partial[threadIdx.x + width];
+    __syncthreads();
+  }
+  return partial[0];
+}
+
+}  // namespace ltat
