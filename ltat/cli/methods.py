@@ -2,45 +2,70 @@
 
 import inspect
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ltat.config import RunConfig
+    from ltat.config import RunConfig, Section
     from ltat.methods import Method
 
 
 @click.command("methods")
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
-def command(as_json: bool) -> None:
-    """List every training method, as the methods' own docstrings tell it, and the settings that all of them take."""
-    from ltat.methods import METHODS
+def command(name: str | None, as_json: bool) -> None:
+    """List the training methods by their own docstrings, and the settings that all of them take.
 
-    facts = {name: describe(method) for name, method in METHODS.items()}
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for name, told in facts.items():
-        click.echo(f"{name}\n    {told['paper']}")
-        for topic in ("attack", "loss", "settings"):
-            click.echo(f"    {topic + ':':10}{told[topic] or 'none'}")
-    click.echo("every method (its own defaults may differ)")
-    for purpose, settings in shared_sections():
-        click.echo(f"    {purpose}\n        {settings}")
-    click.echo("Any setting: ltat train --method NAME --set section.key=value; all of them: --show-config")
+    With NAME, explain that method and each setting of its own.
+    """
+    from ltat.methods import METHODS, find_method
+
+    if name is not None:
+        click.echo(json.dumps(describe(find_method(name)), indent=2) if as_json else explained(find_method(name)))
+    elif as_json:
+        click.echo(json.dumps({name: describe(method) for name, method in METHODS.items()}, indent=2))
+    else:
+        click.echo(listed(METHODS))
+
+
+def listed(methods: "dict[str, type[Method]]") -> str:
+    """Every method in four lines, then the sections that all of them have."""
+    from ltat.config import RunConfig
+    from ltat.config.reference import purpose, sections_of
+
+    lines = []
+    for name, method in methods.items():
+        summary = describe(method)
+        lines.append(f"{name}\n    {summary['paper']}")
+        lines += [f"    {topic + ':':10}{summary[topic] or 'none'}" for topic in ("attack", "loss", "settings")]
+    lines.append("every method (its own defaults may differ)")
+    for name, section in sections_of(RunConfig).items():
+        lines.append(f"    {purpose(section)}\n        {assignments(name, section)}")
+    lines.append("One method and its settings: ltat methods NAME; all settings: ltat train --method NAME --show-config")
+    return "\n".join(lines)
+
+
+def explained(method: "type[Method]") -> str:
+    """A method's module docstring, and each setting of its own with default and meaning."""
+    from ltat.config.reference import purpose, settings_of, shown
+
+    lines = [inspect.getdoc(inspect.getmodule(method)) or ""]
+    for name, section in own_sections(method.Config).items():
+        lines.append(f"\n{name}: {purpose(section)}")
+        lines += [f"    {name}.{one.name}={shown(one.default)}\n        {one.meaning}" for one in settings_of(section)]
+    return "\n".join(lines)
 
 
 def describe(method: "type[Method]") -> dict[str, str]:
     """Paper, attack, loss and the settings of a method's own."""
     module = inspect.getdoc(inspect.getmodule(method)) or ""
+    own = own_sections(method.Config)
     return {
         "paper": module.partition("\n")[0],
         "attack": attack_of(method.Config),
         "loss": (inspect.getdoc(method) or "").partition("\n")[0],
-        "settings": own_settings(method.Config),
+        "settings": ", ".join(assignments(name, own[name]) for name in sorted(own)),
     }
 
 
@@ -53,34 +78,16 @@ def attack_of(config: "type[RunConfig]") -> str:
     return f"PGD-{attack.steps} on {attack.loss}, eps {radius}, step {step}, start {attack.start}, {attack.mode} mode"
 
 
-def own_settings(config: "type[RunConfig]") -> str:
-    """The sections that only this method has, with their defaults."""
+def own_sections(config: "type[RunConfig]") -> "dict[str, Section]":
+    """The sections that not every method has."""
     from ltat.config import RunConfig
+    from ltat.config.reference import sections_of
 
-    own = sorted(config.model_fields.keys() - RunConfig.model_fields.keys())
-    return ", ".join(section_settings(config, section) for section in own)
-
-
-def shared_sections() -> "Iterator[tuple[str, str]]":
-    """What each section that every method has is for, and its settings with the common defaults."""
-    from ltat.config import RunConfig, Section
-
-    for name, field in RunConfig.model_fields.items():
-        if isinstance(field.default, Section):
-            purpose = (inspect.getdoc(type(field.default)) or "").partition("\n")[0]
-            yield purpose.replace("``", ""), section_settings(RunConfig, name)
+    return {name: section for name, section in sections_of(config).items() if name not in RunConfig.model_fields}
 
 
-def section_settings(config: "type[RunConfig]", section: str) -> str:
-    """The settings of one section, as they would be written after ``--set``."""
-    defaults = config.model_fields[section].get_default(call_default_factory=True)
-    return ", ".join(
-        f"{section}.{key}={shown(value)}"
-        for key, value in defaults.model_dump(mode="json", by_alias=True).items()
-        if not isinstance(value, dict)
-    )
+def assignments(name: str, section: "Section") -> str:
+    """The settings of a section, as they would be written after ``--set``."""
+    from ltat.config.reference import settings_of, shown
 
-
-def shown(value: Any) -> str:
-    """A default as it would be written after ``--set``."""
-    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return ", ".join(f"{name}.{one.name}={shown(one.default)}" for one in settings_of(section))

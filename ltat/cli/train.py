@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltat.cli.options import dataset_options, printing
-from ltat.config import RunConfig, from_toml, load_config, to_toml
+from ltat.config import RunConfig, from_toml, load_config
 from ltat.config.loading import find_recipe, list_recipes, recipe_source
+from ltat.config.reference import commented_toml
 from ltat.errors import LtatError
 from ltat.files import exists
 
@@ -97,7 +98,7 @@ def command(
         assignments=assignments,
     )
     if show_config:
-        click.echo(to_toml(resolve(config)), nl=False)
+        click.echo(commented_toml(resolve(config)), nl=False)
         return
     folder = out or default_folder(resolve(config))
     show_report(train_resumably(config, folder, resume, profile), folder)

@@ -109,10 +109,7 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Which images, and which long-tailed subset of them (docs/data.md).
-
-    The test set stays whole unless ``test_imbalance_ratio`` is a number.
-    """
+    """Which images, and which long-tailed subset of them (docs/data.md)."""
 
     name: str = "cifar10"
     """The data set, a name that `ltat data` lists: `cifar10`, `cifar100`, `digits`, `imagefolder`, `npz` and others."""

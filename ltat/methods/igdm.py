@@ -34,24 +34,29 @@ from ltat.methods.student_forwards import frozen_forward, one_forward
 
 
 class IgdmSection(Section):
-    """The term on top; ``alpha`` left out is 1, above 10 classes 10 (its release uses 20 on CIFAR-100)."""
+    """The IGDM term (Lee, Cho, Kim; ICLR 2025; arXiv 2312.03286)."""
 
     alpha: NonNegative | None = None
+    """Weight α of the term; left out, 1, and 10 above ten classes (the authors' release has 20 on CIFAR-100)."""
     ramp: Literal["linear", "none"] = "linear"
+    """`linear` (the weight rises from 0 as e/E over the epochs) or `none`."""
     ramp_len: Count | None = None
+    """Epochs over which the weight rises; left out, all (the authors' code: 200)."""
     temp: Positive = 1.0
+    """Temperature of the divergence, above 0."""
     reduction: Reduction = "batchmean"
+    """Mean of the divergence: `batchmean`, `elementmean`, `10xelementmean` or `sum`."""
     bn: Literal["two", "concat", "freeze_minus"] = "two"
+    """Forwards of S: `two`, `concat` (x + δ and x − δ as one batch) or `freeze_minus` (x − δ moves no statistics)."""
     clamp_minus: bool = False
+    """Whether x − δ is clamped to the box; the authors' code does not."""
 
 
 class AdaadIgdmSection(AdaadSection):
-    """With ``extra_forwards`` S sees x', x, x - delta and x' again, as in the authors' code.
-
-    That is two more than the loss needs, which only batch norm's statistics notice.
-    """
+    """AdaAD's constants, and the forwards of the IGDM authors' code."""
 
     extra_forwards: bool = False
+    """Whether S sees x', x, x − δ and x' again, as in the authors' code; only batch norm notices."""
 
 
 SGD = OptimSection(wd=2e-4)

@@ -42,18 +42,28 @@ TEACHER_INPUTS = {
 
 
 class DistillSection(Section):
-    """The distillation term. ``alpha`` left out is 1; for ``igdm`` above 10 classes it is 10, as its authors use it."""
+    """The distillation term of the main method, a reconstruction (docs/methods.md)."""
 
     form: Literal["igdm", "kl_adv", "kl_clean", "kl_adv+igdm"] = "igdm"
+    """The term: `igdm`, `kl_adv` (KL on x'), `kl_clean` (KL on x) or `kl_adv+igdm`."""
     alpha: NonNegative | None = None
+    """Weight α of the term; left out, 1, and for `igdm` above ten classes 10."""
     ramp: Literal["linear", "none"] = "linear"
+    """`linear` (the weight rises from 0 as e/E over the epochs) or `none`."""
     ramp_len: Count | None = None
+    """Epochs over which the weight rises; left out, all (the authors' code: 200)."""
     temp: Positive = 1.0
+    """Temperature of the divergence, above 0."""
     reduction: Literal["batchmean", "elementmean"] = "batchmean"
+    """Mean of the divergence: `batchmean` or `elementmean`."""
     bn: Literal["two", "concat", "freeze_minus"] = "two"
+    """Forwards of S: `two`, `concat` (x + δ and x − δ as one batch) or `freeze_minus` (x − δ moves no statistics)."""
     clamp_minus: bool = False
+    """Whether x − δ is clamped to the box; the authors' code does not."""
     mix: Literal["additive", "convex"] = "additive"
+    """`additive` (L_BSL + w L_KD) or `convex` ((1 − w) L_BSL + w L_KD, w at most 1)."""
     on_biased: bool = False
+    """Whether the divergence is of logits with the prior τ log n added; matters for the KL forms only."""
 
 
 class StudentSection(Section):
