@@ -1,40 +1,23 @@
 """What an attack ascends: a loss per image, of fp32 logits."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.errors import LtatError
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits [B, C], labels [B], x_adv [B, ch, H, W]) → loss [B] to ascend.
 
-``x_adv`` carries gradient, for objectives that send it through a second network (AdaAD: KL(T(x')‖S(x'))).
-It is overwritten by the next step: keep a copy if you need one. A fixed target, such as TRADES' p(x), is held in a
-closure, or in a :class:`Held` where the attack is to be captured as a CUDA graph.
+``x_adv`` carries gradient, for objectives that send it through a second network (AdaAD: KL(T(x')‖S(x'))). The next step
+overwrites it: keep a copy if you need one.
+
+An objective that needs more than these three binds it by name: ``functools.partial(function, target=target)`` for a
+fixed target such as TRADES' p(x), ``teacher=teacher`` for a frozen network. Unlike a closure it can then be captured as
+a CUDA graph (:mod:`ltat.attacks.captured`).
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """An objective with what it holds in the open: ``function(logits, y, x_adv, *tensors, *modules)`` → loss [B].
-
-    Args:
-        function: one of a module, not a closure.
-        tensors: may be others at every attack, such as a target [B, C] for each batch; without gradient.
-        modules: networks that it asks, frozen.
-    """
-
-    function: Callable[..., Tensor]
-    tensors: tuple[Tensor, ...] = ()
-    modules: tuple[nn.Module, ...] = ()
-
-    def __call__(self, logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-        """Loss [B]."""
-        return self.function(logits, y, x_adv, *self.tensors, *self.modules)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ltat.arguments import as_number, shown
-from ltat.attacks.starts import STARTS
 from ltat.errors import LtatError
 from ltat.ops import pgd_step
 from ltat.units import check_length
@@ -65,16 +64,6 @@ class ThreatModel:
     def radius(self, x: Tensor) -> float | Tensor:
         """ε as a number, or as a tensor [B, 1, …] that broadcasts against ``x``."""
         return per_image(self.eps, x)
-
-    def random_start(self, x: Tensor, start: str = "gauss", generator: torch.Generator | None = None) -> Tensor:
-        """A fresh tensor holding the named start point around ``x`` (see ``ltat.attacks.starts``).
-
-        It may lie outside the box, and for ``"gauss"`` with a tiny ε outside the ball: the published attacks
-        take their first gradient there, and the first step projects.
-        """
-        if start not in STARTS:
-            raise LtatError(f"unknown start {start!r}: use one of {', '.join(STARTS)}")
-        return STARTS[start](x, self, generator)
 
     def step(
         self, x_adv: Tensor, grad: Tensor, x: Tensor, step_size: float | Tensor, *, inplace: bool = False

@@ -61,20 +61,20 @@ class StepNetwork(nn.Module):
         with autocast(x.device.type, "fp32"):  # a training attack wraps the trainer's network once more
             return features, self.model.classifier(features)
 
-    def for_attack(self) -> Callable[[Tensor], Tensor]:
+    def folded(self) -> Callable[[Tensor], Tensor]:
         """What an attack in evaluation mode runs: the working copy with the network's present numbers, or itself.
 
         The copy is made once and kept, so that an attack at every step of a training brings one set of buffers up to
-        date. See :mod:`ltat.engine.working_copy`; :meth:`attacked_as` tells which it is.
+        date. See :mod:`ltat.engine.working_copy`; :meth:`describe_folded` tells which it is.
         """
         with torch.inference_mode(False):  # a copy made inside could not be brought up to date outside
             if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
                 self._copy = self._new_copy()
             return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
 
-    def attacked_as(self) -> str:
-        """What :meth:`for_attack` returns, in words."""
-        self.for_attack()
+    def describe_folded(self) -> str:
+        """What :meth:`folded` returns, in words."""
+        self.folded()
         return f"the network itself: {self._copy}" if isinstance(self._copy, Untraceable) else str(self._copy)
 
     def _new_copy(self) -> WorkingCopy | Untraceable:

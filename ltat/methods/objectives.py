@@ -1,11 +1,12 @@
 """What the training attack ascends: per-sample losses over (logits, labels, adversarial images)."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ltat.attacks import Held, Objective, cross_entropy
+from ltat.attacks import Objective, cross_entropy
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods.divergences import kl_divergence
@@ -23,14 +24,14 @@ def _plain(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module |
 
 def _balanced_softmax(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, teacher
-    return Held(_with_prior, (log_prior,))
+    return partial(_with_prior, log_prior=log_prior)
 
 
 def _own_clean_prediction(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del log_prior, teacher
     with torch.no_grad():
         target = model(batch.images)
-    return Held(_from_target, (target,))
+    return partial(_from_target, target=target)
 
 
 def _teacher_on_clean(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
@@ -38,13 +39,13 @@ def _teacher_on_clean(model: Network, batch: Batch, log_prior: Tensor, teacher: 
     assert teacher is not None
     with torch.no_grad():
         target = teacher(batch.images).float()
-    return Held(_from_target, (target,))
+    return partial(_from_target, target=target)
 
 
 def _teacher_on_adversarial(model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     del model, batch, log_prior
     assert teacher is not None
-    return Held(_from_teacher, modules=(teacher,))
+    return partial(_from_teacher, teacher=teacher)
 
 
 def _with_prior(logits: Tensor, labels: Tensor, x_adv: Tensor, log_prior: Tensor) -> Tensor:

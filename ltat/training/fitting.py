@@ -79,7 +79,9 @@ def attacked_as(trainer: Trainer, data: TaskData) -> str:
     """Which form of the network the training attack runs on, and how, in words."""
     attack = trainer.stage.config.attack
     folded = attack.fold and attack.mode == "eval"
-    form = trainer.network.attacked_as() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
+    form = (
+        trainer.network.describe_folded() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
+    )
     return f"{form}{launched_as(trainer, data) if trainer.stage.config.train.graph else ''}"
 
 

@@ -3,12 +3,13 @@
 import copy
 import gc
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ltat.attacks import Held, ThreatModel, cross_entropy, pgd
+from ltat.attacks import ThreatModel, cross_entropy, pgd
 from ltat.attacks.captured import why_not_captured
 from ltat.attacks.objectives import dlr
 from ltat.data import Batch
@@ -16,7 +17,6 @@ from ltat.engine.graphs import Graphs, capture_on_cuda
 from ltat.engine.graphs import record as record_graph
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
-from ltat.methods.divergences import kl_divergence
 from ltat.methods.objectives import INNER_LOSSES, inner_objective
 from ltat.models import build_model
 from tests.attacks.pretended_cuda import PretendedCuda
@@ -155,8 +155,8 @@ def test_another_objective_or_second_network_is_captured_anew():
     for objective in (
         cross_entropy,
         dlr,
-        Held(through, modules=(nn.Identity().eval(),)),
-        Held(through, modules=(nn.Tanh().eval(),)),
+        partial(through, module=nn.Identity().eval()),
+        partial(through, module=nn.Tanh().eval()),
         objective_of("kl-self", network, batch, teacher),
         objective_of("kl-adv", network, batch, teacher),
         objective_of("kl-adv", network, batch, other),
@@ -167,6 +167,27 @@ def test_another_objective_or_second_network_is_captured_anew():
 
 def through(logits: Tensor, y: Tensor, x_adv: Tensor, module: nn.Module) -> Tensor:
     return cross_entropy(module(logits), y, x_adv)
+
+
+def powered(logits: Tensor, y: Tensor, x_adv: Tensor, exponent: float) -> Tensor:
+    return cross_entropy(logits, y, x_adv) ** exponent
+
+
+def test_a_number_bound_by_the_objective_is_frozen_and_a_tensor_is_an_input():
+    network, recorder, _ = networks()
+    batch = batch_of(6)
+    for objective in [partial(powered, exponent=exponent) for exponent in (2, 2.0, 3.0, 2)]:
+        assert torch.equal(attack(network, batch, objective), eager(network, batch, objective))
+    assert recorder.captured == 3
+    for objective in [partial(weighted, weights=torch.tensor([1.0, 2.0, last])) for last in (3.0, -3.0)]:
+        assert torch.equal(attack(network, batch, objective), eager(network, batch, objective))
+    assert recorder.captured == 4
+
+
+def test_a_tensor_on_another_device_than_the_network_is_never_frozen_into_a_graph():
+    network, _, _ = networks()
+    elsewhere = partial(weighted, weights=torch.ones(3, device="meta"))
+    assert "weights on meta; move it to the network's cpu" in why_not_captured(network, elsewhere)
 
 
 @pytest.mark.parametrize("fold", [True, False])
@@ -203,15 +224,23 @@ def in_a_closure(logits_weight: Tensor):
     return lambda logits, y, x_adv: cross_entropy(logits * logits_weight, y, x_adv)
 
 
+def weighted(logits: Tensor, y: Tensor, x_adv: Tensor, weights) -> Tensor:
+    return cross_entropy(logits * torch.as_tensor(weights), y, x_adv)
+
+
+def first_bound(weights: Tensor, logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
+    return weighted(logits, y, x_adv, weights)
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [
         ({"mode": "train_frozen_stats"}, "mode=train_frozen_stats"),
-        ({"steps": 0}, "last iterate"),
-        ({"keep": "best"}, "last iterate"),
-        ({"restarts": 2}, "last iterate"),
+        ({"steps": 0}, "0 steps"),
         ({"objective": in_a_closure(torch.ones(3))}, "closure"),
-        ({"objective": Held(in_a_closure(torch.ones(3)))}, "closure"),
+        ({"objective": partial(in_a_closure(torch.ones(3)))}, "closure"),
+        ({"objective": partial(weighted, weights=[1.0, 2.0, 3.0])}, "binds weights, a list"),
+        ({"objective": partial(first_bound, torch.ones(3))}, "by position"),
     ],
 )
 def test_what_no_graph_can_hold_runs_step_by_step(how: dict, why: str):
@@ -225,16 +254,16 @@ def test_what_no_graph_can_hold_runs_step_by_step(how: dict, why: str):
 
 def test_a_second_network_in_training_mode_is_never_replayed():
     network, _, teacher = networks()
-    assert why_not_captured(network, Held(kl_divergence, modules=(teacher,))) is None
-    assert "training mode" in why_not_captured(network, Held(kl_divergence, modules=(teacher.train(),)))
+    assert why_not_captured(network, partial(through, module=teacher)) is None
+    assert "training mode" in why_not_captured(network, partial(through, module=teacher.train()))
     teacher.eval().register_forward_hook(lambda module, inputs, output: output)
-    assert "hooks" in why_not_captured(network, Held(kl_divergence, modules=(teacher,)))
+    assert "hooks" in why_not_captured(network, partial(through, module=teacher))
 
 
 def test_a_network_that_may_do_anything_runs_step_by_step():
     graphs = Graphs(Recorder())
     plain = StepNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), graphs=graphs)
-    assert "none of ltat.models" in why_not_captured(plain, cross_entropy)
+    assert "not one of ltat.models" in why_not_captured(plain, cross_entropy)
     hooked, _, _ = networks()
     hooked.model.conv1.register_forward_hook(lambda module, inputs, output: output * 0)
     assert "hooks" in why_not_captured(hooked, cross_entropy)

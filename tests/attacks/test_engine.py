@@ -80,7 +80,7 @@ def test_adversaries_are_legal_on_every_path(norm, precision, fold, trained):
 
 
 def test_full_precision_stays_the_exact_reference(trained, monkeypatch):
-    monkeypatch.setattr(StepNetwork, "for_attack", lambda self: pytest.fail("folded"))
+    monkeypatch.setattr(StepNetwork, "folded", lambda self: pytest.fail("folded"))
     model, x, y = trained
     x, y = x[:100], y[:100]
     x_adv = x + 0.001 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -96,7 +96,7 @@ def test_full_precision_stays_the_exact_reference(trained, monkeypatch):
 @pytest.mark.parametrize("mode", ["train", "train_frozen_stats"])
 def test_batch_statistics_are_never_folded_away(mode, trained, monkeypatch):
     model, x, y = trained
-    monkeypatch.setattr(StepNetwork, "for_attack", lambda self: pytest.fail("folded"))
+    monkeypatch.setattr(StepNetwork, "folded", lambda self: pytest.fail("folded"))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     attack(model, x[:20], y[:20], steps=2, mode=mode, precision="bf16", fold=True)
     model.load_state_dict(state)
@@ -108,7 +108,7 @@ def test_a_kept_copy_attacks_the_network_as_it_is_now(trained):
     x, y = x[:200], y[:200]
     network = StepNetwork(model, "bf16")
     before = attack(network, x, y, precision="bf16")
-    kept = network.for_attack()
+    kept = network.folded()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.no_grad():
         model.conv2.weight.neg_()
@@ -116,7 +116,7 @@ def test_a_kept_copy_attacks_the_network_as_it_is_now(trained):
     after = attack(network, x, y, precision="bf16")
     fresh = attack(model, x, y, precision="bf16")
     model.load_state_dict(state)
-    assert network.for_attack() is kept
+    assert network.folded() is kept
     assert torch.equal(after, fresh) and not torch.equal(after, before)
 
 

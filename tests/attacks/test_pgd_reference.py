@@ -5,7 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from ltat.attacks import MODES, OBJECTIVES, STARTS, ThreatModel, cross_entropy, frozen_batch_norm_statistics, pgd
+from ltat.attacks import (
+    MODES,
+    OBJECTIVES,
+    STARTS,
+    ThreatModel,
+    cross_entropy,
+    frozen_batch_norm_statistics,
+    pgd,
+    random_start,
+)
 from ltat.errors import LtatError
 from ltat.models import build_model
 
@@ -81,7 +90,7 @@ def reference_pgd(model: nn.Module, start: torch.Tensor, x: torch.Tensor, y: tor
 @pytest.mark.parametrize(("norm", "eps", "step"), [("linf", 0.06, 0.02), ("l2", 0.5, 0.15)])
 def test_pgd_is_textbook_pgd_from_every_start(start, norm, eps, step, net, x, y):
     threat = ThreatModel(norm, eps)
-    begin = threat.random_start(x, start, generator())
+    begin = random_start(x, threat, start, generator())
     ours = pgd(net, x, y, threat=threat, steps=5, step_size=step, start=start, generator=generator())
     expected = reference_pgd(net, begin, x, y, norm, eps, step, 5)
     np.testing.assert_allclose(ours.numpy(), expected, atol=3e-6)
@@ -89,7 +98,7 @@ def test_pgd_is_textbook_pgd_from_every_start(start, norm, eps, step, net, x, y)
 
 def test_every_start_is_drawn_as_its_papers_draw_it(x):
     threat = ThreatModel(eps=0.3)
-    noise = {name: threat.random_start(x, name, generator()) - x for name in STARTS}
+    noise = {name: random_start(x, threat, name, generator()) - x for name in STARTS}
     assert noise["zero"].abs().max() == 0
     assert 0.0005 < noise["gauss"].std() < 0.002
     assert noise["uniform"].min() < -0.2 and noise["uniform"].max() > 0.2 and noise["uniform"].abs().max() <= 0.3 + 1e-6
@@ -177,34 +186,6 @@ def loss_of(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return cross_entropy(net.eval()(x), y, x)
 
 
-@pytest.mark.parametrize("keep", ["last", "best"])
-def test_more_restarts_never_weaken_the_attack(keep, net, x, y):
-    threat = ThreatModel(eps=0.2)
-    settings = {"threat": threat, "steps": 2, "start": "uniform", "keep": keep}
-    one = pgd(net, x, y, **settings, generator=generator())
-    five = pgd(net, x, y, **settings, restarts=5, generator=generator())
-    assert (loss_of(net, five, y) >= loss_of(net, one, y) - 1e-6).all()
-    assert (loss_of(net, five, y) > loss_of(net, one, y) + 1e-6).any()
-
-
-def test_the_start_is_no_iterate_that_could_be_the_best(net, x, y):
-    losses = iter(range(100, 0, -1))  # whatever is seen first is the best; only a step puts the start into the box
-
-    def falling(logits, labels, x_adv):
-        return 0 * logits.sum(1) + next(losses)
-
-    best = pgd(net, torch.zeros_like(x), y, steps=3, start="uniform", objective=falling, keep="best")
-    assert (best >= 0).all()
-
-
-def test_the_best_iterate_is_no_worse_than_the_last(net, x, y):
-    settings = {"threat": ThreatModel(eps=0.5), "steps": 7, "step_size": 0.4}
-    last = pgd(net, x, y, **settings, generator=generator())
-    best = pgd(net, x, y, **settings, keep="best", generator=generator())
-    assert (loss_of(net, best, y) >= loss_of(net, last, y) - 1e-6).all()
-    assert (loss_of(net, best, y) > loss_of(net, last, y) + 1e-6).any()
-
-
 @pytest.mark.filterwarnings("ignore:the attack runs on the network itself")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_runs_the_body_only_and_still_attacks(precision, net, x, y):
@@ -273,10 +254,8 @@ def test_the_margin_objectives_are_their_formulas():
         ({"steps": -1}, "steps is -1"),
         ({"step_size": -0.1}, "step_size is -0.1"),
         ({"step_size": float("nan")}, "step_size is nan"),
-        ({"restarts": 0}, "restarts is 0"),
         ({"start": "unheard"}, "unheard"),
         ({"mode": "unheard"}, "unheard"),
-        ({"keep": "unheard"}, "unheard"),
         ({"precision": "int4"}, "int4"),
         ({"threat": ThreatModel(eps=torch.rand(4))}, "4 radii for 9 images"),
         ({"threat": 0.1}, "threat is 0.1"),
@@ -331,7 +310,7 @@ def test_a_radius_is_looked_at_in_the_box_and_norm_it_is_given_for():
 
 
 def test_numpy_numbers_attack_as_the_plain_ones_do(net, x, y):
-    kinds = {"steps": (2, np.int64(2)), "step_size": (0.01, np.float64(0.01)), "restarts": (1, torch.tensor(1))}
+    kinds = {"steps": (2, np.int64(2)), "step_size": (0.01, np.float64(0.01))}
     plain, other = ({name: pair[i] for name, pair in kinds.items()} for i in (0, 1))
     first, second = (pgd(net, x, y, **given, generator=generator()) for given in (plain, other))
     assert torch.equal(first, second)
@@ -360,7 +339,6 @@ def test_images_of_other_channels_than_the_model_are_told():
     [
         ({"steps": 2.5}, "steps is 2.5"),
         ({"steps": "3"}, "steps is '3'"),
-        ({"restarts": 1.5}, "restarts is 1.5"),
         ({"step_size": "x"}, "step_size is 'x'"),
         ({"step_size": [0.1, 0.1]}, "step_size is"),
         ({"step_size": 2}, "step_size=2 is wider"),

@@ -94,7 +94,7 @@ def test_the_last_layer_stays_in_full_precision_and_the_networks_own(precision: 
     put_head(model, "cosine")
     seen = []
     network = StepNetwork(model, precision)
-    work = network.for_attack()
+    work = network.folded()
     handle = model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
     logits = work(x)
     handle.remove()
@@ -154,51 +154,51 @@ def test_a_network_that_cannot_be_copied_is_attacked_as_it_stands_and_says_why(m
     with pytest.raises(Untraceable, match=why):
         WorkingCopy(model)
     network = StepNetwork(model.eval(), "bf16")
-    assert network.for_attack() is network and why in network.attacked_as()
+    assert network.folded() is network and why in network.describe_folded()
 
 
 def test_a_copied_wrapper_brings_its_own_copy_up_to_date():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    network.for_attack()
+    network.folded()
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         change(twin.model)
-        torch.testing.assert_close(twin.for_attack()(x), twin.model(x), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(twin.folded()(x), twin.model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.folded()(x), model(x), rtol=1e-9, atol=1e-11)
 
 
 def test_a_wrapper_is_copied_also_where_its_network_can_no_longer_be():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    network.for_attack()
+    network.folded()
     model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
     twin = copy.deepcopy(network)
-    assert twin.for_attack() is twin and torch.equal(twin(x), network(x))
+    assert twin.folded() is twin and torch.equal(twin(x), network(x))
 
 
 def test_hooks_are_not_lost():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    assert isinstance(network.for_attack(), WorkingCopy)
+    assert isinstance(network.folded(), WorkingCopy)
     model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
-    assert network.for_attack() is network and "hooks" in network.attacked_as()
-    assert torch.equal(network.for_attack()(x), model(x))
+    assert network.folded() is network and "hooks" in network.describe_folded()
+    assert torch.equal(network.folded()(x), model(x))
 
 
 def test_a_network_moved_to_another_dtype_gets_a_new_copy():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    first = network.for_attack()
-    assert network.for_attack() is first
+    first = network.folded()
+    assert network.folded() is first
     model.float()
-    assert network.for_attack() is not first and network.for_attack()(x.float()).dtype == torch.float32
+    assert network.folded() is not first and network.folded()(x.float()).dtype == torch.float32
 
 
 def test_the_copy_is_no_part_of_what_is_saved_or_trained():
     model, _ = lived_in("small")
     network = StepNetwork(model)
     names = list(network.state_dict())
-    network.for_attack()
+    network.folded()
     assert list(network.state_dict()) == names
     assert sum(1 for _ in network.parameters()) == sum(1 for _ in model.parameters())
 
@@ -213,14 +213,14 @@ def test_images_too_small_for_the_network_are_still_refused():
 def test_patched_methods_and_backward_hooks_are_not_lost(alter):
     model, _ = lived_in("small")
     network = StepNetwork(model)
-    assert isinstance(network.for_attack(), WorkingCopy)
+    assert isinstance(network.folded(), WorkingCopy)
     if alter == "backward hook":
         model.conv2.register_full_backward_pre_hook(lambda module, grad: grad)
     elif alter == "conv":
         model.conv2.forward = lambda x: x
     else:
         setattr(model, alter, lambda x: x)
-    assert network.for_attack() is network
+    assert network.folded() is network
 
 
 def test_a_batch_norm_without_bias_is_kept_as_it_is():
@@ -259,17 +259,17 @@ def test_a_weight_that_others_read_too_is_not_folded():
 def test_a_part_that_was_replaced_is_not_attacked_in_its_old_form(part: str):
     model, x = lived_in("small")
     network = StepNetwork(model)
-    network.for_attack()
+    network.folded()
     other = copy.deepcopy(getattr(model, part))
     change(other)
     setattr(model, part, other)
-    torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.folded()(x), model(x), rtol=1e-9, atol=1e-11)
 
 
 def test_a_copy_made_in_inference_mode_is_brought_up_to_date_outside():
     model, x = lived_in("small")
     network = StepNetwork(model)
     with torch.inference_mode():
-        network.attacked_as()
+        network.describe_folded()
     change(model)
-    torch.testing.assert_close(network.for_attack()(x), model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.folded()(x), model(x), rtol=1e-9, atol=1e-11)

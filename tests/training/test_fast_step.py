@@ -42,12 +42,12 @@ def test_one_working_copy_serves_every_step_and_follows_the_weights():
     x = torch.rand(8, 1, 8, 8)
     with torch.no_grad():
         trainer.stage.model.eval()
-        assert torch.allclose(trainer.network.for_attack()(x), trainer.stage.model(x), atol=0.2)
+        assert torch.allclose(trainer.network.folded()(x), trainer.stage.model(x), atol=0.2)
 
 
 @pytest.mark.parametrize(("assignment", "folded"), [("attack.fold=false", False), ("attack.mode=train", False)])
 def test_what_must_not_be_folded_is_not(assignment: str, folded: bool, monkeypatch):
-    monkeypatch.setattr(StepNetwork, "for_attack", lambda self: pytest.fail("folded"))
+    monkeypatch.setattr(StepNetwork, "folded", lambda self: pytest.fail("folded"))
     trainer = Trainer(prepare(tiny_config(*ONE_STAGE, assignment)).student)
     trainer.run_epoch()
 
