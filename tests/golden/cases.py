@@ -97,7 +97,7 @@ RECIPES = (
 )
 """Published settings that are run on digits; the settings of all recipes are recorded without a run."""
 
-SHORTER = {"dafa/faithful": "dafa.warmup=1", "trades/awp": "awp.warmup=1", "awp/faithful": "awp.warmup=0"}
+SHORTER = {"dafa/faithful": "dafa.warmup=0.5", "trades/awp": "awp.warmup=1", "awp/faithful": "awp.warmup=0"}
 """What of a recipe does not fit into two epochs."""
 
 RESUMED = {
