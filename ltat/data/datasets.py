@@ -118,33 +118,12 @@ def load_dataset(
         LtatError: an unknown name, a setting that does not apply to the dataset, a missing folder, broken files,
             a training class without images, or a test class too small for the ratio.
     """
-    spec = find_spec(name)
     settings = {"image_size": image_size, "channels": channels, "train_list": train_list, "test_list": test_list}
-    given = {key: value for key, value in settings.items() if value is not None}
-    _check_settings(name, spec, given)
-    try:
-        dataset = spec.load(_folder(name, spec, data_dir), download, **given)
-    except OSError as error:  # such as a folder on the way that may not be searched
-        place = error.filename or data_dir
-        raise LtatError(f"dataset {name!r} cannot be read: {place} ({error.strerror}); check the folder") from error
+    dataset = _whole(name, data_dir, download, {key: value for key, value in settings.items() if value is not None})
     if split_file is not None:
-        if imbalance_ratio != "natural":
-            raise LtatError(
-                f"a split file and imbalance ratio {imbalance_ratio} exclude each other; "
-                "with a split file, set the ratio to natural"
-            )
-        chosen = _positions_from_file(Path(split_file), dataset.train)
-        dataset = replace(dataset, train=dataset.train.subset(chosen))
+        dataset = _with_listed_train(dataset, Path(split_file), imbalance_ratio)
     elif imbalance_ratio != "natural":
-        chosen = longtail_indices(
-            dataset.train.labels,
-            _ratio(imbalance_ratio),
-            subset_seed,
-            num_classes=dataset.num_classes,
-            kind=imbalance,
-            class_order=class_order,
-        )
-        dataset = replace(dataset, train=dataset.train.subset(chosen))
+        dataset = _with_long_tailed_train(dataset, _ratio(imbalance_ratio), subset_seed, imbalance, class_order)
     _check_no_empty_class(dataset)
     if test_imbalance_ratio == "natural":
         return dataset
@@ -156,6 +135,32 @@ def find_spec(name: str) -> DatasetSpec:
     if name not in DATASETS:
         raise LtatError(f"unknown dataset {name!r}; choose one of {', '.join(DATASETS)}")
     return DATASETS[name]
+
+
+def _whole(name: str, data_dir: str | Path | None, download: bool, given: Mapping[str, Any]) -> Dataset:
+    spec = find_spec(name)
+    _check_settings(name, spec, given)
+    try:
+        return spec.load(_folder(name, spec, data_dir), download, **given)
+    except OSError as error:  # such as a folder on the way that may not be searched
+        place = error.filename or data_dir
+        raise LtatError(f"dataset {name!r} cannot be read: {place} ({error.strerror}); check the folder") from error
+
+
+def _with_listed_train(dataset: Dataset, split_file: Path, imbalance_ratio: float | str) -> Dataset:
+    if imbalance_ratio != "natural":
+        raise LtatError(
+            f"a split file and imbalance ratio {imbalance_ratio} exclude each other; "
+            "with a split file, set the ratio to natural"
+        )
+    return replace(dataset, train=dataset.train.subset(_positions_from_file(split_file, dataset.train)))
+
+
+def _with_long_tailed_train(dataset: Dataset, ratio: float, seed: int, profile: str, class_order: str) -> Dataset:
+    chosen = longtail_indices(
+        dataset.train.labels, ratio, seed, num_classes=dataset.num_classes, kind=profile, class_order=class_order
+    )
+    return replace(dataset, train=dataset.train.subset(chosen))
 
 
 def _check_settings(name: str, spec: DatasetSpec, given: Mapping[str, Any]) -> None:

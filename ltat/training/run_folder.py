@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ltat.config import RunConfig, from_toml, to_toml
-from ltat.config.loading import Tree, validated
+from ltat.config.loading import validated
 from ltat.config.renamed import with_new_names
+from ltat.config.sections import Tree
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, exists, read_bytes, read_text
 from ltat.training.state_file import State, before, newest_state, write_state

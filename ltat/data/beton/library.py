@@ -41,7 +41,7 @@ def _set_numba_threads(compiler: Any, n: int) -> None:
     compiler.num_threads = n
 
 
-def _reader(manager: Any) -> Callable:
+def _reader(manager: Any) -> Callable[..., Any]:
     from ffcv.pipeline.compiler import Compiler  # noqa: PLC0415
 
     def read(address, state):  # type: ignore[no-untyped-def]

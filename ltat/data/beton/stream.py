@@ -103,12 +103,12 @@ class ReadAndMove(Operation):
         state = replace(previous_state, jit_mode=True, shape=self.image_shape, dtype=kind)
         return state, tuple(AllocationQuery(shape, kind) for shape in (self.image_shape, decoded, ()))
 
-    def generate_code(self) -> Callable:
+    def generate_code(self) -> Callable[..., Any]:
         """The function that FFCV compiles; it asks for it again every epoch."""
         return self._code
 
     @cached_property
-    def _code(self) -> Callable:
+    def _code(self) -> Callable[..., Any]:
         each = Compiler.get_iterator()
         height, width, channels = self.image_shape
         move = Compiler.compile(_mover(Compiler.compile(LOCATE[self.pad_mode]), height, width, channels))
@@ -134,7 +134,7 @@ class ReadAndMove(Operation):
         return read_and_move
 
 
-def _mover(locate: Callable[[int, int], int], height: int, width: int, channels: int) -> Callable:
+def _mover(locate: Callable[[int, int], int], height: int, width: int, channels: int) -> Callable[..., Any]:
     # The shape is a constant to the compiler, which makes the copy four times as fast.
     def move(source, image, down, right, mirrored):  # type: ignore[no-untyped-def]
         for i in range(height):
