@@ -125,7 +125,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
     from ltat.evaluation.attacks import parse_attack
-    from ltat.evaluation.evaluate import SELECTED_ON_TEST
+    from ltat.evaluation.flags import SELECTED_ON_TEST
     from ltat.models import load_model, order_classes
     from ltat.training.environment import pick_device
     from ltat.training.reporting import Reporter

@@ -2,10 +2,10 @@
 
 from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
 from ltat.evaluation.attacks import ATTACKS, parse_attack
-from ltat.evaluation.evaluate import Evaluation, evaluate
+from ltat.evaluation.evaluate import evaluate
 from ltat.evaluation.groups import class_groups
 from ltat.evaluation.metrics import summarise
-from ltat.evaluation.report import render_table, write_json
+from ltat.evaluation.report import Evaluation, render_table, write_json
 
 __all__ = [
     "ATTACKS",

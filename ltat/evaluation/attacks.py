@@ -1,14 +1,13 @@
 """The attacks an evaluation knows by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``autoattack``.
 
-To add one, write a function from ``Subject`` to ``Outcome`` and enter it in ``ATTACKS``; another loss for PGD is
-one line in ``PGD_LOSSES``.
+To add one, write an ``Attack`` and enter it in ``ATTACKS``; another loss for PGD is one line in ``PGD_LOSSES``.
 """
 
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
 from ltat.attacks.checks import as_step_size
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
-from ltat.data.images import Images
+from ltat.data.split import Split
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.seeding import torch_generator
@@ -33,40 +32,58 @@ START = "uniform"
 LSA_SPREAD = 10.0  # the least likely class then has a probability of e^-10, which fp32 holds beside 1
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is attacked, and how.
+@dataclass(frozen=True, eq=False)
+class AttackInputs:
+    """What every attack of an evaluation receives.
 
     Attributes:
-        network: the classifier in its precision, on ``device``; it keeps what the attacks on it prepare.
-        images: uint8 [N, H, W, ch]; pixel value v stands for v / 255.
-        labels: int64 [N].
-        correct: bool [N], images the model classifies correctly before any attack.
+        network: the classifier in its precision; keeps its working copy from attack to attack.
+        split: images uint8 [N, H, W, ch], where pixel value v stands for v / 255, and labels int64 [N].
         threat: the threat model.
         batch_size: images at once.
         seed: of every random start.
-        device: where the model is.
         state_dir: folder in which a long attack keeps its state, or None.
         on_progress: called as (stage, done, total).
     """
 
     network: StepNetwork
-    images: Images
-    labels: np.ndarray
-    correct: np.ndarray
+    split: Split
     threat: ThreatModel
     batch_size: int
     seed: int
-    device: torch.device
     state_dir: Path | None
     on_progress: OnProgress
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters(), torch.empty(0)).device
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [N], images that the network classifies correctly before any attack."""
+        return self._clean_predictions[0]
+
+    @property
+    def finite(self) -> np.ndarray:
+        """bool [N], images whose logits are finite before any attack."""
+        return self._clean_predictions[1]
+
+    @cached_property
+    def _clean_predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        parts: list[np.ndarray] = []
+        for batch, x, y in self.batches(np.arange(len(self.split))):
+            parts.append(torch.stack(predict(self.network, x, y)).cpu().numpy())
+            self.on_progress("clean", int(batch[-1]) + 1, len(self.split))
+        correct, finite = np.concatenate(parts, axis=1)
+        return correct, finite
+
     def batches(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """(positions, images fp32 [b, ch, H, W] in [0, 1], labels [b]) of the chosen positions, in order."""
+        """(positions, images fp32 [B, ch, H, W] in [0, 1], labels [B]) of the chosen positions, in order."""
         for start in range(0, len(chosen), self.batch_size):
             batch = chosen[start : start + self.batch_size]
-            x = as_tensor(self.images[batch]).to(self.device)
-            yield batch, x, torch.from_numpy(self.labels[batch]).to(self.device)
+            x = as_tensor(self.split.images[batch]).to(self.device)
+            yield batch, x, torch.from_numpy(self.split.labels[batch]).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,9 @@ class Outcome:
     correct: np.ndarray
     settings: dict[str, Any] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
+
+
+Attack = Callable[[AttackInputs], Outcome]
 
 
 def as_tensor(images: np.ndarray) -> Tensor:
@@ -101,43 +121,43 @@ def predict(network: StepNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
     return (logits.argmax(1) == y) & finite, finite
 
 
-def clean(subject: Subject) -> Outcome:
+def clean(inputs: AttackInputs) -> Outcome:
     """No attack."""
-    return Outcome(subject.correct.copy())
+    return Outcome(inputs.correct.copy())
 
 
-def gradient_attack(subject: Subject, *, name: str, steps: int, step_size: float | None = None) -> Outcome:
+def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: float | None = None) -> Outcome:
     """PGD from a uniform start, model in eval mode, on the images that are clean-correct.
 
     K = ``steps`` steps of ``step_size``, which is ε/4 if None.
     """
-    correct = subject.correct.copy()
-    victims = np.flatnonzero(correct)
+    correct = inputs.correct.copy()
+    attacked = np.flatnonzero(correct)
     counts: Counter[str] = Counter()
-    for done, (batch, x, y) in enumerate(subject.batches(victims)):
-        generator = torch_generator(subject.seed, f"evaluate {name}{steps}", int(batch[0]))
+    for done, (batch, x, y) in enumerate(inputs.batches(attacked)):
+        generator = torch_generator(inputs.seed, f"evaluate {name}{steps}", int(batch[0]))
         x_adv = pgd(
-            subject.network,
+            inputs.network,
             x,
             y,
-            threat=subject.threat,
+            threat=inputs.threat,
             steps=steps,
             step_size=step_size,
             start=START,
             objective=PGD_LOSSES[name][1],
             generator=generator,
-            precision=subject.network.precision,
+            precision=inputs.network.precision,
         )
         # A NaN gradient makes a NaN image: no adversarial example, but no proof of robustness either.
-        illegal = ~subject.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
-        survived, finite = predict(subject.network, x_adv, y)
+        illegal = ~inputs.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
+        survived, finite = predict(inputs.network, x_adv, y)
         correct[batch] = (survived | illegal).cpu().numpy()
         counts["adversarial images broke the threat model and were not counted"] += int(illegal.sum())
         counts["adversarial images have logits that are not finite and count as wrong"] += int((~finite).sum())
-        counts["clean images have a zero gradient: it may be masked"] += _zero_gradients(subject, x, y)
-        subject.on_progress(f"{name}{steps}", min((done + 1) * subject.batch_size, len(victims)), len(victims))
-    flags = [f"{count} of {len(victims)} {what}" for what, count in counts.items() if count]
-    return Outcome(correct, {"attack": _pgd_settings(subject.threat, steps, name, step_size)}, flags)
+        counts["clean images have a zero gradient: it may be masked"] += _zero_gradients(inputs, x, y)
+        inputs.on_progress(f"{name}{steps}", min((done + 1) * inputs.batch_size, len(attacked)), len(attacked))
+    flags = [f"{count} of {len(attacked)} {what}" for what, count in counts.items() if count]
+    return Outcome(correct, {"attack": _pgd_settings(inputs.threat, steps, name, step_size)}, flags)
 
 
 def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float | None) -> dict[str, Any]:
@@ -150,35 +170,35 @@ def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float |
     }
 
 
-def _zero_gradients(subject: Subject, x: Tensor, y: Tensor) -> int:
+def _zero_gradients(inputs: AttackInputs, x: Tensor, y: Tensor) -> int:
     """How many images have a cross-entropy gradient of exactly zero: PGD cannot leave them, other attacks may."""
-    with attack_mode(subject.network, "eval"), torch.inference_mode(False), torch.enable_grad():
+    with attack_mode(inputs.network, "eval"), torch.inference_mode(False), torch.enable_grad():
         leaf, y = x.clone().requires_grad_(True), y.clone()  # neither can be a tensor of inference mode
-        loss = F.cross_entropy(subject.network(leaf), y, reduction="sum")
+        loss = F.cross_entropy(inputs.network(leaf), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     return int((gradient.flatten(1) == 0).all(1).sum())
 
 
-def auto_attack(subject: Subject) -> Outcome:
+def auto_attack(inputs: AttackInputs) -> Outcome:
     """AutoAttack ``standard`` on all images; see ``ltat.attacks.autoattack``."""
     from ltat.attacks.autoattack import autoattack  # noqa: PLC0415  (its package is needed here alone)
 
-    correct = subject.correct.copy()
-    victims = np.flatnonzero(correct)
-    if len(victims) == 0:
+    correct = inputs.correct.copy()
+    attacked = np.flatnonzero(correct)
+    if len(attacked) == 0:
         return Outcome(correct, {"stages": {"clean": 0}}, ["no image is classified correctly, so nothing was attacked"])
     result = autoattack(
-        subject.network.model,
-        as_tensor(subject.images[victims]),
-        torch.from_numpy(subject.labels[victims]),
-        threat=subject.threat,
-        batch_size=subject.batch_size,
-        seed=subject.seed,
-        state_path=None if subject.state_dir is None else subject.state_dir / "autoattack",
-        precision=subject.network.precision,
-        on_progress=lambda stage, done, total: subject.on_progress(f"autoattack {stage}", done, total),
+        inputs.network.model,
+        as_tensor(inputs.split.images[attacked]),
+        torch.from_numpy(inputs.split.labels[attacked]),
+        threat=inputs.threat,
+        batch_size=inputs.batch_size,
+        seed=inputs.seed,
+        state_path=None if inputs.state_dir is None else inputs.state_dir / "autoattack",
+        precision=inputs.network.precision,
+        on_progress=lambda stage, done, total: inputs.on_progress(f"autoattack {stage}", done, total),
     )
-    correct[victims] = result.robust.numpy()
+    correct[attacked] = result.robust.numpy()
     stages = {stage: int(alive.sum()) for stage, alive in result.survivors.items()}
     return Outcome(correct, {"stages": stages, **result.settings}, list(result.flags))
 
@@ -206,7 +226,7 @@ PGD_LOSSES: dict[str, tuple[str, Objective]] = {
 }
 """Attacks whose names end in the number of steps: what the loss is called, and the loss."""
 
-ATTACKS: dict[str, Callable[[Subject], Outcome]] = {"clean": clean, "autoattack": auto_attack}
+ATTACKS: dict[str, Attack] = {"clean": clean, "autoattack": auto_attack}
 
 
 def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[int, ...]) -> list[str]:
@@ -222,7 +242,7 @@ def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[
     return [f"autoattack: {line}" for line in official.left_out(num_classes, norm, size)]
 
 
-def parse_attack(name: str, threat: ThreatModel = LINF_8) -> Callable[[Subject], Outcome]:
+def parse_attack(name: str, threat: ThreatModel = LINF_8) -> Attack:
     """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with a step of its own, ``"pgd20@1/255"``.
 
     Raises:

@@ -1,13 +1,11 @@
 """Evaluating a model: clean and under attack, overall and for the rare classes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole, shown
@@ -21,72 +19,14 @@ from ltat.engine.network import StepNetwork
 from ltat.engine.precision import dtype_of
 from ltat.errors import LtatError
 from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
-from ltat.evaluation.attacks import Outcome, Subject, as_tensor, parse_attack, predict
+from ltat.evaluation.attacks import Attack, AttackInputs, Outcome, parse_attack
+from ltat.evaluation.flags import attack_flags, clean_flags, long_tailed_test
 from ltat.evaluation.groups import class_groups
-from ltat.evaluation.metrics import summarise
+from ltat.evaluation.report import Evaluation
 from ltat.models.base import Classifier, moved
 from ltat.models.classes import check_classes
 
 DEFAULT_ATTACKS = ("clean", "pgd20")
-SELECTED_ON_TEST = "the best checkpoint was selected on the test set, as the papers do: its figures are optimistic"
-"""The flag of every evaluation of such a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    Attributes:
-        model: name of the model.
-        dataset: name of the data.
-        threat: the threat model.
-        labels: int64 [N].
-        num_classes: C.
-        train_counts: training images per class [C], or None.
-        outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
-        flags: every flag, each with the attack it belongs to.
-        adjust: what was taken off the network's logits, or None.
-        failed: by name, the attacks that broke off and have no figure, each with its reason.
-    """
-
-    model: str
-    dataset: str
-    threat: ThreatModel
-    labels: np.ndarray
-    num_classes: int
-    train_counts: Sequence[int] | np.ndarray | None
-    outcomes: dict[str, Outcome]
-    flags: list[str]
-    adjust: Adjustment | None = None
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary for ``json.dumps``; accuracies in percent, None where a group is empty or unknown."""
-        return {
-            "model": self.model,
-            "dataset": self.dataset,
-            "n": len(self.labels),
-            "threat_model": {
-                "norm": self.threat.norm,
-                "eps": self.threat.eps,
-                "box": list(self.threat.box),
-            },
-            **({} if self.adjust is None else {"adjustment": self.adjust.to_json()}),
-            **{name: {**self.summary(name), **o.settings} for name, o in self.outcomes.items()},
-            **({"failed": dict(self.failed)} if self.failed else {}),
-            "flags": list(self.flags),
-        }
-
-    def summary(self, attack: str) -> dict[str, Any]:
-        """Accuracies under one of the attacks; see ``ltat.evaluation.metrics.summarise``."""
-        correct = self.outcomes[attack].correct
-        return summarise(correct, self.labels, self.num_classes, self.train_counts)
-
-    def table(self) -> Table:
-        """The evaluation as a table for the terminal."""
-        from ltat.evaluation.report import render_table  # noqa: PLC0415  (report stands on this class)
-
-        return render_table([self])
 
 
 def evaluate(
@@ -109,7 +49,7 @@ def evaluate(
     """Accuracy of ``model`` on ``data``, clean and under each attack.
 
     Robust means correct before and after the attack, so no robust accuracy can exceed the clean one. The model
-    runs in eval mode and comes back as it was. Of several attacks one that raises has no figure and a flag.
+    runs in eval mode and is restored. If one of several attacks raises, it has no figure, and a flag says why.
 
     Args:
         model: images fp32 [B, ch, H, W] in [0, 1] → logits [B, C].
@@ -128,65 +68,91 @@ def evaluate(
         on_progress: called as (stage, images done, images in all).
 
     Raises:
-        LtatError: an unknown attack, a model of another number of classes, or of other ones where both have names
-            (``ltat.models.order_classes`` maps them), one that adjusts its logits itself where
-            ``adjust`` is given, or a setting out of range.
+        LtatError: an unknown attack; a setting out of range; a model of other classes (``ltat.models.order_classes``
+            maps named ones), or one that adjusts its logits itself where ``adjust`` is given.
     """
-    _check_threat(threat)
+    _check_settings(threat, precision, device)
     chosen = _parse(attacks, threat)
-    dtype_of(precision)
     batch_size, seed = as_whole("batch_size", batch_size, 1), as_seed(seed)
-    n_examples = None if n_examples is None else as_whole("n_examples", n_examples, 1)
     state_dir = None if state_dir is None else as_path("state_dir", state_dir)
-    if not isinstance(device, torch.device | str | None):
-        raise LtatError(f"device is {shown(device)}: give a name, such as cpu or cuda")
-    split, dataset, train_counts = _resolve(data, train_counts)
-    if isinstance(model, Classifier):
-        names = data.class_names or split.class_names
-        check_classes(model, names, "--classes-by-name, from Python with ltat.models.order_classes")
-    class_groups(split.num_classes, train_counts)  # unfit counts must not wait until the attacks are through
-    check_channels(model, split.images.shape[-1])
-    if n_examples is not None:
-        split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
+    images = _resolve(data, train_counts, n_examples)
+    _check_model(model, images)
     adjust = None if adjust is None or adjust.tau == 0 else adjust
     deployed = model if adjust is None else LogitAdjusted(model, adjust, precision)
-    subject, flags = _meet(
-        deployed if device is None else moved(deployed, device),
-        split,
-        threat=threat,
-        batch_size=batch_size,
-        seed=seed,
-        precision=precision,
-        state_dir=state_dir,
-        on_progress=on_progress or _silent,
-    )
-    outcomes, failed = _attack(subject, chosen)
-    flags += [f"{attack}: broke off and has no figure ({reason})" for attack, reason in failed.items()]
-    flags += [f"{attack}: {flag}" for attack, outcome in outcomes.items() for flag in outcome.flags]
-    flags += _contradictions(outcomes) + _long_tailed_test(data)
+    network = StepNetwork(deployed if device is None else moved(deployed, device), precision)
+    inputs = AttackInputs(network, images.split, threat, batch_size, seed, state_dir, on_progress or _silent)
+    return _evaluated(inputs, chosen, images, name or type(model).__name__, adjust)
+
+
+class _Images(NamedTuple):
+    """The images to evaluate on, and what else the evaluation needs of their dataset."""
+
+    split: Split
+    dataset: str
+    train_counts: Sequence[int] | np.ndarray | None
+    class_names: tuple[str, ...]
+    flags: list[str]
+
+
+def _resolve(data: Split | Dataset, counts: Sequence[int] | np.ndarray | None, n_examples: int | None) -> _Images:
+    if not isinstance(data, Split | Dataset):
+        raise LtatError(f"data is of type {type(data).__name__}: give a Split or a Dataset, such as load_dataset gives")
+    split, dataset = (data, "") if isinstance(data, Split) else (data.test, data.name)
+    if counts is None and isinstance(data, Dataset):
+        counts = data.train.counts
+    class_groups(split.num_classes, counts)  # unfit counts must not wait until the attacks are through
+    names = data.class_names or split.class_names
+    if n_examples is not None:
+        n_examples = as_whole("n_examples", n_examples, 1)
+        split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
+    return _Images(split, dataset, counts, names, long_tailed_test(data))
+
+
+def _check_model(model: nn.Module, images: _Images) -> None:
+    if isinstance(model, Classifier):
+        check_classes(model, images.class_names, "--classes-by-name, from Python with ltat.models.order_classes")
+    check_channels(model, images.split.images.shape[-1])
+
+
+def _evaluated(
+    inputs: AttackInputs, chosen: dict[str, Attack], images: _Images, model: str, adjust: Adjustment | None
+) -> Evaluation:
+    _check_logits(inputs)
+    flags = clean_flags(inputs)  # classifies the clean images, outside of any attack
+    outcomes, failed = _attack(inputs, chosen)
     return Evaluation(
-        model=name or type(model).__name__,
-        dataset=dataset,
-        threat=threat,
-        labels=split.labels,
-        num_classes=split.num_classes,
-        train_counts=train_counts,
+        model=model,
+        dataset=images.dataset,
+        threat=inputs.threat,
+        labels=inputs.split.labels,
+        num_classes=inputs.split.num_classes,
+        train_counts=images.train_counts,
         outcomes=outcomes,
-        flags=flags,
+        flags=flags + attack_flags(outcomes, failed) + images.flags,
         adjust=adjust,
         failed=failed,
     )
 
 
-def _attack(
-    subject: Subject, chosen: dict[str, Callable[[Subject], Outcome]]
-) -> tuple[dict[str, Outcome], dict[str, str]]:
-    """The outcome of each attack, and why those broke off that did; raised where nothing else would be left."""
+def _check_logits(inputs: AttackInputs) -> None:
+    """Run the network on one image, before anything long."""
+    _, x, _ = next(inputs.batches(np.arange(1)))
+    with attack_mode(inputs.network, "eval"):
+        shape = tuple(tried(inputs.network, x, "the model").shape)
+    if shape != (1, inputs.split.num_classes):
+        raise LtatError(
+            f"the model answers one image with shape {shape} where the data have {inputs.split.num_classes} classes: "
+            "evaluate it on the dataset it was trained for"
+        )
+
+
+def _attack(inputs: AttackInputs, chosen: dict[str, Attack]) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """The outcome of each attack, and the errors of those that failed; an error of the only attack is raised."""
     outcomes: dict[str, Outcome] = {}
     failed: dict[str, str] = {}
     for attack, run in chosen.items():
         try:
-            outcomes[attack] = run(subject)
+            outcomes[attack] = run(inputs)
         except Exception as error:  # whatever it is, it must not cost hours of other attacks
             if len(chosen) == 1:
                 raise
@@ -194,81 +160,7 @@ def _attack(
     return outcomes, failed
 
 
-def _resolve(
-    data: Split | Dataset, train_counts: Sequence[int] | np.ndarray | None
-) -> tuple[Split, str, Sequence[int] | np.ndarray | None]:
-    if isinstance(data, Split):
-        return data, "", train_counts
-    if not isinstance(data, Dataset):
-        raise LtatError(f"data is of type {type(data).__name__}: give a Split or a Dataset, such as load_dataset gives")
-    return data.test, data.name, data.train.counts if train_counts is None else train_counts
-
-
-def _meet(model: nn.Module, split: Split, *, precision: str, **settings: Any) -> tuple[Subject, list[str]]:
-    """Runs the model on the clean images, checks what it gives, and makes it the attacks' subject."""
-    device = next(model.parameters(), torch.empty(0)).device
-    network = StepNetwork(model, precision)
-    batch_size, on_progress = settings["batch_size"], settings["on_progress"]
-    correct, undefined = [], 0
-    for start in range(0, len(split), batch_size):
-        x = as_tensor(split.images[start : start + batch_size]).to(device)
-        y = torch.from_numpy(split.labels[start : start + batch_size]).to(device)
-        if start == 0:
-            _check_classes(network, x[:1], split.num_classes)
-        right, finite = predict(network, x, y)
-        correct.append(right.cpu().numpy())
-        undefined += int((~finite).sum())
-        on_progress("clean", start + len(y), len(split))
-    subject = Subject(
-        network=network,
-        images=split.images,
-        labels=split.labels,
-        correct=np.concatenate(correct),
-        device=device,
-        **settings,
-    )
-    wrong = f"clean: {undefined} of {len(split)} images have logits that are not finite and count as wrong"
-    return subject, [wrong] if undefined else []
-
-
-def _check_classes(network: StepNetwork, x: Tensor, num_classes: int) -> None:
-    with attack_mode(network, "eval"):
-        shape = tuple(tried(network, x, "the model").shape)
-    if shape != (1, num_classes):
-        raise LtatError(
-            f"the model answers one image with shape {shape} where the data have {num_classes} classes: "
-            "evaluate it on the dataset it was trained for"
-        )
-
-
-def _contradictions(outcomes: dict[str, Outcome]) -> list[str]:
-    """Results that cannot both be right: more accurate under attack, or AutoAttack weaker than another."""
-    share = {attack: float(outcome.correct.mean()) for attack, outcome in outcomes.items()}
-    flags = [
-        f"{attack}: accuracy {robust:.2%} under attack is above the clean {share['clean']:.2%}"
-        for attack, robust in share.items()
-        if "clean" in share and robust > share["clean"]
-    ]
-    strongest = share.get("autoattack")
-    if strongest is None:
-        return flags
-    return flags + [
-        f"autoattack: leaves {strongest:.2%}, more than {attack} with {robust:.2%}: its attacks were misled"
-        for attack, robust in share.items()
-        if robust < strongest
-    ]
-
-
-def _long_tailed_test(data: Split | Dataset) -> list[str]:
-    if not isinstance(data, Dataset) or data.test_imbalance_ratio is None:
-        return []
-    return [
-        f"test set: a long-tailed subset of {len(data.test)} images, imbalance ratio {data.test_imbalance_ratio:g}; "
-        "only balanced accuracy, the mean over classes, compares with that on a balanced test set"
-    ]
-
-
-def _parse(attacks: Sequence[str] | str, threat: ThreatModel) -> dict[str, Callable[[Subject], Outcome]]:
+def _parse(attacks: Sequence[str] | str, threat: ThreatModel) -> dict[str, Attack]:
     if not isinstance(attacks, str | Sequence):
         raise LtatError(f"attacks are {shown(attacks)}: give names, such as ['clean', 'pgd20']")
     if not attacks:
@@ -276,10 +168,13 @@ def _parse(attacks: Sequence[str] | str, threat: ThreatModel) -> dict[str, Calla
     return {attack: parse_attack(attack, threat) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
 
 
-def _check_threat(threat: ThreatModel) -> None:
+def _check_settings(threat: ThreatModel, precision: str, device: torch.device | str | None) -> None:
     check_threat(threat)
     if isinstance(threat.eps, Tensor):
         raise LtatError("an evaluation has one radius for all images: give eps as a number")
+    dtype_of(precision)
+    if not isinstance(device, torch.device | str | None):
+        raise LtatError(f"device is {shown(device)}: give a name, such as cpu or cuda")
 
 
 def _silent(stage: str, done: int, total: int) -> None:

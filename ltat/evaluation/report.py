@@ -1,17 +1,78 @@
-"""Evaluations on the terminal and on disk."""
+"""What an evaluation found, on the terminal and on disk."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from ltat.evaluation.evaluate import Evaluation
+from ltat.attacks import ThreatModel
+from ltat.evaluation.adjustment import Adjustment
+from ltat.evaluation.attacks import Outcome
+from ltat.evaluation.metrics import summarise
 from ltat.files import atomic_write_text
 
 COLUMNS = ("overall", "balanced", "tail", "many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        model: name of the model.
+        dataset: name of the data.
+        threat: the threat model.
+        labels: int64 [N].
+        num_classes: C.
+        train_counts: training images per class [C], or None.
+        outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
+        flags: every flag, each with the attack it belongs to.
+        adjust: what was taken off the network's logits, or None.
+        failed: by name, the attacks that broke off and have no figure, each with its reason.
+    """
+
+    model: str
+    dataset: str
+    threat: ThreatModel
+    labels: np.ndarray
+    num_classes: int
+    train_counts: Sequence[int] | np.ndarray | None
+    outcomes: dict[str, Outcome]
+    flags: list[str]
+    adjust: Adjustment | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for ``json.dumps``; accuracies in percent, None where a group is empty or unknown."""
+        return {
+            "model": self.model,
+            "dataset": self.dataset,
+            "n": len(self.labels),
+            "threat_model": {
+                "norm": self.threat.norm,
+                "eps": self.threat.eps,
+                "box": list(self.threat.box),
+            },
+            **({} if self.adjust is None else {"adjustment": self.adjust.to_json()}),
+            **{name: {**self.summary(name), **o.settings} for name, o in self.outcomes.items()},
+            **({"failed": dict(self.failed)} if self.failed else {}),
+            "flags": list(self.flags),
+        }
+
+    def summary(self, attack: str) -> dict[str, Any]:
+        """Accuracies under one of the attacks; see ``ltat.evaluation.metrics.summarise``."""
+        correct = self.outcomes[attack].correct
+        return summarise(correct, self.labels, self.num_classes, self.train_counts)
+
+    def table(self) -> Table:
+        """The evaluation as a table for the terminal."""
+        return render_table([self])
 
 
 def render_table(evaluations: Sequence[Evaluation]) -> Table:

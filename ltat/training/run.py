@@ -14,7 +14,7 @@ from ltat.data.split import listed
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.attacks import left_out
-from ltat.evaluation.evaluate import SELECTED_ON_TEST
+from ltat.evaluation.flags import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
 from ltat.training.environment import determinism, environment_record
 from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoint, saved_row

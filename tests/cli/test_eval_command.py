@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from ltat.cli.main import main
 from ltat.evaluation.attacks import ATTACKS
-from ltat.evaluation.evaluate import SELECTED_ON_TEST
+from ltat.evaluation.flags import SELECTED_ON_TEST
 from ltat.models import build_model, save_model
 
 COUNTS = [500, 300, 200, 100, 90, 80, 60, 50, 30, 10]
@@ -128,7 +128,7 @@ def test_a_seed_that_no_generator_takes_is_refused(seed: int, tmp_path: Path):
 def test_an_attack_that_breaks_off_costs_no_report_and_shows_in_the_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def breaks(subject: Any) -> None:
+    def breaks(inputs: Any) -> None:
         raise RuntimeError("no such tile")
 
     monkeypatch.setitem(ATTACKS, "autoattack", breaks)

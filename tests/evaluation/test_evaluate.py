@@ -384,7 +384,7 @@ def test_an_evaluation_inside_inference_mode_still_attacks():
 
 
 def test_an_attack_that_breaks_off_costs_no_other_figure(data, monkeypatch):
-    def breaks(subject):
+    def breaks(inputs):
         raise RuntimeError("the size of tensor a\nand more")
 
     monkeypatch.setitem(ATTACKS, "autoattack", breaks)
