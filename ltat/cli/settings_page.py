@@ -9,12 +9,13 @@ from ltat.files import atomic_write_text
 from ltat.methods import METHODS
 
 BEGIN = "<!-- Generated from the settings by `python -m ltat.cli.settings_page docs/settings.md`. -->"
+DEFAULTS = "A method may have other defaults: [its page](methods/README.md) lists them and says what they rest on."
 END = "<!-- End of the generated part. -->"
 
 
 def generated() -> str:
     """A table for each section of every method, then one for each section that only some have."""
-    parts = ["## Settings of every method\n\nA method may have other defaults; see its page."]
+    parts = [f"## Settings of every method\n\n{DEFAULTS}"]
     parts += [_part(name, section) for name, section in sections_of(RunConfig).items()]
     parts.append("## Settings of some methods")
     for (name, _), (section, methods) in _own().items():

@@ -374,7 +374,7 @@ class RadiusSection(Section):
 
 
 class LossSection(Section):
-    """The classification term on x' and its constants (docs/methods.md)."""
+    """The classification term on x' and its constants (docs/methods/losses.md)."""
 
     cls: str = "ce"
     """`ce`, `bsl` (balanced softmax), `ldam-drw`, `cb` (class-balanced) or `focal`."""

@@ -10,9 +10,8 @@ Stage 2 trains the student S on the long-tailed D:
 
 An independent reconstruction: the paper names the distillation of Lee et al. and a weight alpha, but the text that we
 have is without its Algorithm 1, and the authors' code is a supplement that we have not seen. L_KD, alpha and the ramp
-rho(e) = e/E are taken from Lee et al.'s IGDM (arXiv 2312.03286); every choice is a setting below, and docs/methods.md
-lists the evidence for each.
-``loss.cls`` puts another loss in place of L_BSL.
+rho(e) = e/E are taken from Lee et al.'s IGDM (arXiv 2312.03286); every choice is a setting below, and
+docs/methods/self-distill.md lists the evidence for each. ``loss.cls`` puts another loss in place of L_BSL.
 """
 
 from typing import Any, Literal
@@ -42,7 +41,7 @@ TEACHER_INPUTS = {
 
 
 class DistillSection(Section):
-    """The distillation term of the main method, a reconstruction (docs/methods.md)."""
+    """The distillation term of the main method, a reconstruction (docs/methods/self-distill.md)."""
 
     form: Literal["igdm", "kl_adv", "kl_clean", "kl_adv+igdm"] = "igdm"
     """The term: `igdm`, `kl_adv` (KL on x'), `kl_clean` (KL on x) or `kl_adv+igdm`."""

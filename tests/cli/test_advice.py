@@ -14,7 +14,7 @@ from ltat.config.renamed import NAMES
 from ltat.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 SOURCES = sorted((ROOT / "ltat").rglob("*.py"))
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")

@@ -9,7 +9,7 @@ import pytest
 from ltat.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def settings() -> dict[str, set[str]]:
@@ -31,7 +31,7 @@ def unknown_settings(text: str) -> list[str]:
     return sorted({f"{section}.{name}" for section, name in named if name not in SETTINGS[section]})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_no_document_names_a_setting_that_does_not_exist(document):
     assert unknown_settings(document.read_text()) == []
 

@@ -11,7 +11,7 @@ from ltat.cli.main import main
 from ltat.errors import LtatError
 from ltat.methods import METHODS, absolute_method, find_method
 
-DOCS = Path(__file__).parents[2] / "docs/methods.md"
+DOCS = Path(__file__).parents[2] / "docs/methods/writing-a-method.md"
 TINY = [
     *("--dataset", "digits", "--model", "small", "--epochs", "1", "--device", "cpu"),
     *("--set", "attack.steps=1", "--set", "select.set=none", "--set", "eval.n_examples=20"),
@@ -26,7 +26,7 @@ def ltat(*arguments):
 @pytest.fixture
 def focus(tmp_path) -> Path:
     """The example of the documentation, as a file."""
-    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text().partition("## A method of your own")[2], re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
     (tmp_path / "focus.py").write_text(code)
     return tmp_path / "focus.py"
 
