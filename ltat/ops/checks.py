@@ -10,10 +10,10 @@ from ltat.errors import LtatError
 
 
 def require_tensors(**values: object) -> None:
-    """Refuses NumPy arrays, sparse tensors and anything else that is no dense tensor, by the name of the argument.
+    """Refuses NumPy arrays, sparse tensors and anything else but a dense tensor, by the name of the argument.
 
     Raises:
-        LtatError: naming the first argument that is no dense tensor.
+        LtatError: naming the first argument that is not a dense tensor.
     """
     for name, value in values.items():
         if not isinstance(value, Tensor):
@@ -26,7 +26,7 @@ def number(name: str, value: object, wanted: str = "a number") -> float:
     """A Python or NumPy number as a float; ``wanted`` ends the sentence that refuses anything else.
 
     Raises:
-        LtatError: ``value`` is no real number (a bool is none), or too large for a float.
+        LtatError: ``value`` is not a real number (a bool is not), or too large for a float.
     """
     if type(value) is float:
         return value

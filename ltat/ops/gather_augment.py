@@ -45,8 +45,8 @@ def gather_augment(
 
     Raises:
         LtatError: shapes, dtypes or devices that do not fit, an unknown padding or dtype, and on the CPU a position
-            outside the set or a reflecting shift of an image's size or more. On a CUDA device nobody can look without
-            waiting for it: there such an image becomes NaN.
+            outside the set or a reflecting shift of an image's size or more. On a CUDA device, where a check
+            would synchronise, such an image becomes NaN.
     """
     try:
         _check(images, positions, shift, mirrored, pad_mode)
@@ -57,7 +57,7 @@ def gather_augment(
         if not torch.compiler.is_compiling():
             _check_values(images, positions, shift, pad_mode)
     except Exception:
-        # What is no tensor has failed somewhere above; here is said, in a sentence, which one it was.
+        # An argument that is not a tensor fails somewhere above; this names it.
         optional = {"positions": positions, "shift": shift, "mirrored": mirrored}
         present = {name: tensor for name, tensor in optional.items() if tensor is not None}
         require_tensors(images=images, **present)
@@ -154,7 +154,7 @@ def _native_gather(
     try:
         batch: Tensor = torch.ops.ltat.gather_augment(images, positions, shift, mirrored, *choices)
     except RuntimeError:
-        # The operator has looked at every value already; here is only said which one it was.
+        # The operator has checked every value; this names the one that it refused.
         _check_values(images, positions, shift, pad_mode)
         raise
     return batch.permute(0, 3, 1, 2)

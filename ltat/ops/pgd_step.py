@@ -52,8 +52,8 @@ def pgd_step(
     Raises:
         LtatError: shapes, dtypes or devices that do not fit, an unknown norm, eps < 0 or NaN, step NaN, memory
             that an in-place step would overwrite before it is read.
-            Per-sample values on a CUDA device cannot be looked at without waiting for it: there a bad eps
-            makes its sample NaN instead.
+            Per-sample values on a CUDA device are not checked, which would synchronise: there a bad eps makes its
+            sample NaN.
     """
     _check_norm(norm)
     box = _bounds(box)
@@ -65,8 +65,8 @@ def pgd_step(
             amounts = (eps_each, step_each, eps_all, step_all, norm == "l2", *box)
             return (_step_in_place if inplace else _step)(_plain(x_adv), _plain(grad), _plain(x), *amounts)
     except Exception:
-        # The operator looks at all tensors before it writes; here is said, in a sentence, what it found. Done first,
-        # as with the twin below, that would take a tenth of the time of a small batch.
+        # The operator checks all tensors before it writes; this names the one that it refused. Called first, as before
+        # the twin below, it would take a tenth of the time of a small batch.
         _check_call(x_adv, grad, x, eps, step, inplace)
         raise
     _check_call(x_adv, grad, x, eps, step, inplace)
