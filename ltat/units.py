@@ -9,10 +9,12 @@ MAX_STEPS = 10_000
 MAX_EPOCHS = 100_000
 
 
-def check_length(name: str, value: float, norm: str = "linf", box: tuple[float, float] = (0.0, 1.0)) -> None:
-    """Refuses a radius or step in ℓ∞ that is wider than the box, as 8 is where 8/255 is meant.
+def check_length(
+    name: str, value: float, norm: str = "linf", box: tuple[float, float] = (0.0, 1.0), values: int | None = None
+) -> None:
+    """Refuses a radius or step that is wider than the box, as 8 is in ℓ∞ where 8/255 is meant.
 
-    Lengths of other norms are not bounded by the box alone, so they pass.
+    In ℓ2 the box is as wide as its diagonal, which an image of ``values`` = ch·H·W numbers tells; without, it passes.
 
     Raises:
         LtatError: naming the value and what it looks like.
@@ -21,6 +23,11 @@ def check_length(name: str, value: float, norm: str = "linf", box: tuple[float, 
     if norm == "linf" and value > width:
         meant = f"give {value:g}/255?" if width <= 1 and value <= 255 else f"give at most {width:g}"
         raise LtatError(f"{name}={value:g} is wider than the box [{box[0]:g}, {box[1]:g}] of the pixels; {meant}")
+    if norm == "l2" and values is not None and value > width * math.sqrt(values):
+        raise LtatError(
+            f"{name}={value:g} is wider in l2 than the diagonal {width * math.sqrt(values):.4g} of the box "
+            f"[{box[0]:g}, {box[1]:g}] for images of {values} values; give for example 128/255"
+        )
 
 
 def check_ratio(name: str, ratio: float) -> None:

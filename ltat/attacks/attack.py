@@ -67,7 +67,7 @@ def pgd(
     if validate:
         _check_arguments(model, x, y, threat, start=start, mode=mode, precision=precision)
         steps = as_steps("steps", steps)
-        step_size = None if step_size is None else as_step_size("step_size", step_size, threat)
+        step_size = None if step_size is None else as_step_size("step_size", step_size, threat, x[0].numel())
     step_size = threat.eps / 4 if step_size is None else step_size
     fold = mode == "eval" and (precision != "fp32" if fold is None else fold)
     # A caller's autocast would round the gradients too: backward runs under the one in force when it is called.

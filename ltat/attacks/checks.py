@@ -41,6 +41,18 @@ def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
             "scale the images to it"
         )
     threat.validate(len(x))
+    check_reach(threat, x[0].numel())
+
+
+def check_reach(threat: ThreatModel, values: int) -> None:
+    """Refuses a radius wider than the box of images with ``values`` = ch·H·W numbers.
+
+    Raises:
+        LtatError: naming the radius and the width.
+    """
+    radii = torch.as_tensor(threat.eps)
+    if radii.numel():
+        check_length("eps", float(radii.max()), threat.norm, threat.box, values)
 
 
 def check_channels(model: object, channels: int) -> None:
@@ -117,8 +129,8 @@ def as_steps(name: str, steps: object) -> int:
     return as_whole(name, steps, 0, MAX_STEPS)
 
 
-def as_step_size(name: str, step_size: object, threat: ThreatModel) -> float | Tensor:
-    """The step of an attack as a ``float``, or the tensor [B] that it is.
+def as_step_size(name: str, step_size: object, threat: ThreatModel, values: int | None = None) -> float | Tensor:
+    """The step of an attack on images of ``values`` = ch·H·W numbers as a ``float``, or the tensor [B] that it is.
 
     Raises:
         LtatError: no number, negative, not finite, or wider than the box.
@@ -129,7 +141,7 @@ def as_step_size(name: str, step_size: object, threat: ThreatModel) -> float | T
     if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
         raise LtatError(f"{name} is {sizes.min().item()}: give a finite one, 0 or more")
     if sizes.numel():
-        check_length(name, float(sizes.max()), threat.norm, threat.box)
+        check_length(name, float(sizes.max()), threat.norm, threat.box, values)
     return step_size
 
 

@@ -124,7 +124,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     from ltat.data.split import listed
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
-    from ltat.evaluation.attacks import parse_attack
+    from ltat.evaluation.attacks import left_out, parse_attack
     from ltat.evaluation.flags import SELECTED_ON_TEST
     from ltat.models import load_model, order_classes
     from ltat.training.environment import pick_device
@@ -144,6 +144,8 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     with Reporter() as reporter:
         if data.passed_over:
             reporter.say(f"data: passed over {listed(data.passed_over)}")
+        for line in left_out(attacks, data.num_classes, threat.norm, data.image_shape[:2]):
+            reporter.say(line)
         evaluation = evaluate(
             model,
             data,

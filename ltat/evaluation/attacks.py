@@ -239,11 +239,14 @@ def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[
         return []
     from ltat.attacks import official  # noqa: PLC0415  (its package is needed here alone)
 
-    return [f"autoattack: {line}" for line in official.left_out(num_classes, norm, size)]
+    runs = ", ".join(official.possible_stages(num_classes, norm, size))
+    return [f"autoattack: {line}; it runs {runs}" for line in official.left_out(num_classes, norm, size)]
 
 
-def parse_attack(name: str, threat: ThreatModel = LINF_8) -> Attack:
+def parse_attack(name: str, threat: ThreatModel = LINF_8, values: int | None = None) -> Attack:
     """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with a step of its own, ``"pgd20@1/255"``.
+
+    Where the images are known, ``values`` is how many numbers one holds, ch·H·W: it bounds a step in ℓ2.
 
     Raises:
         LtatError: unknown name, steps missing, out of place or too many, or a step wider than the threat model's box.
@@ -258,7 +261,7 @@ def parse_attack(name: str, threat: ThreatModel = LINF_8) -> Attack:
     if float(match[2]) > MAX_STEPS:
         raise LtatError(f"attack {shown(name)} takes more than {MAX_STEPS} steps: lower them")
     if step_size is not None:
-        as_step_size(f"the step of {shown(name)}", step_size, threat)
+        as_step_size(f"the step of {shown(name)}", step_size, threat, values)
     return partial(gradient_attack, name=match[1], steps=int(match[2]), step_size=step_size)
 
 

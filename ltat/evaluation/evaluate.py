@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole, shown
 from ltat.attacks import ThreatModel
-from ltat.attacks.checks import as_seed, check_channels, check_threat, tried
+from ltat.attacks.checks import as_seed, check_channels, check_reach, check_threat, tried
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
+from ltat.data.plausibility import check_pixels
 from ltat.data.split import Dataset, Split
 from ltat.engine.network import StepNetwork
 from ltat.engine.precision import dtype_of
@@ -72,10 +73,12 @@ def evaluate(
             maps named ones), or one that adjusts its logits itself where ``adjust`` is given.
     """
     _check_settings(threat, precision, device)
-    chosen = _parse(attacks, threat)
     batch_size, seed = as_whole("batch_size", batch_size, 1), as_seed(seed)
     state_dir = None if state_dir is None else as_path("state_dir", state_dir)
     images = _resolve(data, train_counts, n_examples)
+    values = int(np.prod(images.split.images.shape[1:]))
+    check_reach(threat, values)
+    chosen = _parse(attacks, threat, values)
     _check_model(model, images)
     adjust = None if adjust is None or adjust.tau == 0 else adjust
     deployed = model if adjust is None else LogitAdjusted(model, adjust, precision)
@@ -102,6 +105,8 @@ def _resolve(data: Split | Dataset, counts: Sequence[int] | np.ndarray | None, n
         counts = data.train.counts
     class_groups(split.num_classes, counts)  # unfit counts must not wait until the attacks are through
     names = data.class_names or split.class_names
+    if isinstance(split.images, np.ndarray) and len(split) > 1:  # a single image may well be of one colour
+        check_pixels(split.images, "evaluated")
     if n_examples is not None:
         n_examples = as_whole("n_examples", n_examples, 1)
         split = split.subset(stratified_subset(split.labels, n_examples, split.num_classes))
@@ -160,12 +165,13 @@ def _attack(inputs: AttackInputs, chosen: dict[str, Attack]) -> tuple[dict[str, 
     return outcomes, failed
 
 
-def _parse(attacks: Sequence[str] | str, threat: ThreatModel) -> dict[str, Attack]:
+def _parse(attacks: Sequence[str] | str, threat: ThreatModel, values: int) -> dict[str, Attack]:
     if not isinstance(attacks, str | Sequence):
         raise LtatError(f"attacks are {shown(attacks)}: give names, such as ['clean', 'pgd20']")
     if not attacks:
         raise LtatError("no attack was named: give at least 'clean'")
-    return {attack: parse_attack(attack, threat) for attack in ([attacks] if isinstance(attacks, str) else attacks)}
+    names = [attacks] if isinstance(attacks, str) else attacks
+    return {attack: parse_attack(attack, threat, values) for attack in names}
 
 
 def _check_settings(threat: ThreatModel, precision: str, device: torch.device | str | None) -> None:

@@ -14,6 +14,7 @@ from ltat.ops.memory import overlaps_partly, shares_with_itself
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
+_MOST = torch.finfo(torch.float32).max
 _GRAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -131,8 +132,7 @@ def _nan_where_negative(eps: float | Tensor) -> float | Tensor:
 
 def _finite(eps: float | Tensor) -> float | Tensor:
     """The largest number stands for an infinite radius: it reaches as far, and x + eps never becomes inf - inf."""
-    most = torch.finfo(torch.float32).max
-    return eps.clamp(max=most) if isinstance(eps, Tensor) else min(eps, most)
+    return eps.clamp(max=_MOST) if isinstance(eps, Tensor) else min(eps, _MOST)
 
 
 def _step(*arguments: Any) -> Tensor:
@@ -203,6 +203,9 @@ def _bounds(box: tuple[float, float]) -> tuple[float, float]:
         low, high = number("the lower bound of the box", low), number("the upper bound of the box", high)
     if not low <= high:
         raise LtatError(f"the box {box} is empty; give (lower, upper) with lower <= upper")
+    for bound in (low, high):
+        if _MOST < abs(bound) < math.inf:
+            raise LtatError(f"the bound {bound} of the box is no float32; give at most {_MOST:.4g}, or inf for none")
     return low, high
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from ltat.training.schedule import learning_rate
 from ltat.training.task import TaskData, build_loader, load_data, resolve
 from ltat.training.trainer import Stage, in_precision
 from ltat.training.warm_start import normalization, start_from
+from ltat.units import check_length
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,13 +96,15 @@ def check_evaluation(config: RunConfig, data: TaskData) -> None:
     """Look at the settings of the evaluation that ends the run.
 
     Raises:
-        LtatError: no attack, an unknown one, or more examples than test images.
+        LtatError: no attack, an unknown one, a radius or step wider than the box, or more examples than test images.
     """
     if not config.eval.attacks:
         raise LtatError("eval.attacks is empty; name at least clean")
-    threat = ThreatModel(config.attack.norm, config.attack.eps)
+    threat, values = ThreatModel(config.attack.norm, config.attack.eps), math.prod(data.dataset.image_shape)
+    for name, length in (("attack.eps", config.attack.eps), ("attack.step_size", config.attack.step_size)):
+        check_length(name, length, config.attack.norm, values=values)
     for name in (*config.eval.attacks, config.select.metric or "clean"):
-        parse_attack(name, threat)
+        parse_attack(name, threat, values)
     asked, there = config.eval.n_examples or 0, len(data.dataset.test)
     if asked > there:
         raise LtatError(f"eval.n_examples={asked} is more than the {there} test images; lower it or leave it out")

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ltat.training.environment import determinism, environment_record
 from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoint, saved_row
 from ltat.training.preparing import Plan, prepare, teacher_path
 from ltat.training.reporting import Reporter
-from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, RunFolder
+from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunFolder
 from ltat.training.run_lock import locked, require_unlocked
 from ltat.training.task import index_record
 from ltat.training.trainer import Stage
@@ -87,7 +88,8 @@ def run_stages(plan: Plan, folder: RunFolder, reporter: Reporter, profile: bool 
 def given_networks(config: RunConfig, handed: nn.Module | None = None) -> dict[str, str | None]:
     """The checksums of the weights that are given and not trained: the teacher's, and those to start from."""
     teacher = weights_sha256(handed) if handed is not None else file_sha256(teacher_path(config))
-    return {"teacher": teacher, "weights": file_sha256(config.model.weights)}
+    unsaved = unsaved_sha256(handed) if handed is not None else None
+    return {"teacher": teacher, UNSAVED: unsaved, "weights": file_sha256(config.model.weights)}
 
 
 def file_sha256(path: str | None) -> str | None:
@@ -96,9 +98,21 @@ def file_sha256(path: str | None) -> str | None:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """A checksum of the names and values of a module's parameters and buffers."""
+    """A checksum of the names and values that a module saves: its parameters and its persistent buffers."""
+    return tensors_sha256(module.state_dict())
+
+
+def unsaved_sha256(module: nn.Module) -> str | None:
+    """A checksum of the buffers that a module does not save, such as mean and deviation of a normalisation."""
+    saved = module.state_dict()
+    unsaved = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+    return tensors_sha256(unsaved) if unsaved else None
+
+
+def tensors_sha256(tensors: Mapping[str, object]) -> str:
+    """A checksum of the names, types, shapes and values of tensors; anything else is passed over."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -17,6 +17,8 @@ from ltat.training.state_file import State, before, newest_state, write_state
 
 Row = dict[str, Any]
 FREE_TO_CHANGE = ("train.device", "loader.", "eval.", "data.download")  # on resuming: they change nothing trained
+UNSAVED = "teacher_buffers"
+LATER = ("classes", UNSAVED)  # entries of indices.json that run folders of former versions do not have
 NOT_FREE = ("eval.tau",)  # but the choice of the best checkpoint
 
 
@@ -120,7 +122,8 @@ class RunFolder:
         self._require_same_hashes(saved, f"{self.path} holds", "in indices.json")
 
     def _require_same_hashes(self, saved: dict[str, str], what: str, where: str) -> None:
-        changed = [name for name in {**saved, **self._hashes} if saved.get(name) != self._hashes.get(name)]
+        known = {name: sha256 for name, sha256 in self._hashes.items() if name in saved or name not in LATER}
+        changed = [name for name in {**saved, **known} if saved.get(name) != known.get(name)]
         if changed:
             raise LtatError(
                 f"{what} a run on other data ({', '.join(changed)} {where}); "

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from ltat.attacks import official
 from ltat.cli.main import main
 from ltat.evaluation.attacks import ATTACKS
 from ltat.evaluation.flags import SELECTED_ON_TEST
@@ -136,3 +137,12 @@ def test_an_attack_that_breaks_off_costs_no_report_and_shows_in_the_exit_code(
     assert done.exit_code == 1 and "no figure of autoattack" in done.output
     told = json.loads((tmp_path / "r.json").read_text())
     assert told["clean"]["overall"] is not None and told["failed"] == {"autoattack": "no such tile"}
+
+
+def test_what_autoattack_will_leave_out_is_said_before_any_attack_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(official, "l2_tiles", lambda *size: False)
+    monkeypatch.setitem(ATTACKS, "autoattack", lambda subject: (_ for _ in ()).throw(RuntimeError("attacked")))
+    done = run(save(tmp_path), "--attacks", "autoattack", "--norm", "l2", "--eps", "0.5")
+    assert "attacked" in str(done.exception)
+    said = " ".join(done.output.split())
+    assert "cannot tile images of 8x8 pixels; it runs apgd-ce, apgd-t, fab-t" in said

@@ -264,6 +264,8 @@ def test_an_attack_may_name_its_step(data):
         ({"train_counts": [1, 2]}, "5 classes"),
         ({"attacks": "clean,pgd20"}, "'clean,pgd20'"),
         ({"threat": 8 / 255}, "give a ThreatModel"),
+        ({"threat": ThreatModel("l2", 8.1)}, r"eps=8\.1 is wider in l2 than the diagonal 8 of the box"),
+        ({"threat": ThreatModel("l2", 1.0), "attacks": "pgd2@9"}, "the step of 'pgd2@9'=9 is wider in l2"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"device": "gpu"}, "device 'gpu'"),
@@ -311,6 +313,22 @@ def test_unfit_counts_are_refused_before_anything_is_attacked(counts, data):
 
 def test_one_attack_needs_no_list(data):
     assert list(evaluate(Brightest(), data, attacks="clean").outcomes) == ["clean"]
+
+
+@pytest.mark.parametrize(("pixels", "said"), [(7, "every pixel of the evaluated images is 7"), (None, "0 and 1 only")])
+def test_a_split_of_implausible_pixels_is_refused_like_a_data_set(data, pixels, said):
+    images = np.full_like(data.test.images, pixels) if pixels else (data.test.images > 80).astype(np.uint8)
+    split = Split(images, data.test.labels, CLASSES, data.test.indices)
+    with pytest.raises(LtatError, match=said):
+        evaluate(Brightest(), split, attacks="clean")
+
+
+def test_an_l2_attack_wider_than_the_images_is_refused():
+    x, y = torch.rand(2, 1, 8, 8), torch.tensor([0, 1])
+    with pytest.raises(LtatError, match="eps=9 is wider in l2 than the diagonal 8"):
+        pgd(Brightest(), x, y, threat=ThreatModel("l2", 9.0), steps=1)
+    with pytest.raises(LtatError, match="step_size=9 is wider in l2"):
+        pgd(Brightest(), x, y, threat=ThreatModel("l2", 1.0), step_size=9.0, steps=1)
 
 
 def test_data_that_are_no_split_are_refused(data):

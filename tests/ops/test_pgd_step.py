@@ -249,6 +249,8 @@ def test_the_result_carries_no_gradient(device):
         ({"grad": torch.ones(2, 3, dtype=torch.bool)}, "grad is torch.bool; convert it"),
         ({"x_adv": None}, "x_adv is a value of type NoneType"),
         ({"box": (1.0, 0.0)}, "is empty"),
+        ({"box": (-1e300, 1.0)}, r"the bound -1e\+300 of the box is no float32"),
+        ({"box": (0.0, 1e300)}, r"the bound 1e\+300 of the box is no float32"),
         ({"eps": torch.ones(3)}, r"eps is a torch.float32 tensor \(3,\)"),
         ({"eps": torch.ones(2, dtype=torch.float64)}, "float64"),
         ({"eps": torch.tensor([0.1, -1.0])}, "eps of sample 1 is -1.0"),

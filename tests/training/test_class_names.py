@@ -16,6 +16,7 @@ from ltat.errors import LtatError
 from ltat.models import build_model, load_model, save_model
 from ltat.models.small import SmallNet
 from ltat.training import prepare, train
+from ltat.training.run import given_networks
 from tests.training.tiny import tiny_config
 
 BRIGHTNESS = {"ant": 10, "bird": 70, "cat": 130, "dog": 190}  # what tells the classes apart
@@ -137,3 +138,16 @@ def test_a_run_is_not_resumed_over_a_folder_of_other_classes(tmp_path: Path):
     npz_folder(tmp_path / "data", ["ant", "bird", "cat"])
     with pytest.raises(LtatError, match=r"other data .*classes"):
         train(settings(data, "method=pgd-at"), tmp_path / "run", resume=True)
+
+
+def test_the_normalisation_of_a_teacher_handed_in_is_part_of_its_fingerprint(tmp_path: Path):
+    plain, one, other = (
+        build_model("small", num_classes=3, in_channels=1, normalize=normalize)
+        for normalize in (None, ((0.4,), (0.2,)), ((0.5,), (0.2,)))
+    )
+    one.load_state_dict(plain.state_dict())
+    other.load_state_dict(plain.state_dict())
+    config = settings(tmp_path, "method=rslad")
+    given = [given_networks(config, teacher) for teacher in (plain, one, other)]
+    assert len({record["teacher"] for record in given}) == 1  # as in run folders of former versions
+    assert len({record["teacher_buffers"] for record in given}) == 3

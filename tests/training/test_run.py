@@ -355,7 +355,7 @@ def awkward(tmp_path) -> RunConfig:
         images = np.random.default_rng(len(part)).integers(0, 256, (12, 12, 12, 1), dtype=np.uint8)
         np.savez(tmp_path / f"{part}.npz", images=images, labels=np.arange(12) % 3)
     data = ("data.name=npz", f"data.dir={tmp_path}", "data.imbalance_ratio=natural", "train.batch_size=4")
-    attack = ("attack.norm=l2", "attack.eps=0.5", "attack.step=0.1", "eval.n_examples=6")
+    attack = ("attack.norm=l2", "attack.eps=0.5", "attack.step_size=0.1", "eval.n_examples=6")
     return tiny_config("method=at-bsl", *data, *attack, 'eval.attacks=["clean", "autoattack"]')
 
 
@@ -373,4 +373,12 @@ def test_a_package_that_the_evaluation_needs_is_missed_before_the_training(awkwa
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     with pytest.raises(ModuleNotFoundError, match="pyautoattack"):
         train(awkward, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("eps", "step"), [("8.1", "0.1"), ("0.5", "8.1")])
+def test_an_l2_length_wider_than_the_images_is_refused_before_the_folder_is_made(tmp_path, eps, step):
+    l2 = ("method=at-bsl", "attack.norm=l2", f"attack.eps={eps}", f"attack.step_size={step}")
+    with pytest.raises(LtatError, match=r"=8\.1 is wider in l2 than the diagonal 8"):
+        train(tiny_config(*l2), tmp_path / "run")
     assert not (tmp_path / "run").exists()

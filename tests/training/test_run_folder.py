@@ -134,3 +134,17 @@ def test_a_state_of_other_settings_or_data_is_refused(tmp_path):
         shutil.copy(tmp_path / "one" / "state.pt", tmp_path / name / "state.pt")
         with pytest.raises(LtatError, match=what):
             other.load_state("state.pt")
+
+
+def test_a_folder_of_a_version_that_kept_no_class_names_is_resumed(tmp_path):
+    now = {**INDICES, "classes": {"names": ["a", "b"], "sha256": "dd"}, "teacher_buffers": {"sha256": "ee"}}
+    RunFolder(tmp_path).open(tiny_config(), INDICES, resume=False)
+    RunFolder(tmp_path).save_state("state.pt", state())
+    folder = RunFolder(tmp_path)
+    folder.open(tiny_config(), now, resume=True)
+    assert folder.load_state("state.pt") is not None
+    for name in ("classes", "teacher_buffers"):  # from now on they are compared
+        with pytest.raises(LtatError, match=f"{name} in indices"):
+            folder.open(tiny_config(), {**now, name: {"sha256": "ff"}}, resume=True)
+    with pytest.raises(LtatError, match="teacher_buffers in indices"):
+        folder.open(tiny_config(), {name: now[name] for name in now if name != "teacher_buffers"}, resume=True)

@@ -41,7 +41,7 @@ class Job:
 
 
 class Message(NamedTuple):
-    """What the writer tells: images done, that the file is complete, or why it failed."""
+    """What the writer tells: images done (0 when it begins), that the file is complete, or why it failed."""
 
     done: int = 0
     complete: bool = False
@@ -123,6 +123,7 @@ def _write(job: Job, messages: Messages) -> None:
         def _write_common(self, num_samples: int, chunks: Any, work: Callable[..., None], arguments: Any) -> None:
             super()._write_common(num_samples, chunks, partial(_telling, messages, work), arguments)
 
+    messages.put(Message())
     workers: list[multiprocessing.Process] = []
 
     def worker(**arguments: Any) -> multiprocessing.Process:

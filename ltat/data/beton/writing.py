@@ -27,7 +27,8 @@ from ltat.data.workers import resolve_workers
 from ltat.errors import LtatError
 from ltat.files import replacing
 
-STALLED_AFTER = 60.0  # seconds without a written image
+STARTED_WITHIN = 600.0  # seconds in which the writer has imported FFCV, which takes minutes on a machine at work
+STALLED_AFTER = 60.0  # seconds without a written image, from then on
 _IMAGES_PER_PAGE = 8  # at least; what is left of a page stays empty
 _LEAST_JPEG = 0.02  # share of the raw pixels below which no jpeg file is expected
 
@@ -138,11 +139,11 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 def _heard(process: multiprocessing.process.BaseProcess, messages: "SimpleQueue[Message]", path: Path) -> Iterator[int]:
     """Images written so far, whenever the writer says so, until it is done."""
-    last = time.monotonic()
+    last, begun = time.monotonic(), False
     while True:
         alive = process.is_alive()  # asked first: what a process says before its end is still heard
         if not messages.empty():
-            message, last = messages.get(), time.monotonic()
+            message, last, begun = messages.get(), time.monotonic(), True
             if message.failed:
                 raise LtatError(f"cannot write {path}: {message.failed}")
             if message.complete:
@@ -150,7 +151,12 @@ def _heard(process: multiprocessing.process.BaseProcess, messages: "SimpleQueue[
             yield message.done
         elif not alive:
             raise LtatError(f"cannot write {path}: its writer ended with code {process.exitcode}; free some memory")
-        elif time.monotonic() - last > STALLED_AFTER:
+        elif not begun and time.monotonic() - last > STARTED_WITHIN:
+            raise LtatError(
+                f"cannot write {path}: FFCV was not imported within {STARTED_WITHIN:.0f} s; "
+                "check its folder and the load of the machine"
+            )
+        elif begun and time.monotonic() - last > STALLED_AFTER:
             raise LtatError(
                 f"cannot write {path}: no image was written for {STALLED_AFTER:.0f} s; "
                 "check the folder the images come from and the one they go to"
