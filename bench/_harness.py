@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import click
 import torch
 
-from ltat import cuda_graphs
+from ltat.engine import graphs
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -38,7 +38,7 @@ COLUMNS = (
     "bytes",
 )
 WARM_UP = 10
-TRIALS = cuda_graphs.WARM_UP + 2  # a captured update warms up, is recorded, and is replayed
+TRIALS = graphs.WARM_UP + 2  # a captured update warms up, is recorded, and is replayed
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune")
 CPU_MODES = ("default",)  # the others differ in CUDA graphs and in tuned matrix products, which no bench is made of
 
@@ -257,7 +257,7 @@ def tried(name: str, build: Callable[[], Run], trials: int = TRIALS) -> dict[str
 
 def graphed(run: Run) -> Run:
     """The replay of a CUDA graph of ``run``."""
-    return cuda_graphs.capture_on_cuda(run, torch.device("cuda", torch.cuda.current_device()))[0]
+    return graphs.capture_on_cuda(run, torch.device("cuda", torch.cuda.current_device()))[0]
 
 
 def append(

@@ -13,8 +13,9 @@ from bench import _harness, attack, balanced_kd, pgd_step, plain_at_bsl
 from bench._harness import Spread, append, compare
 from bench._training import SETTINGS, Task, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
-from ltat import cuda_graphs, ops, precision
+from ltat import ops
 from ltat.data import Batch
+from ltat.engine import graphs, network
 from ltat.methods import Progress
 from ltat.models import build_model
 
@@ -85,12 +86,12 @@ def test_every_attack_of_the_bench_stays_in_the_ball_and_hurts():
 def test_the_attacked_networks_copy_is_made_once_as_in_a_training(monkeypatch: pytest.MonkeyPatch):
     made: list[object] = []
 
-    class Counted(precision.WorkingCopy):
+    class Counted(network.WorkingCopy):
         def __init__(self, *given: object) -> None:
             made.append(given)
             super().__init__(*given)
 
-    monkeypatch.setattr(precision, "WorkingCopy", Counted)
+    monkeypatch.setattr(network, "WorkingCopy", Counted)
     x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     runs = attack.ltat_runs(build_model("small", num_classes=10).eval(), x, y, Recipe(steps=1))
     for _ in range(2):
@@ -219,7 +220,7 @@ def test_a_rival_that_fails_costs_its_own_row_alone(capsys: pytest.CaptureFixtur
     assert list(_harness.tried("eager", lambda: list)) == ["eager"]
 
 
-@pytest.mark.parametrize("good_calls", [0, cuda_graphs.WARM_UP, cuda_graphs.WARM_UP + 1])
+@pytest.mark.parametrize("good_calls", [0, graphs.WARM_UP, graphs.WARM_UP + 1])
 def test_an_update_that_cannot_be_recorded_or_replayed_costs_its_own_row_alone(good_calls: int):
     calls = iter(range(good_calls))  # as one that warms up, and fails when it is recorded, or replayed
     assert _harness.tried("graph", lambda: lambda: next(calls)) == {}
@@ -230,7 +231,7 @@ def test_a_graph_is_captured_as_ltat_captures_and_its_replay_is_what_is_timed(mo
 
     seen = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(cuda_graphs, "capture_on_cuda", lambda *given: (seen.append(given), (replay, None))[1])
+    monkeypatch.setattr(graphs, "capture_on_cuda", lambda *given: (seen.append(given), (replay, None))[1])
     assert _harness.graphed(list) is replay and seen == [(list, torch.device("cuda", 3))]
 
 
