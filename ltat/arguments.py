@@ -20,13 +20,13 @@ def as_number(name: str, value: object, advice: str) -> float:
     """
     plain = _unpacked(value)
     if not isinstance(plain, Real) or isinstance(plain, bool | np.bool_):
-        raise LtatError(f"{name} is {shown(value)}: {advice}")
+        raise LtatError(f"{name} is {shown(value)}; {advice}")
     try:
         number = float(plain)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise LtatError(f"{name} is {number}: {advice}")
+        raise LtatError(f"{name} is {number}; {advice}")
     return number
 
 
@@ -40,7 +40,7 @@ def as_whole(name: str, value: object, least: int, largest: int | None = None) -
     whole = isinstance(plain, Integral) and not isinstance(plain, bool | np.bool_)
     if not whole or int(plain) < least or (largest is not None and int(plain) > largest):
         above = "or more" if largest is None else f"to {largest}"
-        raise LtatError(f"{name} is {shown(value)}: give a whole number, {least} {above}")
+        raise LtatError(f"{name} is {shown(value)}; give a whole number, {least} {above}")
     return int(plain)
 
 
@@ -51,7 +51,7 @@ def as_path(name: str, value: object) -> Path:
         LtatError: it is neither.
     """
     if not isinstance(value, str | PathLike):
-        raise LtatError(f"{name} is {shown(value)}: give a path")
+        raise LtatError(f"{name} is {shown(value)}; give a path")
     return Path(value)
 
 

@@ -87,7 +87,9 @@ def install(agreed: bool = False) -> str:
             pip([*options, "--require-hashes", "--requirement", file], env)
     problem = import_problem()
     if problem is not None:
-        raise LtatError(f"it was built and cannot be imported ({problem})")
+        raise LtatError(
+            f"it was built and cannot be imported ({problem}); repair that, or remove it with: pip uninstall ffcv"
+        )
     return f"FFCV {VERSION} is installed now"
 
 
@@ -159,8 +161,8 @@ def bring_system_packages(packages: Sequence[str], env: Mapping[str, str], agree
     command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     if shutil.which("apt-get", path=env.get("PATH")) is None:
         raise LtatError(
-            "install g++, pkg-config and the headers of libturbojpeg and of OpenCV (core, imgproc) "
-            "with this system's package manager, then run python -m ltat.install_ffcv again"
+            "system packages are missing; install g++, pkg-config and the headers of libturbojpeg and of OpenCV "
+            "(core, imgproc) with this system's package manager, then run python -m ltat.install_ffcv again"
         )
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if sudo and (shutil.which("sudo", path=env.get("PATH")) is None or _run(["sudo", "-n", "true"], env).returncode):
@@ -204,7 +206,9 @@ def _must(command: Sequence[str], env: Mapping[str, str]) -> None:
     if done.returncode != 0:
         output = (done.stdout + done.stderr).strip().splitlines()
         print("\n".join(output[-_LAST_LINES:]), file=sys.stderr)
-        raise LtatError(f"this command failed, see its last lines above: {' '.join(command)}")
+        raise LtatError(
+            f"this command failed (its last lines stand above); repair that, or run it by hand: {' '.join(command)}"
+        )
 
 
 def _run(command: Sequence[str], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":

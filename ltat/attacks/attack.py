@@ -108,5 +108,5 @@ def _check_arguments(
     check_channels(model, x.shape[1] if x.dim() > 1 else 1)
     for what, name, known in (("start", start, STARTS), ("mode", mode, MODES)):
         if name not in known:
-            raise LtatError(f"unknown {what} {name!r}: use one of {', '.join(known)}")
+            raise LtatError(f"unknown {what} {name!r}; use one of {', '.join(known)}")
     dtype_of(precision)

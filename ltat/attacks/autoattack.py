@@ -135,7 +135,10 @@ class _Run:
     def _num_classes(self) -> int:
         num_classes = tried(self.model, self.x[:1].to(self.device), "the model").shape[1]
         if int(self.y.max()) >= num_classes:
-            raise LtatError(f"label {int(self.y.max())} does not fit a model of {num_classes} classes")
+            raise LtatError(
+                f"label {int(self.y.max())} does not fit a model of {num_classes} classes; "
+                "use the model and the labels of one dataset"
+            )
         return num_classes
 
     def clean_correct(self) -> Tensor:
@@ -266,7 +269,7 @@ def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *,
 def _check(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     check_threat(threat)
     if isinstance(threat.eps, Tensor):
-        raise LtatError("AutoAttack takes one radius for all images: give eps as a number")
+        raise LtatError("AutoAttack takes one radius for all images; give eps as a number")
     if threat.box != (0.0, 1.0):
-        raise LtatError(f"AutoAttack knows only the box (0, 1), not {threat.box}: scale the images to it")
+        raise LtatError(f"AutoAttack knows only the box (0, 1), not {threat.box}; scale the images to it")
     check_batch(x, y, threat)

@@ -26,18 +26,18 @@ def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
     require_tensors(x=x, y=y)
     if x.dim() == 0 or len(x) == 0 or y.shape != x.shape[:1]:
         raise LtatError(
-            f"images of shape {tuple(x.shape)} but labels of shape {tuple(y.shape)}: give one label per image"
+            f"images of shape {tuple(x.shape)} but labels of shape {tuple(y.shape)}; give one label per image"
         )
     if y.dtype != torch.int64 or int(y.min()) < 0:
-        raise LtatError(f"labels of {y.dtype} from {y.min().item()}: they must be int64 in [0, classes)")
+        raise LtatError(f"labels of {y.dtype} from {y.min().item()}; they must be int64 in [0, classes)")
     if x.dtype != torch.float32:
-        raise LtatError(f"the images are {x.dtype}: give float32, the dtype of image and perturbation throughout")
+        raise LtatError(f"the images are {x.dtype}; give float32, the dtype of image and perturbation throughout")
     if not bool(torch.isfinite(x).all()):
-        raise LtatError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite: give finite images")
+        raise LtatError(f"{int((~torch.isfinite(x)).sum())} pixels are NaN or infinite; give finite images")
     low, high = threat.box
     if float(x.min()) < low or float(x.max()) > high:
         raise LtatError(
-            f"pixels range over [{x.min().item():.4g}, {x.max().item():.4g}], outside the box {threat.box}: "
+            f"pixels range over [{x.min().item():.4g}, {x.max().item():.4g}], outside the box {threat.box}; "
             "scale the images to it"
         )
     threat.validate(len(x))
@@ -64,10 +64,10 @@ def check_channels(model: object, channels: int) -> None:
         LtatError: naming both numbers, or what the model is.
     """
     if not isinstance(model, nn.Module):
-        raise LtatError(f"the model is a {type(model).__name__}: wrap it in a torch.nn.Module whose forward calls it")
+        raise LtatError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module whose forward calls it")
     if isinstance(model, Classifier) and model.in_channels != channels:
         raise LtatError(
-            f"the model takes images of {model.in_channels} channels and these have {channels}: use its own data"
+            f"the model takes images of {model.in_channels} channels and these have {channels}; use its own data"
         )
 
 
@@ -108,7 +108,7 @@ def check_logits(logits: object, name: str = "the model") -> None:
     """Raises: LtatError where an answer is no tensor [B, C]."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise LtatError(f"{name} answers {found} and not logits [B, C]: wrap it in a module that returns them")
+        raise LtatError(f"{name} answers {found} and not logits [B, C]; wrap it in a module that returns them")
 
 
 def as_seed(seed: object) -> int:
@@ -139,7 +139,7 @@ def as_step_size(name: str, step_size: object, threat: ThreatModel, values: int 
         step_size = as_number(name, step_size, "give a number of at least 0, or float32 [B]")
     sizes = torch.as_tensor(step_size)
     if not bool((torch.isfinite(sizes) & (sizes >= 0)).all()):
-        raise LtatError(f"{name} is {sizes.min().item()}: give a finite one, 0 or more")
+        raise LtatError(f"{name} is {sizes.min().item()}; give a finite one, 0 or more")
     if sizes.numel():
         check_length(name, float(sizes.max()), threat.norm, threat.box, values)
     return step_size
@@ -152,4 +152,4 @@ def check_threat(threat: object) -> None:
         LtatError: naming what was given.
     """
     if not isinstance(threat, ThreatModel):
-        raise LtatError(f"threat is {shown(threat)}: give a ThreatModel, such as ThreatModel(norm='linf', eps=8 / 255)")
+        raise LtatError(f"threat is {shown(threat)}; give a ThreatModel, such as ThreatModel(norm='linf', eps=8 / 255)")

@@ -45,7 +45,7 @@ class Journal:
         self.folder = folder
         self.fingerprint = fingerprint
         if folder is not None and folder.exists() and not folder.is_dir():
-            raise LtatError(f"{folder} is a file: give a folder for the attack's state")
+            raise LtatError(f"{folder} is a file; give a folder for the attack's state")
 
     def load(self, name: str) -> Piece | None:
         """The piece of that name, or None if it is not there yet.
@@ -70,7 +70,7 @@ class Journal:
             raise Damaged("its checksum does not fit")
         if header["fingerprint"] != self.fingerprint:
             raise LtatError(
-                f"{path} belongs to another model, data or setting: delete the folder {self.folder} "
+                f"{path} belongs to another model, data or setting; delete the folder {self.folder} "
                 "or choose another one"
             )
         return piece

@@ -45,5 +45,5 @@ def check_label(largest: int, classes: int) -> None:
     """Raises: LtatError where a label has no class."""
     if classes <= largest:
         raise LtatError(
-            f"label {largest} does not fit a model of {classes} classes: use the model and the labels of one dataset"
+            f"label {largest} does not fit a model of {classes} classes; use the model and the labels of one dataset"
         )

@@ -31,7 +31,7 @@ def dlr(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     Invariant to scale and shift of the logits, hence blind to masking by large logits. Needs three classes.
     """
     if logits.shape[1] < 3:
-        raise LtatError(f"the dlr objective needs at least 3 classes, got {logits.shape[1]}: use 'cw'")
+        raise LtatError(f"the dlr objective needs at least 3 classes, got {logits.shape[1]}; use 'cw'")
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 

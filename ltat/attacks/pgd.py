@@ -53,7 +53,7 @@ def input_gradient(loss: Loss, x_adv: Tensor) -> Tensor:
     gradient = torch.autograd.grad(total, leaf, allow_unused=True)[0] if total.requires_grad else None
     if gradient is None:
         raise LtatError(
-            "the attack's loss does not depend on the images and has no gradient: "
+            "the attack's loss does not depend on the images and has no gradient; "
             "take no_grad, detach or integers out of the model and the objective"
         )
     return gradient

@@ -70,7 +70,7 @@ def random_start(
         LtatError: an unknown start.
     """
     if start not in STARTS:
-        raise LtatError(f"unknown start {start!r}: use one of {', '.join(STARTS)}")
+        raise LtatError(f"unknown start {start!r}; use one of {', '.join(STARTS)}")
     return STARTS[start](x, threat, generator)
 
 

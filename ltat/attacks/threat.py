@@ -37,7 +37,7 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
-            raise LtatError(f"unknown norm {shown(self.norm)}: use one of {', '.join(NORMS)}")
+            raise LtatError(f"unknown norm {shown(self.norm)}; use one of {', '.join(NORMS)}")
         object.__setattr__(self, "box", _as_box(self.box))
         if not (isinstance(self.eps, Tensor) and self.eps.dim()):
             object.__setattr__(self, "eps", as_number("eps", self.eps, "give a number such as 8/255, or a tensor [B]"))
@@ -49,15 +49,15 @@ class ThreatModel:
         """Checks the radii themselves (one device synchronisation) and that they fit the batch."""
         self._check_radius()
         if isinstance(self.eps, Tensor) and len(self.eps) != batch_size:
-            raise LtatError(f"eps holds {len(self.eps)} radii for {batch_size} images: give one per image")
+            raise LtatError(f"eps holds {len(self.eps)} radii for {batch_size} images; give one per image")
 
     def _check_radius(self) -> None:
         if isinstance(self.eps, Tensor) and self.eps.dim() != 1:
-            raise LtatError(f"eps has shape {tuple(self.eps.shape)}: give one number or a tensor [B]")
+            raise LtatError(f"eps has shape {tuple(self.eps.shape)}; give one number or a tensor [B]")
         values = torch.as_tensor(self.eps, dtype=torch.float64).reshape(-1)
         bad = values[~(torch.isfinite(values) & (values >= 0))]
         if bad.numel():
-            raise LtatError(f"eps is {bad[0].item()}: a radius must be finite and not negative, such as 8/255")
+            raise LtatError(f"eps is {bad[0].item()}; a radius must be finite and not negative, such as 8/255")
         if values.numel():
             check_length("eps", float(values.max()), self.norm, self.box)
 
@@ -104,10 +104,10 @@ def per_image(value: float | Tensor, x: Tensor) -> float | Tensor:
 def _as_box(box: object) -> tuple[float, float]:
     advice = "give (lowest, highest) pixel value"
     if not isinstance(box, Sequence | np.ndarray | Tensor) or isinstance(box, str) or len(box) != 2:
-        raise LtatError(f"box is {shown(box)}: {advice}")
+        raise LtatError(f"box is {shown(box)}; {advice}")
     low, high = (as_number("a bound of the box", bound, advice) for bound in box)
     if not low < high:
-        raise LtatError(f"the box {(low, high)} is empty: {advice}")
+        raise LtatError(f"the box {(low, high)} is empty; {advice}")
     return low, high
 
 

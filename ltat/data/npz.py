@@ -144,8 +144,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
 def _check_integers(values: np.ndarray, length: int, name: str) -> None:
     if not np.issubdtype(values.dtype, np.integer) or values.shape != (length,):
         raise LtatError(
-            f"{name} are {values.dtype} of shape {values.shape} for {length} images; "
-            f"store integers of shape ({length},){label_hint(values, length)}"
+            f"{name} are {values.dtype} of shape {values.shape} for {length} images{label_hint(values, length)}"
         )
 
 

@@ -35,16 +35,16 @@ def check_layout(shape: tuple[int, ...]) -> None:
 
 
 def wrong_kind(images: np.ndarray) -> str:
-    """What images that are not uint8 look like, and the line of NumPy that makes them so."""
+    """The end of an error on images that are not uint8: what they look like, and NumPy's line that converts them."""
     if images.dtype == np.bool_:
-        return "store images.astype(np.uint8) * 255"
+        return "; store images.astype(np.uint8) * 255"
     if not np.issubdtype(images.dtype, np.number) or not images.size or np.iscomplexobj(images):
-        return "store them as uint8, 0..255"
+        return "; store them as uint8, 0..255"
     low, high = images.min(), images.max()
     if not np.isfinite([low, high]).all():
-        return "store them as uint8, 0..255, without NaN and infinite values"
+        return "; store them as uint8, 0..255, without NaN and infinite values"
     what = next((words for least, most, words in _RANGES if low >= least and high <= most), _STANDARDISED)
-    return f"from {low:.4g} to {high:.4g}, which looks like {what}"
+    return f", from {low:.4g} to {high:.4g}, which looks like {what}"
 
 
 def check_pixels(images: np.ndarray, part: str) -> None:
@@ -76,11 +76,11 @@ def check_apart(train: np.ndarray, test: np.ndarray) -> None:
 
 
 def label_hint(labels: np.ndarray, images: int) -> str:
-    """What labels that are not integers [N] look like, for the end of a sentence."""
+    """The end of an error on labels that are not integers [N]: the line of NumPy that converts them, if one does."""
     if labels.ndim == 2 and labels.shape == (images, 1):
         return "; store labels[:, 0]"
     if labels.ndim == 2 and labels.shape[0] == images:
         return ", which looks one-hot; store labels.argmax(axis=1)"
     if labels.shape == (images,) and np.issubdtype(labels.dtype, np.floating):
         return "; store labels.astype(np.int64)"
-    return ""
+    return f"; store integers of shape ({images},)"

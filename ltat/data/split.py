@@ -164,7 +164,7 @@ def _check_images(images: Images) -> None:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = getattr(images, "dtype", type(images).__name__)
         broken = " with NaN" if isinstance(images, np.ndarray) and _has_nan(images) else ""
-        known = f", {wrong_kind(images)}" if isinstance(images, np.ndarray) else "; store them as uint8, 0..255"
+        known = wrong_kind(images) if isinstance(images, np.ndarray) else "; store them as uint8, 0..255"
         raise LtatError(f"images are {kind}{broken}{known}")
     if images.ndim != 4 or 0 in images.shape:
         raise LtatError(f"images have shape {images.shape}; store them as [N, H, W, C], none of them 0")

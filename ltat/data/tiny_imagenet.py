@@ -51,8 +51,8 @@ def _check_complete(train: Samples, ids: list[str], folder: Path) -> None:
     if counts.min() < counts.max():
         least = int(np.argmin(counts))
         raise LtatError(
-            f"{folder}/train has {counts[least]} images of {ids[least]} and {counts.max()} of another class; "
-            "the official classes are equally large: unpack the archive again"
+            f"{folder}/train has {counts[least]} images of {ids[least]} and {counts.max()} of another class "
+            "where the official classes are equally large; unpack the archive again"
         )
 
 

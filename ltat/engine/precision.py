@@ -15,7 +15,7 @@ PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloa
 def dtype_of(precision: str) -> torch.dtype:
     """The dtype in which the network body computes; ``LtatError`` for an unknown name."""
     if precision not in PRECISIONS:
-        raise LtatError(f"unknown precision {precision!r}: use one of {', '.join(PRECISIONS)}")
+        raise LtatError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
 

@@ -42,11 +42,11 @@ class Adjustment:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.tau) and self.tau >= 0):
-            raise LtatError(f"the adjustment's tau is {self.tau:g}: give a number of at least 0")
+            raise LtatError(f"the adjustment's tau is {self.tau:g}; give a number of at least 0")
         empty = [c for c, n in enumerate(self.train_counts) if n < 1]
         if empty:
             raise LtatError(
-                f"class {empty[0]} has no training image and log 0 adjusts nothing: leave the adjustment out"
+                f"class {empty[0]} has no training image and log 0 adjusts nothing; leave the adjustment out"
             )
 
     def offset(self) -> Tensor:
@@ -70,7 +70,7 @@ class LogitAdjusted(nn.Module):
         super().__init__()
         head = getattr(model, "classifier", None)
         if isinstance(head, CosineClassifier) and head.offset.any():
-            raise LtatError("the network adjusts its logits itself (robal.tau_p): leave the other adjustment out")
+            raise LtatError("the network adjusts its logits itself (robal.tau_p); leave the other adjustment out")
         self.network = StepNetwork(model, precision)
         self.offset: Tensor
         self.register_buffer("offset", adjustment.offset())
@@ -80,6 +80,6 @@ class LogitAdjusted(nn.Module):
         logits = self.network(x)
         if logits.shape[1:] != self.offset.shape:
             raise LtatError(
-                f"the adjustment has {len(self.offset)} counts and the logits {tuple(logits.shape)}: give one per class"
+                f"the adjustment has {len(self.offset)} counts and the logits {tuple(logits.shape)}; give one per class"
             )
         return logits + self.offset.to(logits)

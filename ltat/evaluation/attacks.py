@@ -257,9 +257,9 @@ def parse_attack(name: str, threat: ThreatModel = LINF_8, values: int | None = N
     step_size = None if match is None or match[3] is None else _quotient(match[3], match[4] or "1")
     if match is None or match[1] not in PGD_LOSSES or step_size == 0:
         choices = [*ATTACKS, *(f"{prefix}<steps>" for prefix in PGD_LOSSES)]
-        raise LtatError(f"unknown attack {shown(name)}: use {', '.join(choices)}, such as pgd20 or pgd20@1/255")
+        raise LtatError(f"unknown attack {shown(name)}; use {', '.join(choices)}, such as pgd20 or pgd20@1/255")
     if float(match[2]) > MAX_STEPS:
-        raise LtatError(f"attack {shown(name)} takes more than {MAX_STEPS} steps: lower them")
+        raise LtatError(f"attack {shown(name)} takes more than {MAX_STEPS} steps; lower them")
     if step_size is not None:
         as_step_size(f"the step of {shown(name)}", step_size, threat, values)
     return partial(gradient_attack, name=match[1], steps=int(match[2]), step_size=step_size)

@@ -99,7 +99,7 @@ class _Images(NamedTuple):
 
 def _resolve(data: Split | Dataset, counts: Sequence[int] | np.ndarray | None, n_examples: int | None) -> _Images:
     if not isinstance(data, Split | Dataset):
-        raise LtatError(f"data is of type {type(data).__name__}: give a Split or a Dataset, such as load_dataset gives")
+        raise LtatError(f"data is of type {type(data).__name__}; give a Split or a Dataset, such as load_dataset gives")
     split, dataset = (data, "") if isinstance(data, Split) else (data.test, data.name)
     if counts is None and isinstance(data, Dataset):
         counts = data.train.counts
@@ -146,7 +146,7 @@ def _check_logits(inputs: AttackInputs) -> None:
         shape = tuple(tried(inputs.network, x, "the model").shape)
     if shape != (1, inputs.split.num_classes):
         raise LtatError(
-            f"the model answers one image with shape {shape} where the data have {inputs.split.num_classes} classes: "
+            f"the model answers one image with shape {shape} where the data have {inputs.split.num_classes} classes; "
             "evaluate it on the dataset it was trained for"
         )
 
@@ -167,9 +167,9 @@ def _attack(inputs: AttackInputs, chosen: dict[str, Attack]) -> tuple[dict[str, 
 
 def _parse(attacks: Sequence[str] | str, threat: ThreatModel, values: int) -> dict[str, Attack]:
     if not isinstance(attacks, str | Sequence):
-        raise LtatError(f"attacks are {shown(attacks)}: give names, such as ['clean', 'pgd20']")
+        raise LtatError(f"attacks are {shown(attacks)}; give names, such as ['clean', 'pgd20']")
     if not attacks:
-        raise LtatError("no attack was named: give at least 'clean'")
+        raise LtatError("no attack was named; give at least 'clean'")
     names = [attacks] if isinstance(attacks, str) else attacks
     return {attack: parse_attack(attack, threat, values) for attack in names}
 
@@ -177,10 +177,10 @@ def _parse(attacks: Sequence[str] | str, threat: ThreatModel, values: int) -> di
 def _check_settings(threat: ThreatModel, precision: str, device: torch.device | str | None) -> None:
     check_threat(threat)
     if isinstance(threat.eps, Tensor):
-        raise LtatError("an evaluation has one radius for all images: give eps as a number")
+        raise LtatError("an evaluation has one radius for all images; give eps as a number")
     dtype_of(precision)
     if not isinstance(device, torch.device | str | None):
-        raise LtatError(f"device is {shown(device)}: give a name, such as cpu or cuda")
+        raise LtatError(f"device is {shown(device)}; give a name, such as cpu or cuda")
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -28,7 +28,7 @@ def class_groups(num_classes: int, train_counts: Sequence[int] | np.ndarray | No
     counts = _numbers(train_counts)
     if counts.shape != (num_classes,) or not (counts >= 0).all():
         raise LtatError(
-            f"train_counts of shape {counts.shape} for {num_classes} classes: give one count of images per class"
+            f"train_counts of shape {counts.shape} for {num_classes} classes; give one count of images per class"
         )
     tail = np.zeros(num_classes, dtype=bool)
     rarest_first = np.lexsort((-np.arange(num_classes), counts))
@@ -45,4 +45,4 @@ def _numbers(train_counts: Sequence[int] | np.ndarray) -> np.ndarray:
     try:
         return np.asarray(train_counts, dtype=np.float64)
     except (TypeError, ValueError):
-        raise LtatError(f"train_counts are {train_counts!r}: give one count of images per class") from None
+        raise LtatError(f"train_counts are {train_counts!r}; give one count of images per class") from None
