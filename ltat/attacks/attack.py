@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks.captured import captured_pgd, why_not_captured
-from ltat.attacks.checks import as_step_size, as_steps, check_batch, check_channels, check_threat, explained
+from ltat.attacks.checks import as_step_size, as_steps, check_batch, check_channels, check_threat, explain_failure
 from ltat.attacks.loss import ModelLoss
 from ltat.attacks.modes import MODES, attack_mode
 from ltat.attacks.objectives import Objective, cross_entropy
@@ -71,8 +71,8 @@ def pgd(
     step_size = threat.eps / 4 if step_size is None else step_size
     fold = mode == "eval" and (precision != "fp32" if fold is None else fold)
     # A caller's autocast would round the gradients too: backward runs under the one in force when it is called.
-    exact = autocast(x.device.type, "fp32")
-    with explained(model, x[:1]), attack_mode(model, mode), torch.inference_mode(False), torch.enable_grad(), exact:
+    exact, recording = autocast(x.device.type, "fp32"), torch.enable_grad()
+    with explain_failure(model, x[:1]), attack_mode(model, mode), torch.inference_mode(False), recording, exact:
         x, y = _recordable(x), _recordable(y)
         network = _wrapped(model, precision)
         attacked = _folded(network, model) if fold else network

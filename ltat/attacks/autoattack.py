@@ -1,8 +1,8 @@
 """AutoAttack ``standard`` (Croce & Hein 2020) by the authors' package, resumable and with its warnings kept.
 
-The package attacks; here it is handed one batch of survivors at a time, in exactly the batches a single call
-of its own would form, so the verdicts are the same point by point. That is what makes a run resumable: version
-0.2.0 refuses the state file it wrote itself, and would return only the images of the last session.
+The package runs every attack; this file passes it one batch of survivors at a time, the same batches that one call of
+the package forms, so that each image has the same verdict. That makes a run resumable: version 0.2.0 refuses the state
+file that it wrote, and would return only the images of the last session.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole
 from ltat.attacks import official
-from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat, tried
+from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat, trial_logits
 from ltat.attacks.journal import Damaged, Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
@@ -43,7 +43,7 @@ class AutoAttackResult:
         x_adv: fp32 [N, ch, H, W] on the device of ``x``; the clean image where no stage succeeded.
         survivors: for ``"clean"`` and then each stage in order, bool [N] on the CPU: still correct.
         flags: what one must know before quoting the number, one sentence each.
-        settings: what was run: package, version, targets, seed, batch size.
+        settings: package, version, targets, seed and batch size.
     """
 
     x_adv: Tensor
@@ -71,7 +71,7 @@ def autoattack(
 ) -> AutoAttackResult:
     """Worst case per image over APGD-CE, APGD-T, FAB-T and Square, each on the survivors of those before.
 
-    Deterministic in ``seed`` whatever the global random state, which is left as found; so is the model.
+    Deterministic in ``seed``: neither reads nor changes the global random state. Restores the model.
     With fewer than 10 classes the targeted attacks visit all C − 1 targets; APGD-T, whose loss needs four
     classes, is left out below that, and flagged. So is Square in ℓ2 where the package cannot tile the images.
 
@@ -82,8 +82,8 @@ def autoattack(
         threat: ℓ∞ or ℓ2 with one ε for all images; the box must be [0, 1].
         batch_size: images attacked at once. It changes the random starts, as it does in the package.
         seed: of every random start.
-        state_path: a folder that keeps each finished batch; a later call with the same arguments goes on
-            there and ends in the same result.
+        state_path: a folder that keeps each finished batch; a later call with the same arguments continues
+            from there and returns the same result.
         precision: of the network body; anything but fp32 is flagged.
         on_progress: called as (stage, images done, images of this stage).
 
@@ -112,7 +112,7 @@ def autoattack(
 
 
 class _Run:
-    """One evaluation under way: the images, the package's object, and what was found so far."""
+    """A running evaluation: the images, the package's object, and the results so far."""
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, batch_size: int, seed: int
@@ -133,7 +133,7 @@ class _Run:
         }
 
     def _num_classes(self) -> int:
-        num_classes = tried(self.model, self.x[:1].to(self.device), "the model").shape[1]
+        num_classes = trial_logits(self.model, self.x[:1].to(self.device), "the model").shape[1]
         if int(self.y.max()) >= num_classes:
             raise LtatError(
                 f"label {int(self.y.max())} does not fit a model of {num_classes} classes; "
@@ -151,7 +151,7 @@ class _Run:
         return torch.cat(correct)
 
     def attack(self, stage: str, alive: Tensor, journal: Journal, on_progress: OnProgress | None) -> Tensor:
-        """Runs one stage on the images still alive, bool [N]; returns who is left."""
+        """Runs one stage on the images still alive, bool [N]; returns the survivors, bool [N]."""
         left = alive.clone()
         victims = alive.nonzero().squeeze(1)
         for number, start in enumerate(range(0, len(victims), self.batch_size)):
@@ -180,7 +180,7 @@ class _Run:
             return None
 
     def _confirm(self, piece: Piece, batch: Tensor) -> None:
-        """Raises: Damaged where not every image of ``piece`` is a legal adversarial example of its own in ``batch``."""
+        """Raises: Damaged unless every image of ``piece`` is a legal adversarial example of its image in ``batch``."""
         indices, x_adv = piece.indices, piece.x_adv
         shapes = indices.shape == x_adv.shape[:1] and x_adv.shape[1:] == self.x.shape[1:]
         known = indices.dtype == torch.int64 and bool(torch.isin(indices, batch).all())
@@ -202,7 +202,7 @@ class _Run:
             x_adv, fooled, warnings = official.run_stage(self.package, stage, x, y)
         if any(map(int, undefined)):
             warnings.append(UNDEFINED)
-        # A NaN gradient makes a NaN image: no adversarial example, but no proof of robustness either.
+        # A NaN gradient makes a NaN image, which is neither an adversarial example nor evidence of robustness.
         broken = ~x_adv.isfinite().flatten(1).all(1)
         x_adv = torch.where(broken.reshape(-1, *[1] * (x.dim() - 1)), x, x_adv)
         legal = self.threat.contains(x_adv, x)

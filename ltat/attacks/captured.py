@@ -71,7 +71,7 @@ def captured_pgd(
         given = amounts | dict(zip(per_image, rest, strict=False))
         ball = replace(threat, eps=given["eps"]) if "eps" in per_image else threat
         replayed = replace(loss, y=y, objective=_with_tensors(loss.objective, rest[len(per_image) :]))
-        # Without autocast's cache, which would hand out a weight as it was rounded at the capture.
+        # Without autocast's cache, which would return a weight as it was rounded at the capture.
         with torch.autocast(x.device.type, enabled=False, cache_enabled=False):
             return ascend(replayed, x_adv.clone(), x, ball, steps, given["step_size"])
 
@@ -83,7 +83,7 @@ def _why_network_not_captured(network: StepNetwork) -> str | None:
     if network.compiled:
         return "torch.compile and a capture do not go together yet"
     if not isinstance(network.model, Classifier):
-        return f"{type(network.model).__name__} is not one of ltat.models"
+        return f"{type(network.model).__name__} is not of ltat.models"
     if altered(network.model):
         return "the network has hooks or patched methods, which a replay would not call"
     return None

@@ -1,4 +1,4 @@
-"""Checks of what an attack is given."""
+"""Checks of an attack's arguments: images, labels, model, steps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ MAX_SEED = 2**63 - 1
 
 
 def check_batch(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
-    """Refuses images [B, …] that are not finite or not in the box, and labels that do not fit them.
+    """Checks images [B, …], fp32, finite and in the box, and their labels, int64 [B].
 
     Raises:
-        LtatError: naming the offending value.
+        LtatError: one of these does not hold.
     """
     require_tensors(x=x, y=y)
     if x.dim() == 0 or len(x) == 0 or y.shape != x.shape[:1]:
@@ -56,12 +56,12 @@ def check_reach(threat: ThreatModel, values: int) -> None:
 
 
 def check_channels(model: object, channels: int) -> None:
-    """Refuses what is no module, and images of other channels than one of our networks takes.
+    """Checks that ``model`` is a module and, for a network of ``ltat.models``, that the images fit its channels.
 
-    An ``in_channels`` of anybody else's module may mean anything and is not looked at.
+    The attribute ``in_channels`` of another module may mean anything and is not read.
 
     Raises:
-        LtatError: naming both numbers, or what the model is.
+        LtatError: the model is not a module, or takes another number of channels.
     """
     if not isinstance(model, nn.Module):
         raise LtatError(f"the model is a {type(model).__name__}; wrap it in a torch.nn.Module whose forward calls it")
@@ -71,15 +71,15 @@ def check_channels(model: object, channels: int) -> None:
         )
 
 
-def tried(network: nn.Module, images: Tensor, name: str) -> Tensor:
-    """What ``network`` answers to a few images [B, ch, H, W] before anything long runs on it: logits, no gradient.
+def trial_logits(network: nn.Module, images: Tensor, name: str) -> Tensor:
+    """Logits [B, C] of a few images [B, ch, H, W], without gradient: a trial before anything long runs on ``network``.
 
     Raises:
-        LtatError: it fails on them, or answers something else than one row of logits per image; ``name`` is said.
+        LtatError: the network, which the message calls ``name``, fails on them or does not return logits [B, C].
     """
     try:
         with torch.inference_mode():
-            logits = network(images)
+            logits: Tensor = network(images)
     except LtatError:
         raise
     except Exception as error:  # whatever a foreign network raises, such as for another dtype or size
@@ -92,36 +92,36 @@ def tried(network: nn.Module, images: Tensor, name: str) -> Tensor:
 
 
 @contextmanager
-def explained(network: nn.Module, images: Tensor) -> Iterator[None]:
-    """Where what runs inside fails, and the network fails on these few images alone, too: that is said, see `tried`."""
+def explain_failure(network: nn.Module, images: Tensor) -> Iterator[None]:
+    """If the code inside fails, and so does the network on these few images, raise the error of that trial instead."""
     try:
         yield
     except LtatError:
         raise
     except Exception:
         with attack_mode(network, "eval"):
-            tried(network, images, "the model")
+            trial_logits(network, images, "the model")
         raise
 
 
 def check_logits(logits: object, name: str = "the model") -> None:
-    """Raises: LtatError where an answer is no tensor [B, C]."""
+    """Raises: LtatError unless ``logits`` is a tensor [B, C]."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise LtatError(f"{name} answers {found} and not logits [B, C]; wrap it in a module that returns them")
+        raise LtatError(f"{name} returns {found} and not logits [B, C]; wrap it in a module that returns them")
 
 
 def as_seed(seed: object) -> int:
-    """A seed that torch's generators can take, as an ``int``.
+    """A seed for torch's generators, as an ``int``.
 
     Raises:
-        LtatError: naming the seed.
+        LtatError: not a whole number from 0 to :data:`MAX_SEED`.
     """
     return as_whole("seed", seed, 0, MAX_SEED)
 
 
 def as_steps(name: str, steps: object) -> int:
-    """The steps of an attack, as an ``int``.
+    """The number of steps of an attack, as an ``int``.
 
     Raises:
         LtatError: not a whole number from 0 to :data:`ltat.units.MAX_STEPS`.
@@ -130,10 +130,10 @@ def as_steps(name: str, steps: object) -> int:
 
 
 def as_step_size(name: str, step_size: object, threat: ThreatModel, values: int | None = None) -> float | Tensor:
-    """The step of an attack on images of ``values`` = ch·H·W numbers as a ``float``, or the tensor [B] that it is.
+    """The step size of an attack on images of ``values`` = ch·H·W numbers, as a ``float`` or a tensor [B].
 
     Raises:
-        LtatError: no number, negative, not finite, or wider than the box.
+        LtatError: not a number, negative, not finite, or wider than the box.
     """
     if not (isinstance(step_size, Tensor) and step_size.dim()):
         step_size = as_number(name, step_size, "give a number of at least 0, or float32 [B]")
@@ -146,10 +146,6 @@ def as_step_size(name: str, step_size: object, threat: ThreatModel, values: int 
 
 
 def check_threat(threat: object) -> None:
-    """Refuses anything but a threat model.
-
-    Raises:
-        LtatError: naming what was given.
-    """
+    """Raises: LtatError unless ``threat`` is a :class:`ThreatModel`."""
     if not isinstance(threat, ThreatModel):
         raise LtatError(f"threat is {shown(threat)}; give a ThreatModel, such as ThreatModel(norm='linf', eps=8 / 255)")

@@ -1,4 +1,4 @@
-"""Holding a model in the mode of an attack, and putting everything back."""
+"""The mode of a model during an attack, restored afterwards."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,9 +31,10 @@ with every gradient (Rice's PGD-AT, AWP, ARD). ``train_frozen_stats``: batch sta
 
 @contextmanager
 def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
-    """Puts ``model`` in ``mode`` with its parameters frozen; on leaving, however that happens, undoes both.
+    """A context in which ``model`` is in ``mode`` and its parameters are frozen.
 
-    Every submodule gets back its own flag, so a batch norm that was frozen on purpose stays frozen.
+    Restores both on leaving, also after an exception, and the flag of every submodule for itself: a batch norm frozen
+    on purpose stays frozen.
     """
     flags = [(module, module.training) for module in model.modules()]
     tracking = _tracking(model)
@@ -53,7 +54,7 @@ def attack_mode(model: nn.Module, mode: str) -> Iterator[None]:
 
 @contextmanager
 def frozen_batch_norm_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, training-mode batch norm normalises by the batch and leaves its running statistics alone."""
+    """A context in which batch norm in training mode normalises by the batch and keeps its running statistics."""
     tracking = _tracking(model)
     try:
         _stop_tracking(model)

@@ -1,4 +1,4 @@
-"""The one place that touches pyautoattack, the authors' implementation of AutoAttack."""
+"""The only file that imports pyautoattack, the authors' implementation of AutoAttack."""
 
 import logging
 import sys
@@ -15,8 +15,8 @@ from ltat.attacks.threat import ThreatModel
 VERSION = f"pyautoattack {pyautoattack.__version__}"
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 RANDOMIZED = (
-    "the model answers the same image differently (a randomized defense): one run is no worst case, and the version of "
-    "AutoAttack for such models is not in ltat; evaluate a deterministic form of the model"
+    "the model answers the same image differently (a randomized defense): one run is not a worst case, and the "
+    "version of AutoAttack for such models is not in ltat; evaluate a deterministic form of the model"
 )
 NORM_NAMES = {"linf": "Linf", "l2": "L2"}
 MAX_TARGETS = 9
@@ -71,8 +71,8 @@ def run_stage(package: pyautoattack.AutoAttack, stage: str, x: Tensor, y: Tensor
     """Runs one stage on one batch of images that are classified correctly.
 
     Returns:
-        ``x_adv`` [B, …], ``fooled`` bool [B], and the package's warnings. The global random state and the
-        interpreter's trace function are left as found.
+        ``x_adv`` [B, …], ``fooled`` bool [B], and the package's warnings. Restores the global random state and
+        the interpreter's trace function.
     """
     package.attacks_to_run = [stage]
     x = x.contiguous()  # the package views gradients as [B, pixels], which refuses channels_last

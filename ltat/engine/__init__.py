@@ -1,1 +1,1 @@
-"""How a network is run: precision, working copies, CUDA graphs. It knows no attack and no method."""
+"""How a network runs: precision, working copies, CUDA graphs. It imports no attack."""

@@ -1,11 +1,11 @@
-"""CUDA graphs of functions of tensors: recorded once for each layout of the inputs, replayed on fresh numbers.
+"""CUDA graphs of functions of tensors: captured once for each layout of the inputs, replayed on new values.
 
-A graph replays the same kernels on the same addresses. So its inputs live in buffers of their own, into which every
-call copies, and its output is copied before the next replay writes over it. Whatever else the function reads is frozen
-at the capture and belongs in the key: numbers by value, tensors that others change in place by their address.
+A graph replays the same kernels on the same addresses. Its inputs therefore have static buffers, into which every call
+copies, and its output is cloned before the next replay overwrites it. Whatever else the function reads is frozen at the
+capture and belongs in the key: numbers by value, tensors that others change in place by their address.
 
-:class:`Graphs` is for functions without effects, which may be run for trial. The training update, which has some, is
-captured by :mod:`ltat.engine.captured_update`.
+:class:`Graphs` is for functions without side effects, which may run several times before the capture. The training
+update has side effects: see :mod:`ltat.engine.captured_update`.
 """
 
 import gc
@@ -22,17 +22,18 @@ from ltat.errors import LtatError
 
 T = TypeVar("T")
 Capture = Callable[[Callable[[], T], torch.device], tuple[Callable[[], None], T]]
-"""(function, device) → what runs it once more, and the tensors that hold its result after every run."""
+"""(function, device) → a replay, and the static output that every replay overwrites."""
 WARM_UP = 3
 
 
 def capture_on_cuda(function: Callable[[], T], device: torch.device) -> tuple[Callable[[], None], T]:
-    """Record ``function`` as a CUDA graph, after a few ordinary runs on the stream that records it.
+    """Capture ``function`` as a CUDA graph, after a few eager runs on the capturing stream as a warm-up.
 
-    The runs load kernels, create the handles of the libraries and let cuDNN choose; none of that may happen inside.
+    The warm-up loads kernels, creates the handles of the libraries and lets cuDNN choose its algorithms, none of which
+    may happen in a capture.
 
     Raises:
-        LtatError: ``device`` is no GPU, or the function does what a graph cannot hold, such as reading a value back.
+        LtatError: ``device`` is not a GPU, or the function does what a graph cannot hold, such as reading a value back.
     """
     require_cuda(device)
     with torch.cuda.device(device):
@@ -48,22 +49,22 @@ def capture_on_cuda(function: Callable[[], T], device: torch.device) -> tuple[Ca
 
 
 def record(function: Callable[[], T], stream: torch.cuda.Stream, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, T]:
-    """``function`` as a CUDA graph of ``stream``, and its result, which every replay writes anew; it is not executed.
+    """``function`` as a CUDA graph of ``stream``, and its static output; a capture executes nothing.
 
-    Not by ``torch.cuda.graph``, which empties the allocator's cache every time, and leaves its stream the current one
-    when a capture fails.
+    ``torch.cuda.graph`` is not used: it empties the allocator's cache every time, and leaves its stream the current
+    one when a capture fails.
 
     Args:
-        function: has run on ``stream`` before, so that there is nothing left to load or to choose.
-        stream: of which the device has done all that was asked for.
-        pool: of ``torch.cuda.graph_pool_handle``, the memory to allocate from; one of its own if None.
+        function: has run on ``stream`` before, as a warm-up.
+        stream: idle.
+        pool: of ``torch.cuda.graph_pool_handle``, the memory to allocate from; a new one if None.
 
     Raises:
         LtatError: the function does what a graph cannot hold, such as reading a value back.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream), _collector_paused():
-        # Only of this thread: a loader's thread may go on to pin memory.
+        # Thread-local: a loader's thread may pin memory meanwhile.
         graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
             result = function()
@@ -79,11 +80,11 @@ def record(function: Callable[[], T], stream: torch.cuda.Stream, pool: Any = Non
 
 
 def _give_up(graph: torch.cuda.CUDAGraph) -> None:
-    """End a capture that has failed, then make one of nothing: torch's generator goes on capturing until one ends."""
+    """End a failed capture, then capture nothing: torch's generator stays in capture mode until a capture succeeds."""
     with suppress(RuntimeError):
         graph.capture_end()
     with suppress(RuntimeError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is empty
+        warnings.simplefilter("ignore")  # about an empty graph
         nothing = torch.cuda.CUDAGraph()
         nothing.capture_begin()
         nothing.capture_end()
@@ -91,7 +92,7 @@ def _give_up(graph: torch.cuda.CUDAGraph) -> None:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """A graph that the collector found during a capture would be destroyed there, which CUDA forbids."""
+    """CUDA forbids the destruction of a graph during a capture, which the garbage collector might cause."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -102,16 +103,16 @@ def _collector_paused() -> Iterator[None]:
 
 
 def require_cuda(device: torch.device) -> None:
-    """Raises: LtatError where ``device`` is no GPU."""
+    """Raises: LtatError unless ``device`` is a GPU."""
     if device.type != "cuda":
         raise LtatError(f"CUDA graphs were asked for and the images are on {device}; move network and images to a GPU")
 
 
 class Graphs:
-    """The graphs that were captured, the most recently used ``size`` of them. A copy of this object begins empty.
+    """A cache of the ``size`` most recently used graphs. A copy of this object begins empty.
 
     Args:
-        capture: how a function is recorded; another one serves tests without a GPU.
+        capture: captures a function; tests without a GPU pass another one.
         size: graphs to keep; each holds the memory of a whole run of its function.
     """
 
@@ -127,24 +128,24 @@ class Graphs:
         return type(self), (self.capture, self.size)
 
     def run(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Hashable) -> Tensor:
-        """``function(*inputs)``, a tensor of its own, by the graph of ``key`` and of the inputs' layouts.
+        """``function(*inputs)``, as a new tensor, by the graph of ``key`` and of the inputs' layouts.
 
         Args:
-            function: has no effect but its result, and draws no random numbers.
-            inputs: tensors of one device, without gradient.
-            key: what else decides the result. What it refers to is kept alive as long as the graph.
+            function: has no side effects and draws no random numbers.
+            inputs: tensors on one device, without gradient.
+            key: whatever else the result depends on; kept alive as long as the graph.
         """
         whole = (key, tuple(map(layout_of, inputs)))
         if whole not in self._kept:
             self._kept[whole] = Captured(self.capture, function, inputs)
         self._kept.move_to_end(whole)
-        while len(self._kept) > self.size:  # now, since a capture has waited for all that the device had to do
+        while len(self._kept) > self.size:  # safe here: a capture has synchronised the device
             self._kept.popitem(last=False)
         return self._kept[whole](inputs).clone()
 
 
 class Captured(Generic[T]):
-    """A function of ``inputs`` as ``capture`` recorded it, with the buffers that it reads."""
+    """A captured function of ``inputs``, with its static input buffers."""
 
     def __init__(self, capture: Capture[T], function: Callable[..., T], inputs: Sequence[Tensor]) -> None:
         self.inputs = buffers = [torch.empty_like(tensor) for tensor in inputs]
@@ -152,7 +153,7 @@ class Captured(Generic[T]):
         self.replay, self.output = capture(lambda: function(*buffers), inputs[0].device)
 
     def __call__(self, inputs: Sequence[Tensor]) -> T:
-        """The tensors of the recorded result themselves, over which the next call writes."""
+        """The static output, which the next call overwrites."""
         self._fill(inputs)
         self.replay()
         return self.output
@@ -164,5 +165,5 @@ class Captured(Generic[T]):
 
 
 def layout_of(tensor: Tensor) -> Hashable:
-    """What two tensors must share to be inputs of one graph."""
+    """Shape, strides, dtype and device, which two tensors must share to be inputs of one graph."""
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device

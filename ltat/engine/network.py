@@ -1,4 +1,4 @@
-"""The network as a step of training or of an attack runs it: its precision, its compiled body, its working copy."""
+"""The network as training and attacks run it: in a precision, compiled, as a working copy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,20 @@ from ltat.models import Classifier
 
 
 class StepNetwork(nn.Module):
-    """Runs ``model`` in ``precision`` and hands back its logits in fp32.
+    """Runs ``model`` in ``precision`` and returns its logits in fp32.
 
-    Of our own models the last layer runs in fp32 too: differences of logits, as the distillation takes them, are
-    small, and half precision would round them. Other modules run whole, and their logits are cast.
-    In ``"fp32"`` the logits keep the model's own dtype, so that a float64 model stays a float64 model.
-    With ``compiled`` the body runs through ``torch.compile``. With ``graphs`` an attack on this object is replayed as
-    a CUDA graph where one can hold it (:mod:`ltat.attacks.captured`); they are kept there, and go with it.
+    The last layer of a model of ``ltat.models`` runs in fp32 too: differences of logits, which distillation takes, are
+    small, and half precision would round them. Other modules run in ``precision`` as a whole, and their logits are
+    cast. In ``"fp32"`` the logits keep the model's dtype, so that a float64 model stays a float64 model.
+
+    Args:
+        model: images [B, ch, H, W] → logits [B, C].
+        precision: of the body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+        compiled: run the body through ``torch.compile``.
+        graphs: where the CUDA graphs of attacks on this object are kept (:mod:`ltat.attacks.captured`); none if None.
+
+    Raises:
+        LtatError: unknown precision.
     """
 
     def __init__(
@@ -32,15 +39,15 @@ class StepNetwork(nn.Module):
         self.precision = precision
         self.compiled = compiled
         self.graphs = graphs
-        # Made of a method and not of a module: that one would be registered, and its weights saved, a second time.
+        # Compiles the method, not the module: a module would be registered, and its weights saved, a second time.
         self._features = torch.compile(model.features) if compiled and isinstance(model, Classifier) else None
         self._copy: WorkingCopy | Untraceable | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copy": None}  # one of another network; made anew when it is asked for
+        return {**self.__dict__, "_copy": None}  # of another network; made anew on demand
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images ``x`` [B, C, H, W]."""
+        """Logits [B, C] of images ``x`` [B, ch, H, W]."""
         if isinstance(self.model, Classifier) and (self.compiled or self.precision != "fp32"):
             return self.features_and_logits(x)[1]
         with autocast(x.device.type, self.precision):
@@ -51,10 +58,10 @@ class StepNetwork(nn.Module):
         """Penultimate features [B, d] and logits [B, C], neither in half precision, from one forward.
 
         Raises:
-            LtatError: the model is none of ours and does not tell its features.
+            LtatError: the model is not of ``ltat.models``.
         """
         if not isinstance(self.model, Classifier):
-            raise LtatError(f"{type(self.model).__name__} does not tell its features; use one of ltat.models")
+            raise LtatError(f"{type(self.model).__name__} has no features(); use one of ltat.models")
         with autocast(x.device.type, self.precision):
             features = (self._features or self.model.features)(x)
         features = _widened(features)
@@ -62,12 +69,12 @@ class StepNetwork(nn.Module):
             return features, self.model.classifier(features)
 
     def folded(self) -> Callable[[Tensor], Tensor]:
-        """What an attack in evaluation mode runs: the working copy with the network's present numbers, or itself.
+        """The working copy with the network's present numbers, or this object where the model cannot be copied.
 
-        The copy is made once and kept, so that an attack at every step of a training brings one set of buffers up to
-        date. See :mod:`ltat.engine.working_copy`; :meth:`describe_folded` tells which it is.
+        The copy is kept, and every call writes into the same buffers. See :mod:`ltat.engine.working_copy`, and
+        :meth:`describe_folded` for which of the two it is.
         """
-        with torch.inference_mode(False):  # a copy made inside could not be brought up to date outside
+        with torch.inference_mode(False):  # a copy made in inference mode could not be refreshed outside of it
             if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
                 self._copy = self._new_copy()
             return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
@@ -86,11 +93,12 @@ class StepNetwork(nn.Module):
 
 
 def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """:meth:`StepNetwork.features_and_logits` of a model that is wrapped already, or in full precision."""
+    """:meth:`StepNetwork.features_and_logits` of a :class:`StepNetwork`, or of a bare model in fp32."""
     network = model if isinstance(model, StepNetwork) else StepNetwork(model)
     return network.features_and_logits(x)
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    half = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)  # a foreign model may err
+    # What a user's model returns may not be a tensor; the caller checks it.
+    half = isinstance(tensor, Tensor) and tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.float() if half else tensor

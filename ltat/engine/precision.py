@@ -1,6 +1,6 @@
 """Mixed precision of the network body.
 
-Only the network runs in half precision. Images, perturbations, logits, losses and master weights stay fp32:
+Only the network's body runs in half precision. Images, perturbations, logits, losses and master weights stay fp32:
 the spacing of bf16 in [0.5, 1) is 2**-8, so a start noise of 0.001 would vanish in a bf16 image and a step of
 2/255 would carry up to 25 % rounding error.
 """

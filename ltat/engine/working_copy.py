@@ -1,11 +1,11 @@
-"""The network as an attack in evaluation mode runs it: its body copied once, brought up to date once per attack.
+"""Working copies: the body of a network for evaluation mode, with batch norm folded into the convolutions.
 
-In evaluation mode batch norm is an affine map of fixed numbers, so that one behind a convolution goes into its weights:
+In evaluation mode batch norm is an affine map of fixed numbers, which folds into the weights of the convolution before:
 
     bn(conv(x; W, b)) = conv(x; g W, g (b - mean) + beta),      g = gamma / sqrt(var + eps)
 
-The sums are formed in the network's own dtype and then rounded to the attack's. Autocast rounds every weight again
-at each of the K steps; here that happens once per attack, into the same buffers.
+The products are formed in the network's dtype and then rounded to the copy's. Autocast rounds every weight again in
+each of an attack's K steps; a copy rounds once per refresh, that is once per attack, into the same buffers.
 """
 
 import copy
@@ -19,23 +19,23 @@ from ltat.models import Classifier
 
 
 class Untraceable(Exception):
-    """Why a network cannot be copied; it is then attacked as it stands."""
+    """Why a network cannot be copied; whoever needs it then runs the network itself."""
 
 
 class WorkingCopy:
-    """A network's body for attacks in evaluation mode, channels last; normalisation and last layer stay the network's.
+    """A copy of a network's body in evaluation mode, channels last; normalisation and last layer are the network's.
 
     A batch norm that does not follow a convolution (the first of a pre-activation block) is kept, in the network's
-    dtype. The copy is made for the structure, device and dtype of the network at hand; what changes later is its
-    numbers, and :meth:`refresh` takes them over.
+    dtype. The copy has the network's structure, device and dtype at construction; :meth:`refresh` copies the weights
+    and statistics that have changed since.
 
     Args:
         model: one of ``ltat.models``, in any mode; it is not changed.
-        dtype: of the copied body; the network's own if None.
+        dtype: of the copied body; the network's dtype if None.
         compiled: run the body through ``torch.compile``.
 
     Raises:
-        Untraceable: the network is none of ours, or its trunk cannot be traced.
+        Untraceable: the network is not of ``ltat.models``, or its trunk cannot be traced.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False) -> None:
@@ -64,7 +64,7 @@ class WorkingCopy:
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
-        """The modules that a call runs."""
+        """The modules that a forward runs."""
         return self.body, self.model.normalize, self.model.classifier
 
     @property
@@ -75,17 +75,18 @@ class WorkingCopy:
 
     @torch.no_grad()
     def refresh(self) -> "WorkingCopy":
-        """Take over the network's present numbers, in place."""
+        """Copy the network's present weights and statistics, in place."""
         self.folded.refresh()
         for own, owner, name in self.copied:
             own.copy_(getattr(owner, name))
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, ch, H, W], in the network's own dtype."""
+        """Logits [B, C] of images [B, ch, H, W], in the network's dtype."""
         with torch.autocast(x.device.type, enabled=False):
             images = self.model.normalize(x).to(self.dtype, memory_format=torch.channels_last)
-            return self.model.classifier(self.trunk(images).to(self.place.dtype))
+            logits: Tensor = self.model.classifier(self.trunk(images).to(self.place.dtype))
+        return logits
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -94,9 +95,9 @@ class WorkingCopy:
 
 
 class FrozenCopy(nn.Module):
-    """The working copy of a network that stays as it is, as a module: a forward brings nothing up to date.
+    """The working copy of a frozen network, as a module; a forward refreshes nothing.
 
-    Its parameters and buffers are those that a forward reads, for whoever looks where they lie.
+    Its parameters and buffers are those that a forward reads, so that a CUDA graph can compare their addresses.
 
     Args:
         model: one of ``ltat.models``, in evaluation mode and without gradient.
@@ -108,7 +109,7 @@ class FrozenCopy(nn.Module):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        with torch.inference_mode(False):  # autograd could not save the weights of a copy made inside
+        with torch.inference_mode(False):  # autograd could not save the weights of a copy made in inference mode
             self.work = WorkingCopy(model, dtype)
         self.body, self.normalize, self.classifier = self.work.parts
         self.eval()
@@ -117,7 +118,7 @@ class FrozenCopy(nn.Module):
         return type(self), (self.work.model, self.work.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, ch, H, W], in the network's own dtype."""
+        """Logits [B, C] of images [B, ch, H, W], in the network's dtype."""
         return self.work(x)
 
 
@@ -127,7 +128,7 @@ class _Place(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """Names of a convolution and of the batch norm that alone reads it."""
+    """The names of a convolution and of the batch norm that is its only reader."""
 
     conv: str
     norm: str
@@ -135,16 +136,16 @@ class _Pair(NamedTuple):
 
 def _copyable(model: nn.Module) -> Classifier:
     if not isinstance(model, Classifier):
-        raise Untraceable(f"{type(model).__name__} is none of ltat.models")
+        raise Untraceable(f"{type(model).__name__} is not of ltat.models")
     if type(model).forward is not Classifier.forward or type(model).features is not Classifier.features:
-        raise Untraceable(f"{type(model).__name__} has a forward of its own")
+        raise Untraceable(f"{type(model).__name__} overrides forward or features")
     if altered(model):
         raise Untraceable(f"{type(model).__name__} has hooks or a patched method, which a copy would lose")
     return model
 
 
 def altered(model: nn.Module) -> bool:
-    """Whether any part of the model calls a hook or has a method of its own in place of its class's."""
+    """Whether any module of the model has a hook, or an instance attribute in place of its class's forward."""
     patched = not {"forward", "features", "trunk"}.isdisjoint(vars(model))
     return patched or any("forward" in vars(m) or _hooked(m) for m in model.modules())
 
@@ -160,7 +161,7 @@ def _place(model: nn.Module) -> _Place:
 
 
 class _Tracer(fx.Tracer):
-    """Records what a module does, down to the modules that have no parts."""
+    """Traces a module down to the modules without children."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return next(m.children(), None) is None
@@ -172,7 +173,7 @@ def _traced(model: Classifier) -> tuple[Classifier, fx.Graph]:
     try:
         body = copy.deepcopy(model).eval().requires_grad_(False)
         return body, tracer.trace(body)
-    except Exception as error:  # the trunk of a model of yours may do anything with what is not yet a tensor
+    except Exception as error:  # a user's trunk may do anything with the proxies of a trace
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise Untraceable(f"the trunk of {type(model).__name__} cannot be traced: {reason}") from error
 
@@ -196,7 +197,7 @@ def _foldable(graph: fx.Graph, body: nn.Module) -> list[_Pair]:
 
 
 def _shared(graph: fx.Graph, body: nn.Module) -> set[Tensor]:
-    """Parameters of several modules, or read by the trunk itself: what is folded into them would reach others too."""
+    """Parameters that several modules or the trunk itself read; folding into them would change other layers too."""
     named = dict(body.named_parameters(remove_duplicate=False))
     names = [*named, *(str(node.target) for node in graph.nodes if node.op == "get_attr")]
     owners = Counter(named[name] for name in names if name in named)
@@ -204,7 +205,7 @@ def _shared(graph: fx.Graph, body: nn.Module) -> set[Tensor]:
 
 
 def _affine_in_evaluation(conv: nn.Module, norm: nn.Module) -> bool:
-    # Only these very classes: a subclass may do more in its forward.
+    # Not their subclasses, whose forward may do more.
     if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
         return False
     return norm.weight is not None and norm.bias is not None and norm.running_var is not None
@@ -244,7 +245,7 @@ class _Folded:
                 conv.bias = nn.Parameter(bias, requires_grad=False)
 
     def refresh(self) -> None:
-        """All scales and shifts together, then each weight in one pass: few kernels, however deep the network."""
+        """All scales and shifts at once, then each weight in one pass: few kernels even for a deep network."""
         if not self.convs:
             return
         scale = (self._all("running_var") + self.eps).rsqrt_() * self._all("weight")

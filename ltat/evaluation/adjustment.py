@@ -27,10 +27,10 @@ CORRECTED_TWICE = (
 
 @dataclass(frozen=True)
 class Adjustment:
-    """What is taken off the logits.
+    """The offset of a logit adjustment.
 
     Attributes:
-        tau: strength, at least 0; 1 takes the whole prior away.
+        tau: strength, at least 0; 1 removes the whole prior.
         train_counts: images of each class that the network was trained on, [C], each at least 1.
 
     Raises:
@@ -76,7 +76,7 @@ class LogitAdjusted(nn.Module):
         self.register_buffer("offset", adjustment.offset())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adjusted logits [B, C] of images [B, C, H, W] in [0, 1]."""
+        """Adjusted logits [B, C] of images [B, ch, H, W] in [0, 1]."""
         logits = self.network(x)
         if logits.shape[1:] != self.offset.shape:
             raise LtatError(

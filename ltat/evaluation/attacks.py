@@ -88,11 +88,11 @@ class AttackInputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attack left.
+    """The result of an attack.
 
     Attributes:
         correct: bool [N], correct before and after the attack.
-        settings: what was run, for the report.
+        settings: of the attack, for the report.
         flags: what one must know before quoting the number, one sentence each.
     """
 
@@ -127,7 +127,7 @@ def clean(inputs: AttackInputs) -> Outcome:
 
 
 def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: float | None = None) -> Outcome:
-    """PGD from a uniform start, model in eval mode, on the images that are clean-correct.
+    """PGD from a uniform start, model in eval mode, on the images that are correct before the attack.
 
     K = ``steps`` steps of ``step_size``, which is ε/4 if None.
     """
@@ -148,7 +148,7 @@ def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: f
             generator=generator,
             precision=inputs.network.precision,
         )
-        # A NaN gradient makes a NaN image: no adversarial example, but no proof of robustness either.
+        # A NaN gradient makes a NaN image, which is neither an adversarial example nor evidence of robustness.
         illegal = ~inputs.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
         survived, finite = predict(inputs.network, x_adv, y)
         correct[batch] = (survived | illegal).cpu().numpy()
@@ -244,7 +244,7 @@ def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[
 
 
 def parse_attack(name: str, threat: ThreatModel = LINF_8, values: int | None = None) -> Attack:
-    """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with a step of its own, ``"pgd20@1/255"``.
+    """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with another step size than ε/4, ``"pgd20@1/255"``.
 
     Where the images are known, ``values`` is how many numbers one holds, ch·H·W: it bounds a step in ℓ2.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole, shown
 from ltat.attacks import ThreatModel
-from ltat.attacks.checks import as_seed, check_channels, check_reach, check_threat, tried
+from ltat.attacks.checks import as_seed, check_channels, check_reach, check_threat, trial_logits
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.holdout import stratified_subset
@@ -143,10 +143,10 @@ def _check_logits(inputs: AttackInputs) -> None:
     """Run the network on one image, before anything long."""
     _, x, _ = next(inputs.batches(np.arange(1)))
     with attack_mode(inputs.network, "eval"):
-        shape = tuple(tried(inputs.network, x, "the model").shape)
+        shape = tuple(trial_logits(inputs.network, x, "the model").shape)
     if shape != (1, inputs.split.num_classes):
         raise LtatError(
-            f"the model answers one image with shape {shape} where the data have {inputs.split.num_classes} classes; "
+            f"the model returns shape {shape} for one image where the data have {inputs.split.num_classes} classes; "
             "evaluate it on the dataset it was trained for"
         )
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, on the terminal and on disk."""
+"""The result of an evaluation, for the terminal and as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ COLUMNS = ("overall", "balanced", "tail", "many", "medium", "few")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         model: name of the model.
@@ -33,8 +33,8 @@ class Evaluation:
         train_counts: training images per class [C], or None.
         outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
         flags: every flag, each with the attack it belongs to.
-        adjust: what was taken off the network's logits, or None.
-        failed: by name, the attacks that broke off and have no figure, each with its reason.
+        adjust: the logit adjustment of the network, or None.
+        failed: the attacks that raised, by name, each with its error; they have no figure.
     """
 
     model: str

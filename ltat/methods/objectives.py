@@ -12,7 +12,7 @@ from ltat.errors import LtatError
 from ltat.methods.divergences import kl_divergence
 
 Network = Callable[[Tensor], Tensor]
-"""Images [B, C, H, W] to logits [B, classes]."""
+"""Images [B, ch, H, W] → logits [B, C]."""
 
 Builder = Callable[[Network, Batch, Tensor, "nn.Module | None"], Objective]
 

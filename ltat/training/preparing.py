@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ltat.attacks import ThreatModel
-from ltat.attacks.checks import tried
+from ltat.attacks.checks import trial_logits
 from ltat.config import RunConfig
 from ltat.data import Batch
 from ltat.engine.network import StepNetwork
@@ -128,7 +128,7 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: TaskData, device
     teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
     match_teacher(teacher, config, data)
     images = first_images(data, 2, device)
-    found, wanted = tuple(tried(teacher, images, "the teacher").shape), (len(images), data.train.num_classes)
+    found, wanted = tuple(trial_logits(teacher, images, "the teacher").shape), (len(images), data.train.num_classes)
     if found != wanted:
         raise LtatError(f"the teacher answers {found} and not logits {wanted}; hand in one of the data's classes")
     return teacher

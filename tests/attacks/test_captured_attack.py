@@ -263,7 +263,7 @@ def test_a_second_network_in_training_mode_is_never_replayed():
 def test_a_network_that_may_do_anything_runs_step_by_step():
     graphs = Graphs(Recorder())
     plain = StepNetwork(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), graphs=graphs)
-    assert "not one of ltat.models" in why_not_captured(plain, cross_entropy)
+    assert "not of ltat.models" in why_not_captured(plain, cross_entropy)
     hooked, _, _ = networks()
     hooked.model.conv1.register_forward_hook(lambda module, inputs, output: output * 0)
     assert "hooks" in why_not_captured(hooked, cross_entropy)

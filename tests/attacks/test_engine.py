@@ -124,7 +124,7 @@ def test_any_other_module_is_attacked_unfolded_and_that_is_said(trained):
     _, x, y = trained
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     x, y = x[:50], y[:50]
-    with pytest.warns(UserWarning, match=r"the network itself: Sequential is none of ltat\.models"):
+    with pytest.warns(UserWarning, match=r"the network itself: Sequential is not of ltat\.models"):
         found = attack(plain, x, y, fold=True)
     assert torch.equal(found, attack(plain, x, y))
 

@@ -148,7 +148,7 @@ def test_only_a_convolution_that_one_norm_alone_reads_is_folded():
 
 @pytest.mark.parametrize(
     ("model", "why"),
-    [(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "none of ltat.models"), (Hesitant(), "cannot be traced")],
+    [(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "not of ltat.models"), (Hesitant(), "cannot be traced")],
 )
 def test_a_network_that_cannot_be_copied_is_attacked_as_it_stands_and_says_why(model: nn.Module, why: str):
     with pytest.raises(Untraceable, match=why):

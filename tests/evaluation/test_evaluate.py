@@ -438,10 +438,10 @@ def test_the_attributes_of_a_foreign_module_are_not_believed(data):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (Told(lambda logits: (logits, None)), "answers tuple and not logits"),
-        (Told(lambda logits: {"logits": logits}), "answers dict and not logits"),
-        (Told(lambda logits: SimpleNamespace(logits=logits)), "answers SimpleNamespace and not logits"),
-        (Told(lambda logits: logits[:, :, None]), r"answers \([12], 5, 1\) and not logits"),
+        (Told(lambda logits: (logits, None)), "returns tuple and not logits"),
+        (Told(lambda logits: {"logits": logits}), "returns dict and not logits"),
+        (Told(lambda logits: SimpleNamespace(logits=logits)), "returns SimpleNamespace and not logits"),
+        (Told(lambda logits: logits[:, :, None]), r"returns \([12], 5, 1\) and not logits"),
         (lambda x: x.flatten(1), "a function; wrap it in a torch.nn.Module"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).half(), "fails on images .* of torch.float32"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double(), "fails on images .* of torch.float32"),

@@ -146,7 +146,7 @@ class Foreign(nn.Module):
 def test_a_teacher_that_cannot_be_copied_answers_in_fp32_and_the_run_says_why(name, batch):
     hooked = network(1)
     hooked.conv1.register_forward_hook(lambda module, inputs, output: output * 0.5)
-    for teacher, why in ((Foreign(), "Foreign is none of ltat.models"), (hooked, "hooks")):
+    for teacher, why in ((Foreign(), "Foreign is not of ltat.models"), (hooked, "hooks")):
         method = make(name, teacher=teacher)
         with torch.no_grad():
             assert torch.equal(method.teacher_logits(batch.images), method.teacher(batch.images))
