@@ -1,4 +1,4 @@
-"""The documents name no setting that there is not."""
+"""The documents name no setting that does not exist; the changelog may name a renamed one."""
 
 import re
 from collections import defaultdict
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ltat.config.renamed import NAMES
 from ltat.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,8 @@ def unknown_settings(text: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: str(document.relative_to(ROOT)))
 def test_no_document_names_a_setting_that_does_not_exist(document):
-    assert unknown_settings(document.read_text()) == []
+    old = set(NAMES) if document.name == "CHANGELOG.md" else set()
+    assert set(unknown_settings(document.read_text())) - old == set()
 
 
 def test_a_setting_that_does_not_exist_is_found():
