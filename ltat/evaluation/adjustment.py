@@ -77,7 +77,7 @@ class LogitAdjusted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Adjusted logits [B, C] of images [B, ch, H, W] in [0, 1]."""
-        logits = self.network(x)
+        logits: Tensor = self.network(x)
         if logits.shape[1:] != self.offset.shape:
             raise LtatError(
                 f"the adjustment has {len(self.offset)} counts and the logits {tuple(logits.shape)}; give one per class"
