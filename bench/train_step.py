@@ -50,7 +50,6 @@ from bench._training import (
 from bench.attack import NETWORK_MODES
 from bench.plain_at_bsl import train_step
 from ltat.data import Batch
-from ltat.methods import Progress
 
 
 class MemoryCase(NamedTuple):
@@ -77,8 +76,8 @@ def ltat_run(task: Task, settings: tuple[str, ...]) -> Run:
     trainer.network.train()
     x, y = make_batch(task)
     batch = Batch(x.contiguous(memory_format=torch.channels_last), y, torch.arange(len(y), device=y.device))
-    progress, steps = Progress(1, 100), iter(range(1_000_000))
-    return lambda: trainer.train_step(batch, progress, next(steps))
+    counts, steps = trainer.class_counts(1), iter(range(1_000_000))
+    return lambda: trainer.train_step(trainer.step(batch, 1, next(steps), counts))
 
 
 def candidates(task: Task) -> dict[str, Run]:

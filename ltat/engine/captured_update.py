@@ -7,40 +7,44 @@ executes nothing, and replayed for that very step.
 A graph keeps the numbers of its epoch (the learning rate, ramps, AWP's warm-up) and the addresses (those of the class
 counts), so it is good for that epoch. The next one begins with an eager step, since it may do what none has done yet
 (AWP after its warm-up, TAET's second stage), and then records again, into the same memory.
+
+Whether an update can be captured shows while it runs: one that reads attributes which change between two steps, draws
+random numbers on the host, or does what no graph can hold, is launched kernel by kernel from then on.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ltat.data import Batch
 from ltat.engine.graphs import WARM_UP, Captured, layout_of, record, require_cuda
+from ltat.engine.host_state import Attributes, host_generators
 from ltat.engine.network import StepNetwork
 from ltat.engine.working_copy import altered
 from ltat.errors import LtatError
-from ltat.methods import LossTerms, Method
 
 T = TypeVar("T")
-Update = Callable[[Batch, Tensor], LossTerms]
 
 
-def why_update_not_captured(network: StepNetwork, method: Method) -> str | None:
-    """Why the update of this training is launched kernel by kernel, in words; ``None`` where a graph can hold it."""
+def why_update_not_captured(network: StepNetwork, reads: object) -> str | None:
+    """Why an update of ``network`` is launched kernel by kernel, in words; ``None`` where a graph may hold it.
+
+    Args:
+        network: as the steps run it.
+        reads: the object that computes the loss, with its other networks as attributes.
+    """
     if network.graphs is None:
         return "no graph was asked for"
     if network.compiled:
         return "torch.compile and a capture do not go together yet"
     if network.precision == "fp16":
         return "the loss scale of fp16 depends on a value that is read back"
-    held = (value for value in vars(method).values() if isinstance(value, nn.Module))
-    if any(map(altered, (network.model, *held))):
+    others = (value for value in vars(reads).values() if isinstance(value, nn.Module))
+    if any(map(altered, (network.model, *others))):
         return "a network has hooks or patched methods, which a replay would not call"
-    if not hasattr(type(method).end_step, "unread_by_loss"):
-        return f"end_step() of {type(method).__name__} may change what its loss reads"
     return None
 
 
@@ -84,66 +88,100 @@ class CudaRecorder:
         self.graph, result = record(function, self.stream, self.pool)
         return self.graph.replay, result
 
+    def discard(self) -> None:
+        """Free the last graph and its memory; nothing is recorded after that."""
+        torch.cuda.synchronize(self.device)
+        self.graph = None
 
-class CapturedUpdate:
+
+class CapturedUpdate(Generic[T]):
     """The update of one stage, by a graph where one has been recorded in this epoch.
 
     One layout of batches is recorded; a smaller last batch is launched kernel by kernel.
 
     Args:
         recorder: what runs and records; another one serves tests without a GPU.
-        method: what the update asks for its loss.
+        reads: the object whose attributes the update reads.
+
+    Attributes:
+        why_not: why the update is launched kernel by kernel for the rest of the run, in words; ``None`` while a graph
+            may hold it.
     """
 
-    def __init__(self, recorder: CudaRecorder, method: Method) -> None:
+    def __init__(self, recorder: CudaRecorder, reads: object) -> None:
         self.recorder = recorder
-        self.method = method
+        self.reads = reads
+        self.why_not: str | None = None
         self._eager_steps: Counter[Hashable] = Counter()
-        self._recorded: _Recorded | None = None
+        self._before: Attributes | None = None
+        self._recorded: _Recorded[T] | None = None
 
     def begin_epoch(self) -> None:
-        """The numbers of the last epoch hold no longer."""
-        self._recorded = None
+        """Forget the numbers of the last epoch."""
+        self._recorded = self._before = None
         self._eager_steps = Counter({layout: min(n, WARM_UP - 1) for layout, n in self._eager_steps.items()})
 
-    def run(self, update: Update, batch: Batch, x_adv: Tensor) -> LossTerms:
-        """``update(batch, x_adv)``; its terms are without gradient and nobody else writes into them.
+    def run(self, update: Callable[..., T], inputs: Sequence[Tensor]) -> T:
+        """``update(*inputs)``, by the graph where one fits; nobody else writes into the tensors of its result.
 
-        Raises:
-            LtatError: the update cannot be captured, or the method has changed what it would read.
+        Args:
+            update: returns a tensor, or tuples and dictionaries of tensors, none of which requires a gradient: no node
+                of autograd may outlive its step, since it would tie the next backward to the stream of this one.
+            inputs: of one device.
         """
-        inputs = (*batch, x_adv)
         layout = tuple(map(layout_of, inputs))
-        if self._recorded is None and self._eager_steps[layout] >= WARM_UP:
-            self._recorded = _Recorded(self.recorder, self.method, update, inputs)
-        if self._recorded is None or self._recorded.layout != layout:
-            self._eager_steps[layout] += 1
-            return _detached(self.recorder.eagerly(partial(update, batch, x_adv)))
-        return self._recorded.replay(inputs)
+        if self.why_not is None and self._same_attributes(inputs[0].device):
+            if self._recorded is None and self._eager_steps[layout] >= WARM_UP:
+                self._record(update, inputs)
+            if self._recorded is not None and self._recorded.layout == layout:
+                return self._recorded.replay(inputs)
+        self._eager_steps[layout] += 1
+        return self._eagerly(partial(update, *inputs))
+
+    def _same_attributes(self, device: torch.device) -> bool:
+        """Whether all attributes are as they were a step ago; where not, a graph is given up once one is due."""
+        before, self._before = self._before, Attributes(self.reads, device)
+        name = before and before.changed(self._before)
+        if name and (self._recorded is not None or max(self._eager_steps.values()) >= WARM_UP):
+            kind = type(self.reads).__name__
+            self._give_up(f"{kind} changes its attribute {name} between two steps, which a replay would not see")
+        return name is None
+
+    def _record(self, update: Callable[..., T], inputs: Sequence[Tensor]) -> None:
+        try:
+            self._recorded = _Recorded(self.recorder, update, inputs)
+        except LtatError as why:
+            self._give_up(str(why))
+
+    def _eagerly(self, update: Callable[[], T]) -> T:
+        if self.why_not is not None:
+            return self.recorder.eagerly(update)
+        before = host_generators()
+        result = self.recorder.eagerly(update)
+        if host_generators() != before:
+            self._give_up("it draws random numbers on the host, which a replay would not")
+        return result
+
+    def _give_up(self, why: str) -> None:
+        self.why_not, self._before, self._recorded = why, None, None
+        self.recorder.discard()
 
 
-class _Recorded:
-    def __init__(self, recorder: CudaRecorder, method: Method, update: Update, inputs: tuple[Tensor, ...]) -> None:
+class _Recorded(Generic[T]):
+    def __init__(self, recorder: CudaRecorder, update: Callable[..., T], inputs: Sequence[Tensor]) -> None:
         self.layout = tuple(map(layout_of, inputs))
-        self.method = method
-        self.attributes = dict(vars(method))
-        self.graph = Captured(
-            lambda function, device: recorder.record(function),
-            lambda *buffers: _detached(update(Batch(*buffers[:-1]), buffers[-1])),
-            inputs,
-        )
+        self.update = update  # what it refers to stays where the graph reads it
+        self.graph: Captured[T] = Captured(lambda function, device: recorder.record(function), update, inputs)
 
-    def replay(self, inputs: tuple[Tensor, ...]) -> LossTerms:
-        for name, value in vars(self.method).items():
-            if value is not self.attributes.get(name):
-                raise LtatError(
-                    f"{type(self.method).__name__} has set {name} between two steps, which a CUDA graph does not see; "
-                    "use train.graph=false, or write into a tensor in place"
-                )
-        loss, logits, logs = self.graph(inputs)
-        return LossTerms(loss.clone(), logits.clone(), {name: value.clone() for name, value in logs.items()})
+    def replay(self, inputs: Sequence[Tensor]) -> T:
+        result: T = _cloned(self.graph(inputs))
+        return result
 
 
-def _detached(terms: LossTerms) -> LossTerms:
-    # No node of autograd may outlive its step: it would tie the next backward to the stream of this one.
-    return LossTerms(terms.loss.detach(), terms.logits, terms.logs)
+def _cloned(nest: Any) -> Any:
+    if isinstance(nest, Tensor):
+        return nest.clone()
+    if isinstance(nest, dict):
+        return {name: _cloned(value) for name, value in nest.items()}
+    parts = [_cloned(part) for part in nest]
+    return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)

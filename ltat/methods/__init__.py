@@ -4,10 +4,10 @@ from ltat.errors import LtatError
 from ltat.methods.adaad import Adaad
 from ltat.methods.ard import Ard
 from ltat.methods.at_bsl import AtBsl
-from ltat.methods.base import LossTerms, Method, Progress, unread_by_loss
+from ltat.methods.base import Method
 from ltat.methods.dafa import Dafa
+from ltat.methods.distillation_igdm import AdaadIgdm, ArdIgdm, RsladIgdm
 from ltat.methods.faal import Faal
-from ltat.methods.igdm import AdaadIgdm, ArdIgdm, RsladIgdm
 from ltat.methods.mart import Mart
 from ltat.methods.natural import Natural
 from ltat.methods.pgd_at import PgdAt
@@ -15,6 +15,7 @@ from ltat.methods.reat import Reat
 from ltat.methods.robal import Robal
 from ltat.methods.rslad import Rslad
 from ltat.methods.self_distill import SelfDistill
+from ltat.methods.step import LossTerms, Step
 from ltat.methods.taet import Taet
 from ltat.methods.trades import Trades
 from ltat.methods.user import absolute_method, is_user_method, load_user_method, method_label
@@ -67,17 +68,16 @@ __all__ = [
     "Method",
     "Natural",
     "PgdAt",
-    "Progress",
     "Reat",
     "Robal",
     "Rslad",
     "RsladIgdm",
     "SelfDistill",
+    "Step",
     "Taet",
     "Trades",
     "absolute_method",
     "find_method",
     "is_user_method",
     "method_label",
-    "unread_by_loss",
 ]

@@ -12,13 +12,13 @@ defaults here. With alpha = 1 no label is seen: the teacher is the ceiling.
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.config import AttackSection, ScheduleSection, TrainSection
 from ltat.config.sections import Quotient
-from ltat.data import Batch
-from ltat.methods.distillation import Distillation, DistillationConfig, Distilled, KdSection
+from ltat.methods.distillation import Distillation, DistillationConfig, KdSection
 from ltat.methods.divergences import Reduction, kl
+from ltat.methods.step import LossTerms, Step
 
 
 class AdaadSection(KdSection):
@@ -51,15 +51,14 @@ class Adaad(Distillation):
         """elementmean on CIFAR-10, batchmean above 10 classes."""
         return "elementmean" if num_classes <= 10 else "batchmean"
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
+    def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) )."""
-        kd = self.config.kd
-        student_clean = model(batch.images) if kd.clean_forward or kd.share < 1 else None
-        student_adv = model(x_adv) if student_adv is None else student_adv
-        adv = kl(self.teacher_logits(x_adv), student_adv, self.reduction)
-        parts = {"kd_adv": adv.detach()}
+        kd, x = self.config.kd, step.batch.images
+        student_clean = step.model(x) if kd.clean_forward or kd.share < 1 else None
+        student_adv = step.model(step.x_adv) if student_adv is None else student_adv
+        adv = kl(self.teacher_logits(step.x_adv), student_adv, self.reduction)
         if student_clean is None or kd.share == 1:
-            return Distilled(adv, student_adv, parts)
-        clean = kl(self.teacher_logits(batch.images), student_clean, self.reduction)
+            return LossTerms(adv, student_adv, {"kd_adv": adv})
+        clean = kl(self.teacher_logits(x), student_clean, self.reduction)
         loss = kd.share * adv + (1 - kd.share) * clean
-        return Distilled(loss, student_adv, {**parts, "kd_clean": clean.detach()})
+        return LossTerms(loss, student_adv, {"kd_adv": adv, "kd_clean": clean})

@@ -13,13 +13,13 @@ from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.config import AttackSection, OptimSection, ScheduleSection, TrainSection
 from ltat.config.sections import Positive, Quotient
-from ltat.data import Batch
-from ltat.methods.distillation import Distillation, DistillationConfig, Distilled, KdSection
+from ltat.methods.distillation import Distillation, DistillationConfig, KdSection
 from ltat.methods.divergences import Reduction, kl
+from ltat.methods.step import LossTerms, Step
 
 
 class ArdSection(KdSection):
@@ -56,14 +56,14 @@ class Ard(Distillation):
         del num_classes
         return "elementmean"
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
+    def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y )."""
-        kd = self.config.kd
-        student_adv = model(x_adv) if student_adv is None else student_adv
-        divergence = kl(self.teacher_logits(batch.images), student_adv, self.reduction, kd.temp)
-        parts = {"kd": divergence.detach()}
-        student_clean = model(batch.images) if kd.clean_forward or kd.share < 1 else None
+        kd, x = self.config.kd, step.batch.images
+        student_adv = step.model(step.x_adv) if student_adv is None else student_adv
+        divergence = kl(self.teacher_logits(x), student_adv, self.reduction, kd.temp)
+        student_clean = step.model(x) if kd.clean_forward or kd.share < 1 else None
         if student_clean is None or kd.share == 1:
-            return Distilled(divergence, student_adv, parts)
-        cls = F.cross_entropy(student_clean, batch.labels)
-        return Distilled(kd.share * divergence + (1 - kd.share) * cls, student_adv, {**parts, "cls": cls.detach()})
+            return LossTerms(divergence, student_adv, {"kd": divergence})
+        cls = F.cross_entropy(student_clean, step.batch.labels)
+        loss = kd.share * divergence + (1 - kd.share) * cls
+        return LossTerms(loss, student_adv, {"kd": divergence, "cls": cls})

@@ -8,12 +8,9 @@ third time in epoch 100; both are kept.
 
 from typing import Literal
 
-from torch import Tensor, nn
-
 from ltat.config import LossSection, ScheduleSection
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Progress
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
+from ltat.methods.step import LossTerms, Step
 
 
 class AtBslConfig(ClassificationConfig):
@@ -30,8 +27,8 @@ class AtBsl(ClassificationMethod):
     Config = AtBslConfig
     config: AtBslConfig
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """``loss.cls``, by default balanced softmax, of the logits on ``x_adv`` [B, C, H, W]."""
-        logits = model(x_adv)
-        loss = self.classification(logits, batch.labels, progress)
-        return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
+    def loss(self, step: Step) -> LossTerms:
+        """``loss.cls``, by default balanced softmax, of the logits on x'."""
+        logits = step.model(step.x_adv)
+        loss = self.classification(logits, step)
+        return LossTerms(loss, logits, {"cls": loss})

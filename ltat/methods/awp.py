@@ -11,13 +11,14 @@ steps, and so decays the weights, at w + v before it subtracts v; here w is put 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from ltat.config import RunConfig
 from ltat.errors import LtatError
+from ltat.methods.step import LossTerms, Step
 
 GUARD = 1e-20  # of a tensor without gradient
 
@@ -35,6 +36,20 @@ def check_awp(config: RunConfig) -> None:
         raise LtatError(f"awp.gamma={awp.gamma:g} needs gradients that fp16 rounds to zero; use --precision bf16")
     if awp.warmup >= train.epochs:
         raise LtatError(f"awp.warmup={awp.warmup} leaves none of the {train.epochs} epochs to AWP; lower it")
+
+
+def perturbed_weights(step: Step, config: RunConfig, loss: Callable[[Step], LossTerms]) -> AbstractContextManager[None]:
+    """A context in which the step's network has the weights w + v, after ``awp.warmup`` and with ``awp.gamma`` above 0.
+
+    Args:
+        step: with the adversarial images.
+        config: of the run.
+        loss: the method's.
+    """
+    awp = config.awp
+    if not awp.gamma or step.epoch <= awp.warmup:
+        return nullcontext()
+    return adversarial_weights(step.model, lambda: loss(step).loss, awp.gamma)
 
 
 @contextmanager

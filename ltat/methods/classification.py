@@ -13,7 +13,7 @@ z [B, C] are the logits on x', y [B] the labels, n_c the training images of clas
     focal     mean (1 - p_y)^gamma CE( z, y )                                           Lin et al., ICCV 2017
 
 The constants m, s and the normalisations are those of Cao et al.'s code.
-To add one, write a function of (z, y, :class:`Circumstances`) and enter it in :data:`LOSSES`.
+To add one, write a function of (z, :class:`ltat.methods.Step`, settings) and enter it in :data:`LOSSES`.
 """
 
 from collections.abc import Callable
@@ -25,26 +25,17 @@ from torch import Tensor, nn
 
 from ltat.config import BslSection, LossSection, RunConfig, named_epoch
 from ltat.errors import LtatError
-from ltat.methods.base import Method, Progress
+from ltat.methods.base import Method
+from ltat.methods.step import Step
 from ltat.models import Classifier, CosineClassifier, put_head
 from ltat.ops import balanced_kd
 
 
-@dataclass(frozen=True)
-class Circumstances:
-    """What a loss may depend on besides logits and labels.
+class ClassificationConfig(RunConfig):
+    """The settings of a method whose classification term on x' is a choice."""
 
-    Attributes:
-        settings: the constants.
-        class_counts: n_c, [C].
-        log_prior: tau * log n_c, fp32 [C].
-        progress: where training stands.
-    """
-
-    settings: LossSection
-    class_counts: Tensor
-    log_prior: Tensor
-    progress: Progress
+    loss: LossSection = LossSection()
+    bsl: BslSection = BslSection()
 
 
 def _keep_network(model: Classifier, settings: LossSection) -> Classifier:
@@ -57,14 +48,14 @@ class ClassificationLoss:
     """One entry of :data:`LOSSES`.
 
     Attributes:
-        value: from logits fp32 [B, C], labels [B] and circumstances to the 0-dim loss.
+        value: from logits fp32 [B, C] on x', the step and the settings to the 0-dim loss.
         prepare: changes the network when it is built.
         in_balanced_kd: ``balanced_kd`` has this loss in one pass with a distillation term.
         needs_every_class: a class without images has no weight or margin.
         corrects_prior: the loss already makes up for the class frequencies.
     """
 
-    value: Callable[[Tensor, Tensor, Circumstances], Tensor]
+    value: Callable[[Tensor, Step, ClassificationConfig], Tensor]
     prepare: Callable[[Classifier, LossSection], Classifier] = _keep_network
     in_balanced_kd: bool = False
     needs_every_class: bool = False
@@ -106,30 +97,29 @@ def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     return (missed**gamma * each).mean()
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
-    del given
-    return F.cross_entropy(logits, labels)
+def _cross_entropy(logits: Tensor, step: Step, config: ClassificationConfig) -> Tensor:
+    return F.cross_entropy(logits, step.batch.labels)
 
 
-def _balanced_softmax(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
-    return balanced_kd(logits, labels, given.log_prior).loss
+def _balanced_softmax(logits: Tensor, step: Step, config: ClassificationConfig) -> Tensor:
+    return balanced_kd(logits, step.batch.labels, config.bsl.tau * step.log_prior).loss
 
 
-def _ldam_drw(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
-    settings, progress = given.settings, given.progress
-    margins = ldam_margins(given.class_counts, settings.margin)
-    deferred = progress.epoch <= named_epoch(settings.drw, progress.epochs)
-    weights = None if deferred else effective_number_weights(given.class_counts, settings.beta)
-    return ldam(logits, labels, margins, settings.scale, weights)
+def _ldam_drw(logits: Tensor, step: Step, config: ClassificationConfig) -> Tensor:
+    settings = config.loss
+    margins = ldam_margins(step.class_counts, settings.margin)
+    deferred = step.epoch <= named_epoch(settings.drw, step.epochs)
+    weights = None if deferred else effective_number_weights(step.class_counts, settings.beta)
+    return ldam(logits, step.batch.labels, margins, settings.scale, weights)
 
 
-def _class_balanced(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
-    weights = effective_number_weights(given.class_counts, given.settings.beta)
-    return F.cross_entropy(logits, labels, weight=weights)
+def _class_balanced(logits: Tensor, step: Step, config: ClassificationConfig) -> Tensor:
+    weights = effective_number_weights(step.class_counts, config.loss.beta)
+    return F.cross_entropy(logits, step.batch.labels, weight=weights)
 
 
-def _focal(logits: Tensor, labels: Tensor, given: Circumstances) -> Tensor:
-    return focal(logits, labels, given.settings.gamma)
+def _focal(logits: Tensor, step: Step, config: ClassificationConfig) -> Tensor:
+    return focal(logits, step.batch.labels, config.loss.gamma)
 
 
 def _cosine_head(model: Classifier, settings: LossSection) -> Classifier:
@@ -153,13 +143,6 @@ LOSSES: dict[str, ClassificationLoss] = {
 }
 
 
-class ClassificationConfig(RunConfig):
-    """The settings of a method whose classification term on x' is a choice."""
-
-    loss: LossSection = LossSection()
-    bsl: BslSection = BslSection()
-
-
 class ClassificationMethod(Method):
     """Base of the methods whose classification term on x' is a choice, ``loss.cls``.
 
@@ -175,25 +158,15 @@ class ClassificationMethod(Method):
         if name not in LOSSES:
             raise LtatError(f"loss.cls={name} is unknown; choose one of {', '.join(LOSSES)}")
         self.chosen = LOSSES[name]
+        self.tau, self.corrects_prior = config.bsl.tau, self.chosen.corrects_prior
         if self.chosen.needs_every_class and not class_counts.all():
             empty = int(class_counts.argmin())
             raise LtatError(f"loss.cls={name} weighs classes by their images and class {empty} has none; use ce or bsl")
-
-    @property
-    def log_prior(self) -> Tensor:
-        """tau * log n_c, [C]."""
-        return self.config.bsl.tau * super().log_prior
-
-    @property
-    def corrects_prior(self) -> bool:
-        """Whether ``loss.cls`` does."""
-        return self.chosen.corrects_prior
 
     def prepare_model(self, model: Classifier) -> Classifier:
         """Give the network the last layer that the loss needs."""
         return self.chosen.prepare(model, self.config.loss)
 
-    def classification(self, logits: Tensor, labels: Tensor, progress: Progress) -> Tensor:
-        """The chosen loss of logits fp32 [B, C] on x' and labels [B], 0-dim."""
-        given = Circumstances(self.config.loss, self.class_counts, self.log_prior, progress)
-        return self.chosen.value(logits, labels, given)
+    def classification(self, logits: Tensor, step: Step) -> Tensor:
+        """The chosen loss of logits fp32 [B, C] on x', 0-dim."""
+        return self.chosen.value(logits, step, self.config)

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from ltat.config import AttackSection, RunConfig, Section, named_epoch
 from ltat.config.sections import NonNegative, Positive, Quotient
-from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress, unread_by_loss
+from ltat.methods.attacking import training_attack
+from ltat.methods.base import Method
 from ltat.methods.divergences import kl_divergence
+from ltat.methods.step import LossTerms, Step
 
 
 class DafaSection(Section):
@@ -77,26 +78,26 @@ class Dafa(Method):
         scale = published_scale(num_classes) if config.dafa.scale is None else config.dafa.scale
         return config.model_copy(update={"dafa": config.dafa.model_copy(update={"scale": scale})})
 
-    def begin_epoch(self, progress: Progress) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Start to gather in the last epoch of the warm-up."""
         classes = len(self.weights)
-        last = progress.epoch == self.warmup_epochs
+        last = epoch == self.warmup_epochs
         self.gathered = self.weights.new_zeros(classes, classes, dtype=torch.float64) if last else None
 
-    @unread_by_loss
-    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
+    def end_step(self, step: Step, terms: LossTerms) -> None:
         """Add the probabilities of the adversarial images to the rows of their classes."""
         if self.gathered is not None:
-            member = F.one_hot(batch.labels, terms.logits.shape[1]).double()
+            member = F.one_hot(step.batch.labels, terms.logits.shape[1]).double()
             self.gathered += member.T @ terms.logits.double().softmax(dim=1)
 
-    def end_epoch(self, progress: Progress) -> None:
+    def end_epoch(self, epoch: int) -> None:
         """Weigh the classes from the end of the warm-up on."""
         if self.gathered is not None:
             # A row of probabilities sums to 1: the row sums are the images. An absent class keeps the weight 1.
             similarity = self.gathered / self.gathered.sum(dim=1, keepdim=True).clamp(min=1)
-            scale = published_scale(len(similarity)) if self.config.dafa.scale is None else self.config.dafa.scale
-            weights = above(class_weights(similarity, scale), self.config.dafa.floor)
+            dafa = self.config.dafa
+            assert dafa.scale is not None  # resolve() has filled it
+            weights = above(class_weights(similarity, dafa.scale), dafa.floor)
             self.weights, self.gathered = weights.to(self.weights), None
 
     def state_dict(self) -> dict[str, Any]:
@@ -104,22 +105,21 @@ class Dafa(Method):
         return {"weights": self.weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back w."""
+        """Restore w."""
         self.weights = state["weights"].to(self.weights)
 
-    def radius_scale(self, batch: Batch, progress: Progress) -> Tensor:
-        """w_y of every image's class y, times the class-wise radius where that is set."""
-        weights, radii = self.weights[batch.labels], super().radius_scale(batch, progress)
-        return weights if radii is None else weights * radii
+    def attack(self, step: Step) -> Tensor:
+        """PGD with radius and step size times w_y of every image's class y."""
+        return training_attack(step, self.config, self.objective, scale=self.weights[step.batch.labels])
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """Weighted CE(f(x), y) + beta * KL(p(x) || p(x')) for ``x_adv`` [B, C, H, W]; forwards of x', then x."""
-        del progress
-        adv, clean = model(x_adv), model(batch.images)
-        cls = (self.weights[batch.labels] * F.cross_entropy(clean, batch.labels, reduction="none")).mean()
+    def loss(self, step: Step) -> LossTerms:
+        """Weighted CE(f(x), y) + beta * KL(p(x) || p(x')); forwards of x', then x."""
+        labels = step.batch.labels
+        adv, clean = step.model(step.x_adv), step.model(step.batch.images)
+        cls = (self.weights[labels] * F.cross_entropy(clean, labels, reduction="none")).mean()
         kl = kl_divergence(clean, adv).mean()
-        logs = {"cls": cls.detach(), "kl": kl.detach(), "w_min": self.weights.min(), "w_max": self.weights.max()}
-        return LossTerms(cls + self.config.dafa.beta * kl, adv.detach(), logs)
+        logs = {"cls": cls, "kl": kl, "w_min": self.weights.min(), "w_max": self.weights.max()}
+        return LossTerms(cls + self.config.dafa.beta * kl, adv, logs)
 
 
 def published_scale(num_classes: int) -> float:

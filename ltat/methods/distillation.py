@@ -1,14 +1,12 @@
 """What adversarial distillation methods share (ARD, RSLAD, AdaAD): a teacher, an attack, a divergence L_AD."""
 
-from typing import NamedTuple
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.attacks import ThreatModel
 from ltat.config import RunConfig, Section
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Progress
+from ltat.methods.attacking import training_attack
 from ltat.methods.divergences import Reduction
+from ltat.methods.step import LossTerms, Step
 from ltat.methods.teachers import TaughtConfig, TaughtMethod, TeacherSection
 
 
@@ -26,14 +24,6 @@ class DistillationConfig(TaughtConfig):
 
     teacher: TeacherSection = TeacherSection(train="none")
     kd: KdSection = KdSection()
-
-
-class Distilled(NamedTuple):
-    """L_AD (0-dim), S(x') with its graph [B, C], and L_AD's parts by name (0-dim, detached)."""
-
-    loss: Tensor
-    student_adv: Tensor
-    parts: dict[str, Tensor]
 
 
 class Distillation(TaughtMethod):
@@ -56,24 +46,21 @@ class Distillation(TaughtMethod):
     @property
     def reduction(self) -> Reduction:
         """The mean in use."""
-        return self.config.kd.reduction or self.published_reduction(len(self.class_counts))
+        assert self.config.kd.reduction is not None  # resolve() has filled it
+        return self.config.kd.reduction
 
-    def training_ball(self) -> tuple[ThreatModel, float]:
-        """The right ball and step, or with ``kd.swap_step_eps`` the two exchanged."""
-        threat, step = super().training_ball()
+    def attack(self, step: Step) -> Tensor:
+        """PGD, with ``kd.swap_step_eps`` in a ball of the step size by steps of the radius."""
+        attack = self.config.attack
         if not self.config.kd.swap_step_eps:
-            return threat, step
-        return ThreatModel(norm=threat.norm, eps=step), self.config.attack.eps
+            return super().attack(step)
+        swapped = ThreatModel(norm=attack.norm, eps=attack.step_size)
+        return training_attack(step, self.config, self.objective, threat=swapped, step_size=attack.eps)
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
-        """L_AD of the clean images in ``batch`` and the adversarial ``x_adv`` [B, C, H, W].
-
-        ``student_adv`` is S(x') [B, C], where it is known already.
-        """
+    def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
+        """L_AD and its parts; ``student_adv`` is S(x') [B, C], where that has been computed."""
         raise NotImplementedError
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """L_AD, and its parts."""
-        del progress
-        distilled = self.distil(model, batch, x_adv)
-        return LossTerms(distilled.loss, distilled.student_adv.detach(), distilled.parts)
+    def loss(self, step: Step) -> LossTerms:
+        """L_AD and its parts."""
+        return self.distil(step)

@@ -21,13 +21,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.attacks.objectives import margin
 from ltat.config import RunConfig, Section
 from ltat.config.sections import NonNegative
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import Method
+from ltat.methods.step import LossTerms, Step
 
 BISECTIONS = 40  # they halve a range of C r + log(C / r) + 1, and leave nu - max g within 1e-9 of itself for C = 1000
 
@@ -56,20 +56,18 @@ class Faal(Method):
     Config = FaalConfig
     config: FaalConfig
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """C/B * sum_i p_{y_i} CE_i on ``x_adv`` [B, C, H, W]."""
-        del progress
-        settings = self.config.faal
-        logits = model(x_adv)
+    def loss(self, step: Step) -> LossTerms:
+        """C/B * sum_i p_{y_i} CE_i on x'."""
+        settings, labels = self.config.faal, step.batch.labels
+        logits = step.model(step.x_adv)
         if settings.extra_forward:
             with torch.no_grad():
-                model(batch.images)
-        gains = class_gains(logits.detach(), batch.labels, settings.gain)
+                step.model(step.batch.images)
+        gains = class_gains(logits.detach(), labels, settings.gain)
         weights = len(gains) * worst_distribution(gains, settings.radius)
-        losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        loss = (weights.to(losses)[batch.labels] * losses).mean()
-        logs = {"cls": losses.mean().detach(), "w_min": weights.min(), "w_max": weights.max()}
-        return LossTerms(loss, logits.detach(), logs)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        loss = (weights.to(losses)[labels] * losses).mean()
+        return LossTerms(loss, logits, {"cls": losses.mean(), "w_min": weights.min(), "w_max": weights.max()})
 
 
 def class_gains(logits: Tensor, labels: Tensor, gain: str) -> Tensor:

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.config import RunConfig, Section
 from ltat.config.sections import NonNegative, Positive
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import Method
+from ltat.methods.step import LossTerms, Step
 
 
 class MartSection(Section):
@@ -46,14 +46,13 @@ class Mart(Method):
     Config = MartConfig
     config: MartConfig
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """BCE + beta * weighted KL for ``x_adv`` [B, C, H, W]; forwards of x, then of x'."""
-        del progress
-        clean, adv = model(batch.images), model(x_adv)
-        cls = self.boosted_cross_entropy(adv, batch.labels)
-        kl = self.weighted_divergence(clean, adv, batch.labels)
-        logs = {"cls": cls.detach(), "kl": kl.detach()}
-        return LossTerms(cls + self.config.mart.beta * kl, adv.detach(), logs)
+    def loss(self, step: Step) -> LossTerms:
+        """BCE + beta * weighted KL; forwards of x, then of x'."""
+        labels = step.batch.labels
+        clean, adv = step.model(step.batch.images), step.model(step.x_adv)
+        cls = self.boosted_cross_entropy(adv, labels)
+        kl = self.weighted_divergence(clean, adv, labels)
+        return LossTerms(cls + self.config.mart.beta * kl, adv, {"cls": cls, "kl": kl})
 
     def boosted_cross_entropy(self, adv: Tensor, labels: Tensor) -> Tensor:
         """BCE of logits [B, C] on x', 0-dim."""

@@ -8,13 +8,12 @@ that one protocol serves every method, and change nothing.
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.config import AttackSection, RunConfig, SelectSection
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import Method
+from ltat.methods.step import LossTerms, Step
 
 
 class NaturalConfig(RunConfig):
@@ -33,14 +32,12 @@ class Natural(Method):
 
     Config = NaturalConfig
 
-    def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
-        """The clean images themselves, [B, C, H, W]."""
-        del model, progress, generator
-        return batch.images
+    def attack(self, step: Step) -> Tensor:
+        """The clean images themselves, [B, ch, H, W]."""
+        return step.batch.images
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
+    def loss(self, step: Step) -> LossTerms:
         """Mean cross-entropy of the logits on ``x_adv``, which are the clean images."""
-        del progress
-        logits = model(x_adv)
-        loss = F.cross_entropy(logits, batch.labels)
-        return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
+        logits = step.model(step.x_adv)
+        loss = F.cross_entropy(logits, step.batch.labels)
+        return LossTerms(loss, logits, {"cls": loss})

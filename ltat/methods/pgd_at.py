@@ -13,12 +13,10 @@ This is also the first stage of the main method: on the balanced sub-dataset D_B
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from ltat.config import ScheduleSection, Section
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Progress, unread_by_loss
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
+from ltat.methods.step import LossTerms, Step
 
 
 class PgdAtSection(Section):
@@ -42,15 +40,14 @@ class PgdAt(ClassificationMethod):
     Config = PgdAtConfig
     config: PgdAtConfig
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """``loss.cls``, by default mean cross-entropy, of the logits on ``x_adv`` [B, C, H, W]."""
-        logits = model(x_adv)
-        loss = self.classification(logits, batch.labels, progress)
-        return LossTerms(loss, logits.detach(), {"cls": loss.detach()})
+    def loss(self, step: Step) -> LossTerms:
+        """``loss.cls``, by default mean cross-entropy, of the logits on x'."""
+        logits = step.model(step.x_adv)
+        loss = self.classification(logits, step)
+        return LossTerms(loss, logits, {"cls": loss})
 
-    @unread_by_loss
     @torch.no_grad()
-    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
+    def end_step(self, step: Step, terms: LossTerms) -> None:
         """The clean forward of Rice et al., which moves the batch-norm statistics by the new weights."""
         if self.config.pgd_at.clean_forward:
-            model(batch.images)
+            step.model(step.batch.images)

@@ -13,6 +13,16 @@ import torch
 from torch import Tensor
 
 from ltat.attacks import ThreatModel
+from ltat.config import RadiusSection
+from ltat.methods.step import Step
+
+
+def radius_scale(settings: RadiusSection, step: Step) -> Tensor | None:
+    """The factor of radius and step size of each image of the batch, fp32 [B]; ``None`` for one ball for all."""
+    if not (settings.share or settings.ramp_share):
+        return None
+    scale = ramp(settings.ramp_share, step.epoch, step.epochs) * class_radii(step.class_counts, settings.share)
+    return scale.float()[step.batch.labels]
 
 
 def class_radii(class_counts: Tensor, alpha: float) -> Tensor:

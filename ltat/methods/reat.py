@@ -34,11 +34,10 @@ from torch import Tensor, nn
 from ltat.attacks import Objective
 from ltat.config import AttackSection, LossSection, ScheduleSection, Section, TrainSection
 from ltat.config.sections import NonNegative
-from ltat.data import Batch
 from ltat.engine.network import features_and_logits
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Progress, unread_by_loss
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
+from ltat.methods.step import LossTerms, Step
 
 
 class ReatSection(Section):
@@ -83,24 +82,22 @@ class Reat(ClassificationMethod):
                 f"the class weights of reat underflow in an fp16 attack in mode {config.attack.mode}; "
                 "use --precision bf16 or attack.mode=eval"
             )
-        if config.reat.tail and not self.tail_classes.any():
+        if config.reat.tail and not self.tail_classes(class_counts).any():
             raise LtatError(f"{len(class_counts)} classes leave the tail of reat empty; set reat.tail=0")
 
-    @property
-    def tail_classes(self) -> Tensor:
-        """Which classes are the tail, bool [C], by ``reat.tail_set``."""
-        return TAIL_SETS[self.config.reat.tail_set](self.class_counts)
+    def tail_classes(self, class_counts: Tensor) -> Tensor:
+        """Which classes are the tail, bool [C], of n_c [C] by ``reat.tail_set``."""
+        return TAIL_SETS[self.config.reat.tail_set](class_counts)
 
-    def begin_epoch(self, progress: Progress) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Count the predictions of the epoch from zero."""
-        self.counting = torch.zeros_like(self.class_counts)
+        self.counting = torch.zeros_like(self.counting)
 
-    @unread_by_loss
-    def end_step(self, model: nn.Module, batch: Batch, terms: LossTerms) -> None:
+    def end_step(self, step: Step, terms: LossTerms) -> None:
         """Count what the adversarial images were taken for."""
         self.counting += F.one_hot(terms.logits.argmax(dim=1), terms.logits.shape[1]).sum(dim=0)
 
-    def end_epoch(self, progress: Progress) -> None:
+    def end_epoch(self, epoch: int) -> None:
         """The next epoch's A_c are this one's predictions."""
         self.predicted = self.counting
 
@@ -109,30 +106,30 @@ class Reat(ClassificationMethod):
         return {} if self.predicted is None else {"predicted": self.predicted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back A_c."""
-        self.predicted = state["predicted"].to(self.class_counts) if "predicted" in state else None
+        """Restore A_c."""
+        self.predicted = state["predicted"].to(self.counting) if "predicted" in state else None
 
-    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+    def objective(self, step: Step) -> Objective:
         """RBL: ``attack.loss`` of every image, times w of its class where the batch couples the images.
 
         In evaluation mode every image has the gradient that it has alone: a positive factor turns neither its sign nor
         its direction, and can only underflow.
         """
-        inner = super().objective(model, batch)
+        inner = super().objective(step)
         if self.config.attack.mode == "eval":
             return inner
-        weights = rbl_weights(self.class_counts, self.class_counts if self.predicted is None else self.predicted)
+        counts = step.class_counts
+        weights = rbl_weights(counts, counts if self.predicted is None else self.predicted)
         return lambda logits, labels, x_adv: weights.to(logits)[labels] * inner(logits, labels, x_adv)
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """``loss.cls``, by default balanced softmax, on ``x_adv`` [B, C, H, W] plus lambda * TAIL on their features."""
-        reat = self.config.reat
-        features, logits = features_and_logits(model, x_adv)
-        cls = self.classification(logits, batch.labels, progress)
-        tail = tail_term(
-            features, batch.labels, self.class_counts, self.tail_classes, reat.tail_impl, SIGN_OF_PAIRS[reat.tail_sign]
-        )
-        return LossTerms(cls + reat.tail * tail, logits.detach(), {"cls": cls.detach(), "tail": tail.detach()})
+    def loss(self, step: Step) -> LossTerms:
+        """``loss.cls``, by default balanced softmax, on x' plus lambda * TAIL on their features."""
+        reat, counts = self.config.reat, step.class_counts
+        features, logits = features_and_logits(step.model, step.x_adv)
+        cls = self.classification(logits, step)
+        sign, in_tail = SIGN_OF_PAIRS[reat.tail_sign], self.tail_classes(counts)
+        tail = tail_term(features, step.batch.labels, counts, in_tail, reat.tail_impl, sign)
+        return LossTerms(cls + reat.tail * tail, logits, {"cls": cls, "tail": tail})
 
 
 def rbl_weights(class_counts: Tensor, predicted: Tensor) -> Tensor:

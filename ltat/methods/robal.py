@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ltat.attacks import Objective
 from ltat.config import AttackSection, OptimSection, RunConfig, ScheduleSection, Section, TrainSection
 from ltat.config.sections import NonNegative, Positive
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import Method
 from ltat.methods.divergences import kl_divergence
 from ltat.methods.objectives import inner_objective
+from ltat.methods.step import LossTerms, Step
 from ltat.models import Classifier, CosineClassifier, put_head
 
 
@@ -71,24 +71,13 @@ class Robal(Method):
 
     def __init__(self, config: RobalConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
-        self.offset = -config.robal.tau_p * self.log_share
+        self.offset = -config.robal.tau_p * log_share(class_counts)
+        self.corrects_prior = config.robal.tau_b > 0
 
-    @property
-    def log_share(self) -> Tensor:
-        """log(n_c / N), [C]; a class without images counts as one of one image."""
-        counts = self.class_counts.clamp(min=1).float()
-        return (counts / counts.sum()).log()
-
-    @property
-    def corrects_prior(self) -> bool:
-        """tau_b does."""
-        return self.config.robal.tau_b > 0
-
-    @property
-    def margins(self) -> Tensor:
-        """D_c, [C]."""
-        robal, log_share = self.config.robal, self.log_share
-        return robal.tau_m / robal.scale * (log_share - log_share.min()) + robal.margin
+    def margins(self, shares: Tensor) -> Tensor:
+        """D_c [C] of log(n_c / N) [C]."""
+        robal = self.config.robal
+        return robal.tau_m / robal.scale * (shares - shares.min()) + robal.margin
 
     def prepare_model(self, model: Classifier) -> Classifier:
         """Put the cosine classifier in place, with its constants."""
@@ -104,29 +93,37 @@ class Robal(Method):
         """v [B, C] of the deployed network's logits z."""
         return (logits - self.offset.to(logits)) / self.config.robal.scale_out
 
-    def objective(self, model: nn.Module, batch: Batch) -> Objective:
+    def objective(self, step: Step) -> Objective:
         """``attack.loss`` of the cosines, unscaled."""
-        # The network is asked for its cosines too: kl-self compares x' with what it says of x.
-        inner = inner_objective(
-            self.config.attack.loss, lambda x: self.cosines(model(x)), batch, self.log_prior, self.teacher
-        )
+
+        # kl-self compares the cosines on x' with those on x.
+        def cosines_of(x: Tensor) -> Tensor:
+            return self.cosines(step.model(x))
+
+        inner = inner_objective(self.config.attack.loss, cosines_of, step.batch, step.log_prior, self.teacher)
         return lambda logits, labels, x_adv: inner(self.cosines(logits), labels, x_adv)
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """L_1 + beta * L_2 for ``x_adv`` [B, C, H, W]."""
-        del progress
-        robal = self.config.robal
-        logits = model(x_adv)
+    def loss(self, step: Step) -> LossTerms:
+        """L_1 + beta * L_2."""
+        robal, labels, x = self.config.robal, step.batch.labels, step.batch.images
+        logits = step.model(step.x_adv)
         v_adv = self.cosines(logits)
-        self._extra_forward(model, batch.images)
-        v_clean = self.cosines(model(batch.images))
-        self._extra_forward(model, x_adv)
-        at_true_class = F.one_hot(batch.labels, logits.shape[1]) * self.margins
-        l_1 = F.cross_entropy(robal.scale * (v_adv - at_true_class) + robal.tau_b * self.log_share, batch.labels)
+        self._extra_forward(step.model, x)
+        v_clean = self.cosines(step.model(x))
+        self._extra_forward(step.model, step.x_adv)
+        shares = log_share(step.class_counts)
+        at_true_class = F.one_hot(labels, logits.shape[1]) * self.margins(shares)
+        l_1 = F.cross_entropy(robal.scale * (v_adv - at_true_class) + robal.tau_b * shares, labels)
         l_2 = kl_divergence(v_clean, v_adv).mean()
-        return LossTerms(l_1 + robal.beta * l_2, logits.detach(), {"cls": l_1.detach(), "kl": l_2.detach()})
+        return LossTerms(l_1 + robal.beta * l_2, logits, {"cls": l_1, "kl": l_2})
 
     @torch.no_grad()
     def _extra_forward(self, model: nn.Module, images: Tensor) -> None:
         if self.config.robal.extra_forwards:
             model(images)
+
+
+def log_share(class_counts: Tensor) -> Tensor:
+    """log(n_c / N) of n_c [C], fp32 [C]; a class without images counts as one of one image."""
+    counts = class_counts.clamp(min=1).float()
+    return (counts / counts.sum()).log()

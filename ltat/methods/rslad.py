@@ -13,13 +13,13 @@ from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltat.config import AttackSection, OptimSection, ScheduleSection, TrainSection
 from ltat.config.sections import NonNegative, Quotient
-from ltat.data import Batch
-from ltat.methods.distillation import Distillation, DistillationConfig, Distilled, KdSection
+from ltat.methods.distillation import Distillation, DistillationConfig, KdSection
 from ltat.methods.divergences import REDUCTIONS, Reduction, kl_terms
+from ltat.methods.step import LossTerms, Step
 
 
 class RsladSection(KdSection):
@@ -53,15 +53,14 @@ class Rslad(Distillation):
         """elementmean on CIFAR-10, ten times that above 10 classes."""
         return "elementmean" if num_classes <= 10 else "10xelementmean"
 
-    def distil(self, model: nn.Module, batch: Batch, x_adv: Tensor, student_adv: Tensor | None = None) -> Distilled:
+    def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """5/6 K(x') + 1/6 K(x), with K(u) = KL( T(x) || S(u) )."""
-        alpha = self.config.kd.share
-        student_adv = model(x_adv) if student_adv is None else student_adv
-        student_clean = model(batch.images)
-        teacher = self.teacher_logits(batch.images)
+        alpha, x = self.config.kd.share, step.batch.images
+        student_adv = step.model(step.x_adv) if student_adv is None else student_adv
+        student_clean = step.model(x)
+        teacher = self.teacher_logits(x)
         adv, clean = self.divergence(teacher, student_adv), self.divergence(teacher, student_clean)
-        parts = {"kd_adv": adv.detach(), "kd_clean": clean.detach()}
-        return Distilled(alpha * adv + (1 - alpha) * clean, student_adv, parts)
+        return LossTerms(alpha * adv + (1 - alpha) * clean, student_adv, {"kd_adv": adv, "kd_clean": clean})
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
         """p_T (log(p_T + guard) - log p_S) of logits [B, C], reduced."""

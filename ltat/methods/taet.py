@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from ltat.config import AttackSection, RunConfig, ScheduleSection, Section, named_epoch
 from ltat.config.sections import NonNegative
-from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import Method
+from ltat.methods.step import LossTerms, Step
 
 
 class TaetSection(Section):
@@ -71,35 +71,30 @@ class Taet(Method):
         self.clean_epochs = named_epoch(clean, epochs)
         if self.clean_epochs >= epochs:
             raise LtatError(f"taet.clean={clean:g} leaves none of the {epochs} epochs to adversarial images; lower it")
+        self.corrects_prior = config.taet.alpha > 0  # BCL is a mean over classes and not over images
 
-    @property
-    def corrects_prior(self) -> bool:
-        """BCL does, a mean over classes and not over images."""
-        return self.config.taet.alpha > 0
-
-    def is_clean(self, progress: Progress) -> bool:
+    def is_clean(self, step: Step) -> bool:
         """Whether the epoch belongs to stage 1."""
-        return progress.epoch <= self.clean_epochs
+        return step.epoch <= self.clean_epochs
 
-    def attack(self, model: nn.Module, batch: Batch, progress: Progress, generator: torch.Generator) -> Tensor:
+    def attack(self, step: Step) -> Tensor:
         """The clean images in stage 1, PGD in stage 2, after the reference code's extra forward."""
-        taet, clean = self.config.taet, self.is_clean(progress)
+        taet, clean = self.config.taet, self.is_clean(step)
         if taet.clean_extra_forward if clean else taet.extra_forward:
             with torch.no_grad():
-                model(batch.images)
-        return batch.images if clean else super().attack(model, batch, progress, generator)
+                step.model(step.batch.images)
+        return step.batch.images if clean else super().attack(step)
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """Mean cross-entropy in stage 1, HARL in stage 2, of the logits on ``x_adv`` [B, C, H, W]."""
-        logits = model(x_adv)
-        losses = F.cross_entropy(logits, batch.labels, reduction="none")
-        if self.is_clean(progress):
-            return LossTerms(losses.mean(), logits.detach(), {"cls": losses.mean().detach()})
+    def loss(self, step: Step) -> LossTerms:
+        """Mean cross-entropy in stage 1, HARL in stage 2, of the logits on x'."""
+        logits = step.model(step.x_adv)
+        losses = F.cross_entropy(logits, step.batch.labels, reduction="none")
+        if self.is_clean(step):
+            return LossTerms(losses.mean(), logits, {"cls": losses.mean()})
         taet = self.config.taet
-        bcl, hdl, rcel = harl(losses, batch.labels, logits.shape[1], taet.absent)
+        bcl, hdl, rcel = harl(losses, step.batch.labels, logits.shape[1], taet.absent)
         loss = taet.alpha * bcl + taet.beta * hdl + taet.gamma * rcel
-        logs = {"cls": losses.mean(), "bcl": bcl, "hdl": hdl, "rcel": rcel}
-        return LossTerms(loss, logits.detach(), {name: value.detach() for name, value in logs.items()})
+        return LossTerms(loss, logits, {"cls": losses.mean(), "bcl": bcl, "hdl": hdl, "rcel": rcel})
 
 
 def harl(losses: Tensor, labels: Tensor, num_classes: int, absent: str = "zero") -> tuple[Tensor, Tensor, Tensor]:

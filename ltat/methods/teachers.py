@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ltat.attacks import Objective
 from ltat.config import AugmentSection, ModelSection, RunConfig, ScheduleSection, Section
 from ltat.config.sections import Count, Epochs, NonNegative
-from ltat.data import Batch
 from ltat.engine.precision import dtype_of
 from ltat.engine.working_copy import FrozenCopy, Untraceable
 from ltat.errors import LtatError
-from ltat.methods.base import Method, Progress
+from ltat.methods.base import Method
 from ltat.methods.objectives import inner_objective
 from ltat.methods.pgd_at import PgdAtConfig
+from ltat.methods.step import Step
 from ltat.models import Classifier
 
 
@@ -117,24 +117,26 @@ class TaughtMethod(Method):
             return (f"teacher runs as {network.work}",)
         return (f"teacher runs as the network itself: {self._kept_exact() or self._copy}",)
 
-    def begin_epoch(self, progress: Progress) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """Let the copy take over T's numbers, should they have changed."""
-        super().begin_epoch(progress)
+        super().begin_epoch(epoch)
         network = self.working_teacher
         if isinstance(network, FrozenCopy):
             network.work.refresh()
 
-    def objective(self, model: nn.Module, batch: Batch) -> Objective:
-        """``attack.loss``; where that asks T, of :attr:`working_teacher`."""
-        return inner_objective(self.config.attack.loss, model, batch, self.log_prior, self.working_teacher)
+    def objective(self, step: Step) -> Objective:
+        """``attack.loss``; where that compares with T, with :attr:`working_teacher`."""
+        prior = self.tau * step.log_prior
+        return inner_objective(self.config.attack.loss, step.model, step.batch, prior, self.working_teacher)
 
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
-        """T's fp32 logits [B, C] of ``images`` [B, C, H, W], without gradient."""
-        return self.working_teacher(images).float()
+        """T's fp32 logits [B, C] of ``images`` [B, ch, H, W], without gradient."""
+        logits: Tensor = self.working_teacher(images)
+        return logits.float()
 
     def teacher_logits_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """:meth:`teacher_logits` of several batches [B, C, H, W], in one forward where no batch norm mixes them."""
+        """:meth:`teacher_logits` of several batches [B, ch, H, W], in one forward where no batch norm mixes them."""
         if self.teacher.training:
             return tuple(self.teacher_logits(images) for images in inputs)
         return self.teacher_logits(torch.cat(inputs)).chunk(len(inputs))

@@ -11,13 +11,12 @@ network a second time for that target, which changes nothing but batch norm's ru
 from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from ltat.config import AttackSection, RunConfig, Section
 from ltat.config.sections import NonNegative
-from ltat.data import Batch
-from ltat.methods.base import LossTerms, Method, Progress
+from ltat.methods.base import Method
 from ltat.methods.divergences import kl_divergence
+from ltat.methods.step import LossTerms, Step
 
 
 class TradesSection(Section):
@@ -43,12 +42,11 @@ class Trades(Method):
     Config = TradesConfig
     config: TradesConfig
 
-    def loss(self, model: nn.Module, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """CE(f(x), y) + beta * KL(p(x) || p(x')) for ``x_adv`` [B, C, H, W]; forwards of x, x', and x again if set."""
-        del progress
-        settings = self.config.trades
-        clean, adv = model(batch.images), model(x_adv)
-        target = model(batch.images) if settings.third_forward else clean
-        cls = F.cross_entropy(clean, batch.labels)
+    def loss(self, step: Step) -> LossTerms:
+        """CE(f(x), y) + beta * KL(p(x) || p(x')); forwards of x, x', and x again if set."""
+        settings, model, x = self.config.trades, step.model, step.batch.images
+        clean, adv = model(x), model(step.x_adv)
+        target = model(x) if settings.third_forward else clean
+        cls = F.cross_entropy(clean, step.batch.labels)
         kl = kl_divergence(target, adv).mean()
-        return LossTerms(cls + settings.beta * kl, adv.detach(), {"cls": cls.detach(), "kl": kl.detach()})
+        return LossTerms(cls + settings.beta * kl, adv, {"cls": cls, "kl": kl})

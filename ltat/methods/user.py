@@ -1,6 +1,7 @@
 """A method of one's own, in a file outside the package: ``path/to/file.py:MyMethod``."""
 
 import hashlib
+import inspect
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -36,7 +37,7 @@ def load_user_method(name: str) -> type[Method]:
 
     Raises:
         LtatError: there is no such file or class, the file fails, or the class is no ``Method`` with a ``Config`` that
-            keeps the sections of :class:`ltat.config.RunConfig`.
+            keeps the sections of :class:`ltat.config.RunConfig` and hooks as :class:`Method` has them.
     """
     path, _, class_name = absolute_method(name).rpartition(":")
     found = getattr(_module(Path(path)), class_name, None)
@@ -47,12 +48,48 @@ def load_user_method(name: str) -> type[Method]:
         raise LtatError(
             f"{class_name} in {path} has no settings; give it `Config = ltat.config.RunConfig` or a subclass"
         )
+    _check_hooks(found, path)
     for section in _changed_sections(settings):
         raise LtatError(
             f"{class_name} in {path} has a section {section!r} without the settings that every method has there; "
             "subclass that section, or give yours another name"
         )
     return found
+
+
+HOOKS = {
+    "loss": ("step",),
+    "objective": ("step",),
+    "attack": ("step",),
+    "prepare_model": ("model",),
+    "initialise": ("model",),
+    "begin_epoch": ("epoch",),
+    "end_step": ("step", "terms"),
+    "end_epoch": ("epoch",),
+}
+"""What the trainer gives each hook."""
+
+FORMER_HOOKS = {
+    "deployed": "build what it adds into the network, in prepare_model",
+    "perturbed_weights": "set awp.gamma, or override attack or loss",
+    "radius_scale": "override attack and give its scale to ltat.methods.attacking.training_attack",
+    "training_ball": "override attack and give its threat to ltat.methods.attacking.training_attack",
+}
+"""Hooks of earlier versions that nothing calls any more, and what does their work."""
+
+
+def _check_hooks(found: type[Method], path: str) -> None:
+    for name, arguments in HOOKS.items():
+        signature = inspect.signature(getattr(found, name))
+        try:
+            signature.bind(None, *arguments)
+        except TypeError:
+            now = f"{name}({', '.join(('self', *arguments))})"
+            carries = ", where step has model, batch, x_adv, epoch, epochs and class_counts" if "step" in now else ""
+            raise LtatError(f"{found.__name__} in {path} defines {name}{signature}; define {now}{carries}") from None
+    for name, remedy in FORMER_HOOKS.items():
+        if hasattr(found, name):
+            raise LtatError(f"{found.__name__} in {path} defines {name}(), which is no longer called; {remedy}")
 
 
 def _changed_sections(settings: type[RunConfig]) -> list[str]:

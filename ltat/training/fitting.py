@@ -50,11 +50,11 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
     """
     stage = trainer.stage
     rows, best = restore(trainer, data, folder, files)
-    epochs, warned = stage.config.train.epochs, False
+    epochs, warned, launched = stage.config.train.epochs, False, updated_as(trainer)
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
     reporter.say(f"{stage.name}: attack on {attacked_as(trainer, data)}")
     if stage.config.train.graph:
-        reporter.say(f"{stage.name}: update {updated_as(trainer)}")
+        reporter.say(f"{stage.name}: update {launched}")
     for remark in stage.method.remarks():
         reporter.say(f"{stage.name}: {remark}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
@@ -70,6 +70,9 @@ def run_epochs(trainer: Trainer, data: TaskData, folder: RunFolder, files: Stage
             folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
             save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
+        if updated_as(trainer) != launched:
+            launched = updated_as(trainer)
+            reporter.say(f"{stage.name}: update {launched}")
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)
             warned = True
@@ -93,7 +96,7 @@ def launched_as(trainer: Trainer, data: TaskData) -> str:
     image = torch.zeros(1, stage.model.in_channels, *data.train.images.shape[1:3], device=stage.device)
     first = torch.zeros(1, dtype=torch.long, device=stage.device)
     with attack_mode(trainer.network, attack.mode):
-        objective = stage.method.objective(trainer.network, Batch(image, first, first))
+        objective = stage.method.objective(trainer.step(Batch(image, first, first), 1, 0, trainer.class_counts(1)))
     why = why_not_captured(trainer.network, objective, steps=attack.steps)
     return f", step by step: {why}" if why else ", one CUDA graph"
 
@@ -101,6 +104,8 @@ def launched_as(trainer: Trainer, data: TaskData) -> str:
 def updated_as(trainer: Trainer) -> str:
     """Whether the update is one CUDA graph, or why not, in words."""
     why = why_update_not_captured(trainer.network, trainer.stage.method)
+    if trainer.captured is not None:
+        why = trainer.captured.why_not
     return f"step by step: {why}" if why else "as one CUDA graph"
 
 
@@ -233,7 +238,7 @@ def evaluate_stage(
 ) -> Evaluation:
     """Evaluate a stage's network as it is deployed, under the threat model of its training."""
     return evaluate(
-        stage.method.deployed(stage.model),
+        stage.model,
         split,
         attacks=attacks,
         threat=stage.method.threat,

@@ -6,7 +6,7 @@ import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,11 +16,11 @@ from ltat.attacks import ThreatModel
 from ltat.attacks.checks import trial_logits
 from ltat.config import RunConfig
 from ltat.data import Batch
-from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
-from ltat.methods import LossTerms, Method, Progress, find_method
+from ltat.methods import LossTerms, Method, Step, find_method
+from ltat.methods.awp import perturbed_weights
 from ltat.models import Classifier, build_model, load_model
 from ltat.models.classes import match_classes
 from ltat.seeding import torch_generator
@@ -189,7 +189,7 @@ def checked_stage(
     stage = build_stage(name, config, data, device, teacher, on_progress)
     adjust = adjustment(stage, data)
     if adjust is not None:
-        LogitAdjusted(stage.method.deployed(stage.model), adjust)  # refuses a network that adjusts its logits itself
+        LogitAdjusted(stage.model, adjust)  # refuses a network that adjusts its logits itself
     rehearse(stage, data)
     return stage
 
@@ -259,26 +259,26 @@ def rehearse(stage: Stage, data: TaskData) -> None:
     with told(f"a training step on images {tuple(pixels.shape)} fails", "change the model, the method or the batches"):
         method.initialise(trial[0])
         for epoch in dict.fromkeys((1, settings.epochs)):
-            method.class_counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
-            rehearse_step(method, network, batch, Progress(epoch, settings.epochs))
+            counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
+            noise = torch_generator(0, "rehearsal", device=stage.device)
+            rehearse_step(method, Step(network, batch, epoch, settings.epochs, counts, batch.images, noise))
         build_optimizer(trial[0], stage.config.optim).step()
-        check_outcome(method, trial[0])
+        check_state(method)
 
 
-def rehearse_step(method: Method, network: StepNetwork, batch: Batch, progress: Progress) -> None:
+def rehearse_step(method: Method, step: Step) -> None:
     """All that a method does in an epoch of one batch, up to the gradients."""
-    noise = torch_generator(0, "rehearsal", device=batch.images.device)
-    method.begin_epoch(progress)
-    x_adv = method.attack(network, batch, progress, noise)
-    with method.perturbed_weights(network, batch, x_adv, progress):
-        terms = method.loss(network, batch, x_adv, progress)
-        check_terms(terms, batch, method)
+    method.begin_epoch(step.epoch)
+    step = replace(step, x_adv=method.attack(step))
+    with perturbed_weights(step, method.config, method.loss):
+        terms = method.loss(step)
+        check_terms(terms, step, method)
         terms.loss.backward()
-    method.end_step(network, batch, terms)
-    method.end_epoch(progress)
+    method.end_step(step, terms.detached())
+    method.end_epoch(step.epoch)
 
 
-def check_terms(terms: object, batch: Batch, method: Method) -> None:
+def check_terms(terms: object, step: Step, method: Method) -> None:
     """Look at what a method's loss returned.
 
     Raises:
@@ -286,12 +286,12 @@ def check_terms(terms: object, batch: Batch, method: Method) -> None:
     """
     if not isinstance(terms, LossTerms):
         raise LtatError(f"loss() of {type(method).__name__} returns a {type(terms).__name__}; return LossTerms")
-    wanted = (len(batch.labels), len(method.class_counts))
+    wanted = (len(step.batch.labels), len(step.class_counts))
     for name, value, shape in (("loss", terms.loss, ()), ("logits", terms.logits, wanted)):
         _require_shape(name, value, shape)
     for name, value in dict(terms.logs).items():
         _require_shape(f"logs[{name!r}]", value, ())
-    served = bool(method.class_counts[batch.labels].all())  # the prior of a class that is never drawn is 0
+    served = bool(step.class_counts[step.batch.labels].all())  # the prior of a class that is never drawn is 0
     if served and not terms.loss.isfinite():
         raise LtatError(f"the loss of the first step is {terms.loss.item()}; lower the constants of the loss")
 
@@ -302,20 +302,18 @@ def _require_shape(name: str, value: object, shape: tuple[int, ...]) -> None:
         raise LtatError(f"{name} of the method's LossTerms is {found}; return a tensor of shape {shape}")
 
 
-def check_outcome(method: Method, model: Classifier) -> None:
-    """Try what follows an epoch: the network to evaluate, and the method's state in the file to resume from.
+def check_state(method: Method) -> None:
+    """Write and read the method's state as the file to resume from does.
 
     Raises:
-        LtatError: no network, or a state that holds more than tensors, numbers, strings and containers of them.
+        LtatError: it holds more than tensors, numbers, strings and containers of them.
     """
-    deployed, name = method.deployed(model), type(method).__name__
-    if not isinstance(deployed, nn.Module):
-        raise LtatError(f"deployed() of {name} returns a {type(deployed).__name__}; return the network")
     file = io.BytesIO()
     try:
         torch.save(method.state_dict(), file)
         torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     except Exception:  # torch raises many types for what it cannot write or will not read
+        name = type(method).__name__
         raise LtatError(f"state_dict() of {name} cannot be kept; return tensors, numbers and strings only") from None
 
 

@@ -153,7 +153,7 @@ def evaluate_checkpoint(
     network = copy.deepcopy(stage.model)
     load_weights(network, folder.path / name)
     evaluation = evaluate(
-        stage.method.deployed(network),
+        network,
         plan.data.dataset,
         attacks=config.eval.attacks,
         threat=stage.method.threat,

@@ -10,7 +10,6 @@ The teacher and the student are trained by this same loop, with another method a
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +21,8 @@ from ltat.engine.captured_update import CapturedUpdate, CudaRecorder, why_update
 from ltat.engine.graphs import Graphs
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
-from ltat.methods import LossTerms, Method, Progress
+from ltat.methods import LossTerms, Method, Step
+from ltat.methods.awp import perturbed_weights
 from ltat.models import Classifier
 from ltat.seeding import torch_generator
 from ltat.training.averaging import build_average
@@ -105,7 +105,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
         self.average = build_average(stage.model, stage.config)
         captured = why_update_not_captured(self.network, stage.method) is None
-        self.captured = CapturedUpdate(CudaRecorder(stage.device), stage.method) if captured else None
+        self.captured = CapturedUpdate[LossTerms](CudaRecorder(stage.device), stage.method) if captured else None
         self.epoch = 0
 
     @property
@@ -119,66 +119,79 @@ class Trainer:
         Raises:
             LtatError: the loss is no longer finite.
         """
-        stage, epochs = self.stage, self.stage.config.train.epochs
-        progress = Progress(self.epoch + 1, epochs)
-        lr = learning_rate(stage.config.schedule, stage.config.optim.lr, progress.epoch, epochs)
+        stage, epoch, epochs = self.stage, self.epoch + 1, self.stage.config.train.epochs
+        lr = learning_rate(stage.config.schedule, stage.config.optim.lr, epoch, epochs)
         set_learning_rate(self.optimizer, lr)
-        sums = EpochSums(len(stage.method.class_counts), stage.device)
+        counts = self.class_counts(epoch)
+        sums = EpochSums(len(counts), stage.device)
         started = time.perf_counter()
         self.network.train()
-        stage.method.class_counts = torch.as_tensor(stage.loader.class_counts(progress.epoch), device=stage.device)
-        stage.method.begin_epoch(progress)
+        stage.method.begin_epoch(epoch)
         if self.captured:
             self.captured.begin_epoch()
-        for step, batch in enumerate(stage.loader.epoch(progress.epoch)):
-            sums.add(self.train_step(batch, progress, step), batch.labels)
+        for index, batch in enumerate(stage.loader.epoch(epoch)):
+            sums.add(self.train_step(self.step(batch, epoch, index, counts)), batch.labels)
             self.on_step(len(batch.labels))
-            self._require_finite(sums, progress, step)
-        stage.method.end_epoch(progress)
-        self._require_finite(sums, progress, step=None)
-        self._require_tame_state(progress)
-        self.average.end_epoch(progress.epoch, stage.loader)
-        self.epoch = progress.epoch
-        row = {"stage": stage.name, "epoch": progress.epoch, "lr": lr, **sums.row()}
+            self._require_finite(sums, epoch, index)
+        stage.method.end_epoch(epoch)
+        self._require_finite(sums, epoch, index=None)
+        self._require_tame_state(epoch)
+        self.average.end_epoch(epoch, stage.loader)
+        self.epoch = epoch
+        row = {"stage": stage.name, "epoch": epoch, "lr": lr, **sums.row()}
         seconds = time.perf_counter() - started
         return {**row, "seconds": seconds, "images_per_s": sum(sums.seen.tolist()) / seconds}
 
-    def train_step(self, batch: Batch, progress: Progress, step: int) -> LossTerms:
-        """Attack one batch and take one optimiser step on it."""
+    def class_counts(self, epoch: int) -> Tensor:
+        """Images of each class that an epoch serves, [C]."""
+        return torch.as_tensor(self.stage.loader.class_counts(epoch), device=self.stage.device)
+
+    def step(self, batch: Batch, epoch: int, index: int, class_counts: Tensor) -> Step:
+        """The step of that ``index`` (from 0) in an epoch, before its attack."""
         stage = self.stage
-        stream = f"{stage.name}/attack"
-        noise = torch_generator(stage.config.seed.train, stream, progress.epoch, step, device=stage.device)
-        x_adv = stage.method.attack(self.network, batch, progress, noise)
-        update = partial(self.update, progress=progress)
-        terms = self.captured.run(update, batch, x_adv) if self.captured else update(batch, x_adv)
-        stage.method.end_step(self.network, batch, terms)
-        self.average.end_step(progress.epoch)
+        noise = torch_generator(stage.config.seed.train, f"{stage.name}/attack", epoch, index, device=stage.device)
+        epochs = stage.config.train.epochs
+        return Step(self.network, batch, epoch, epochs, class_counts, x_adv=batch.images, generator=noise)
+
+    def train_step(self, step: Step) -> LossTerms:
+        """Attack one batch and take one optimiser step on it."""
+        method = self.stage.method
+        step = replace(step, x_adv=method.attack(step))
+        terms = self._captured_update(step, self.captured) if self.captured else self.update(step)
+        method.end_step(step, terms)
+        self.average.end_step(step.epoch)
         return terms
 
-    def update(self, batch: Batch, x_adv: Tensor, progress: Progress) -> LossTerms:
-        """The optimiser's step on a batch and its adversarial images [B, C, H, W]."""
+    def update(self, step: Step) -> LossTerms:
+        """The optimiser's step on a batch and its adversarial images."""
         method = self.stage.method
         self.optimizer.zero_grad(set_to_none=True)
-        with method.perturbed_weights(self.network, batch, x_adv, progress):
-            terms = method.loss(self.network, batch, x_adv, progress)
+        with perturbed_weights(step, self.stage.config, method.loss):
+            terms = method.loss(step)
             self.scaler.scale(terms.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return terms
+        return terms.detached()
 
-    def _require_tame_state(self, progress: Progress) -> None:
+    def _captured_update(self, step: Step, captured: CapturedUpdate[LossTerms]) -> LossTerms:
+        def update(images: Tensor, labels: Tensor, indices: Tensor, x_adv: Tensor) -> LossTerms:
+            return self.update(replace(step, batch=Batch(images, labels, indices), x_adv=x_adv))
+
+        return captured.run(update, (*step.batch, step.x_adv))
+
+    def _require_tame_state(self, epoch: int) -> None:
         wild = wild_tensor({"model": self.stage.model.state_dict(), "optimizer": self.optimizer.state_dict()})
         if wild:
-            raise self._diverged(f"tensor {wild}", progress)
+            raise self._diverged(f"tensor {wild}", epoch)
 
-    def _require_finite(self, sums: EpochSums, progress: Progress, step: int | None) -> None:
-        look = step is None or self.stage.device.type == "cpu" or (step + 1) % FINITE_CHECK_STEPS == 0
+    def _require_finite(self, sums: EpochSums, epoch: int, index: int | None) -> None:
+        look = index is None or self.stage.device.type == "cpu" or (index + 1) % FINITE_CHECK_STEPS == 0
         if look and not torch.isfinite(sums.logs["loss"]):
-            raise self._diverged("loss", progress)
+            raise self._diverged("loss", epoch)
 
-    def _diverged(self, what: str, progress: Progress) -> LtatError:
+    def _diverged(self, what: str, epoch: int) -> LtatError:
         return LtatError(
-            f"the {what} of stage {self.stage.name!r}: no longer finite, or huge, in epoch {progress.epoch}; "
+            f"the {what} of stage {self.stage.name!r}: no longer finite, or huge, in epoch {epoch}; "
             "lower optim.lr, or train with --precision fp32"
         )
 

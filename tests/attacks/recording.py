@@ -79,6 +79,10 @@ class UpdateRecorder(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self.eager = 0
+        self.discarded = 0
+
+    def discard(self):
+        self.discarded += 1
 
     def eagerly(self, function):
         self.eager += 1

@@ -16,7 +16,6 @@ from bench.plain_at_bsl import Recipe
 from ltat import ops
 from ltat.data import Batch
 from ltat.engine import graphs, network
-from ltat.methods import Progress
 from ltat.models import build_model
 
 CPU = torch.device("cpu")
@@ -34,7 +33,7 @@ def test_the_plain_loop_and_the_exact_trainer_make_the_same_step(task: Task, mon
     plain.network.load_state_dict(trainer.stage.model.state_dict())
     trainer.network.train()
     x, y = torch.rand(8, 3, 8, 8), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
-    terms = trainer.train_step(Batch(x, y, torch.arange(8)), Progress(1, 100), 0)
+    terms = trainer.train_step(trainer.step(Batch(x, y, torch.arange(8)), 1, 0, trainer.class_counts(1)))
     loss = plain_at_bsl.train_step(plain.network, plain.optimizer, x, y, plain.log_prior, plain.recipe)
     torch.testing.assert_close(terms.loss.detach(), loss, rtol=1e-5, atol=1e-6)
     theirs = plain.network.state_dict()

@@ -6,23 +6,25 @@ On a CPU a tape stands in for the graph: it runs the recorded operations again o
 import copy
 import gc
 import io
+import random
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltat.data import Batch
 from ltat.engine.captured_update import CudaRecorder, why_update_not_captured
 from ltat.engine.graphs import Graphs
+from ltat.engine.host_state import Attributes
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
-from ltat.methods import METHODS, AtBsl, LossTerms, find_method, unread_by_loss
+from ltat.methods import METHODS, AtBsl, LossTerms, Step, find_method
 from ltat.models import build_model
 from ltat.training import Trainer, train
 from ltat.training.environment import determinism, pick_device
@@ -175,10 +177,10 @@ def test_the_terms_of_a_step_are_not_overwritten_by_the_next(recorder: UpdateRec
     trainer = Trainer(stage_of("method=trades"))
     trainer.network.train()
     batches = list(trainer.stage.loader.epoch(1))[:5]
-    progress = SimpleNamespace(epoch=1, epochs=2)
-    terms = [trainer.train_step(batch, progress, step) for step, batch in enumerate(batches)]
+    counts = trainer.class_counts(1)
+    terms = [trainer.train_step(trainer.step(batch, 1, index, counts)) for index, batch in enumerate(batches)]
     kept = copy.deepcopy(terms)
-    trainer.train_step(batches[0], progress, 5)
+    trainer.train_step(trainer.step(batches[0], 1, 5, counts))
     assert recorder.captured == 1
     for found, expected in zip(terms, kept, strict=True):
         assert not found.loss.requires_grad and found.loss.grad_fn is None
@@ -193,52 +195,146 @@ def remembering(in_place: bool) -> type[AtBsl]:
     """A method whose loss reads what its last step has left, in one tensor or in another every time."""
 
     class Remembering(AtBsl):
-        scale = torch.ones(())
+        def __init__(self, *arguments) -> None:
+            super().__init__(*arguments)
+            self.scale = torch.ones(())
 
-        @unread_by_loss
-        def end_step(self, model, batch: Batch, terms: LossTerms) -> None:
-            new = 1 + 0.1 * terms.loss.detach()
+        def end_step(self, step: Step, terms: LossTerms) -> None:
+            new = 1 + 0.1 * terms.loss
             self.scale = self.scale.copy_(new) if in_place else new
 
-        def loss(self, *arguments) -> LossTerms:
-            terms = super().loss(*arguments)
+        def loss(self, step: Step) -> LossTerms:
+            terms = super().loss(step)
             return terms._replace(loss=terms.loss * self.scale)
 
     return Remembering
 
 
-def with_method(kind: type[AtBsl]) -> Stage:
-    stage = stage_of("method=at-bsl")
-    return replace(stage, method=kind(stage.config, stage.method.class_counts))
+def with_method(kind: type[AtBsl], *assignments: str) -> Stage:
+    stage = stage_of("method=at-bsl", *assignments)
+    return replace(stage, method=kind(stage.config, torch.as_tensor(stage.loader.class_counts(1), device=stage.device)))
+
+
+def captured_beside_eager(kind: type[AtBsl]) -> Trainer:
+    """The trainer that may capture, once it has given the bits of the one that may not."""
+    captured, expected = (run(change(with_method(kind)))[0] for change in (lambda stage: stage, eager))
+    assert_same(captured, expected)
+    return captured
 
 
 def test_a_loss_that_reads_what_steps_write_in_place_gives_the_eager_bits(recorder: UpdateRecorder):
-    trainers = []
-    for graph in (True, False):
-        stage = with_method(remembering(in_place=True))
-        stage.method.scale = torch.ones(())
-        trainers.append(run(stage if graph else eager(stage))[0])
-    assert_same(*trainers)
+    captured_beside_eager(remembering(in_place=True))
     assert recorder.captured == 2
 
 
-def test_a_method_that_sets_what_a_replay_would_not_see_is_stopped(recorder: UpdateRecorder):
-    with pytest.raises(LtatError, match=r"Remembering has set scale .* use train\.graph=false"):
-        run(with_method(remembering(in_place=False)))
-
-
 class Counting(AtBsl):
-    """A method of the user's with a hook after the step."""
+    """Its loss reads a number that the hook after the step changes."""
 
-    def end_step(self, model, batch: Batch, terms: LossTerms) -> None:
-        self.steps = getattr(self, "steps", 0) + 1
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.seen: dict[str, list[int]] = {"labels": []}
+
+    def end_step(self, step: Step, terms: LossTerms) -> None:
+        self.seen["labels"].append(int(step.batch.labels[0]))
+
+    def loss(self, step: Step) -> LossTerms:
+        terms = super().loss(step)
+        return terms._replace(loss=terms.loss / (1 + len(self.seen["labels"])))
 
 
-def test_a_hook_after_the_step_of_the_users_own_is_not_captured_and_says_so(recorder: UpdateRecorder):
-    trainer = Trainer(with_method(Counting))
-    assert updated_as(trainer) == "step by step: end_step() of Counting may change what its loss reads"
-    trainer.run_epoch()
-    assert recorder.captured == recorder.eager == 0 and trainer.stage.method.steps == 6
+@pytest.mark.parametrize("kind", [remembering(in_place=False), Counting], ids=["another tensor", "a list"])
+def test_a_method_that_changes_its_attributes_runs_step_by_step_and_says_which(kind, recorder: UpdateRecorder):
+    trainer = captured_beside_eager(kind)
+    name = "seen" if kind is Counting else "scale"
+    assert updated_as(trainer) == (
+        f"step by step: {kind.__name__} changes its attribute {name} between two steps, which a replay would not see"
+    )
+    assert recorder.captured == 0 and recorder.eager == 12 and recorder.discarded == 1
+
+
+class Late(Counting):
+    """What its loss reads changes once, when a graph has been recorded already."""
+
+    def end_step(self, step: Step, terms: LossTerms) -> None:
+        self.steps = torch.add(getattr(self, "steps", torch.zeros(())), 1, out=getattr(self, "steps", None))
+        if self.steps == 5:
+            super().end_step(step, terms)
+
+
+def test_an_attribute_that_changes_after_the_capture_ends_it_before_the_next_step(recorder: UpdateRecorder):
+    trainer = captured_beside_eager(Late)
+    assert "Late changes its attribute seen" in updated_as(trainer)
+    assert recorder.captured == 1 and recorder.discarded == 1
+
+
+class Started(AtBsl):
+    """It makes an attribute in its first step and writes into that one from then on."""
+
+    def end_step(self, step: Step, terms: LossTerms) -> None:
+        before = getattr(self, "largest", None)
+        self.largest = terms.loss.clone() if before is None else torch.maximum(terms.loss, before, out=before)
+
+
+def test_an_attribute_made_by_the_first_step_keeps_no_graph_from_being_recorded(recorder: UpdateRecorder):
+    captured_beside_eager(Started)
+    assert recorder.captured == 2
+
+
+class Drawing(AtBsl):
+    """Its loss draws a number on the host, as mixing up images does."""
+
+    def loss(self, step: Step) -> LossTerms:
+        terms = super().loss(step)
+        return terms._replace(loss=terms.loss * random.uniform(0.5, 1.5))
+
+
+def test_a_loss_that_draws_on_the_host_runs_step_by_step(recorder: UpdateRecorder):
+    trainers = []
+    for change in (lambda stage: stage, eager):
+        random.seed(0)
+        trainers.append(run(change(with_method(Drawing)))[0])
+    assert_same(*trainers)
+    assert recorder.captured == 0 and "draws random numbers on the host" in updated_as(trainers[0])
+
+
+def test_an_update_that_no_graph_can_hold_runs_step_by_step_and_says_why(recorder, monkeypatch):
+    expected, _ = run(eager(stage_of("method=at-bsl")))
+    monkeypatch.setattr(recorder, "record", lambda function: failing(recorder, function))
+    trainer, _ = run(stage_of("method=at-bsl"))
+    assert_same(trainer, expected)
+    assert updated_as(trainer) == "step by step: this cannot be captured as a CUDA graph (it waits)"
+    assert recorder.captured == 1 and recorder.eager == 12
+
+
+def failing(recorder: UpdateRecorder, function):
+    """A capture that fails after the whole update; on a GPU it has executed nothing either."""
+    UpdateRecorder.record(recorder, function)
+    raise LtatError("this cannot be captured as a CUDA graph (it waits)")
+
+
+@pytest.mark.parametrize("value", [3, "a", [1, {"k": 2}], np.zeros(3), torch.zeros(2), torch.device("cpu"), print])
+def test_an_attribute_left_alone_has_not_changed_and_another_value_has(value):
+    owner = SimpleNamespace(value=value)
+    before = Attributes(owner, torch.device("cpu"))
+    assert before.changed(Attributes(owner, torch.device("cpu"))) is None
+    owner.value = {"other": 1}
+    assert before.changed(Attributes(owner, torch.device("cpu"))) == "value"
+    del owner.value
+    assert before.changed(Attributes(owner, torch.device("cpu"))) == "value"
+
+
+def test_what_is_written_in_place_counts_only_where_a_replay_does_not_read_it():
+    owner = SimpleNamespace(tensor=torch.zeros(2), array=np.zeros(2), words=["a"], module=torch.nn.Linear(1, 1))
+    here, gpu = (lambda: Attributes(owner, torch.device("cpu"))), (lambda: Attributes(owner, torch.device("cuda")))
+    before, elsewhere = here(), gpu()
+    owner.tensor.add_(1)
+    owner.module.weight.data.add_(1)
+    assert before.changed(here()) is None and elsewhere.changed(gpu()) == "tensor"
+    owner.words.append("b")
+    assert before.changed(here()) == "words"
+    before = here()
+    owner.array += 1
+    assert before.changed(here()) == "array"
 
 
 def wrapped(precision: str = "fp32", compiled: bool = False, graph: bool = True) -> StepNetwork:
@@ -372,17 +468,15 @@ def test_captures_of_later_epochs_on_a_gpu_take_no_more_memory():
 
 
 class Reading(AtBsl):
-    """A method that looks at a value of the device in its loss."""
+    """A method that reads a value of the device in its loss."""
 
-    def loss(self, *arguments) -> LossTerms:
-        terms = super().loss(*arguments)
+    def loss(self, step: Step) -> LossTerms:
+        terms = super().loss(step)
         return terms._replace(loss=terms.loss * (2 if terms.loss.item() > 1e9 else 1))
 
 
 @needs_cuda
-def test_a_captured_update_that_reads_a_value_back_is_refused_in_one_sentence():
-    stage = stage_of("method=at-bsl", *ON_GPU)
-    stage = replace(stage, method=Reading(stage.config, stage.method.class_counts))
-    with pytest.raises(LtatError, match=r"cannot be captured .* use train\.graph=false"):
-        run(stage)
-    assert torch.ones(2, device="cuda").sum().item() == 2
+def test_on_a_gpu_an_update_that_reads_a_value_back_runs_step_by_step():
+    captured, expected = (run(change(with_method(Reading, *ON_GPU)))[0] for change in (lambda stage: stage, eager))
+    assert "cannot be captured" in updated_as(captured)
+    assert_same(captured, expected)

@@ -7,9 +7,9 @@ from torch import nn
 from ltat.config import load_config
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress, find_method
+from ltat.methods import find_method
 from ltat.models import build_model
-from tests.methods.making import make_method
+from tests.methods.making import attack_of, loss_of, make_method, objective_of
 
 COUNTS = torch.tensor([30, 20, 10, 5])
 
@@ -45,7 +45,7 @@ def test_the_training_attack_ascends_plain_cross_entropy_in_evaluation_mode(name
         name, "attack.steps=1", "attack.start=zero", "attack.step_size=0.01", "attack.eps=0.05", teacher=teacher
     )
     before = buffers(model)
-    x_adv = method.attack(model, batch, Progress(1, 1), torch.Generator())
+    x_adv = attack_of(method, model, batch, torch.Generator())
     assert same(before, model) and model.training
 
     model.eval()
@@ -62,7 +62,7 @@ def test_every_inner_loss_of_the_main_method_moves_images_its_own_way(loss: str,
 
     def attacked(name: str) -> torch.Tensor:
         method = make("self-distill", f"attack.loss={name}", "attack.steps=3", teacher=teacher)
-        return method.attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(3))
+        return attack_of(method, model, batch, torch.Generator().manual_seed(3))
 
     assert not torch.equal(attacked(loss), attacked("ce"))
 
@@ -71,9 +71,9 @@ def test_attacking_the_divergence_of_a_network_from_itself_finds_nothing(batch: 
     model = network(0)
     teacher = network(0).eval()
     method = make("self-distill", "attack.loss=kl-adv", teacher=teacher)
-    x_adv = method.attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(3))
+    x_adv = attack_of(method, model, batch, torch.Generator().manual_seed(3))
     model.eval()
-    objective = method.objective(model, batch)
+    objective = objective_of(method, model, batch)
     assert objective(model(x_adv), batch.labels, x_adv).abs().max().item() < 1e-6
 
 
@@ -87,7 +87,7 @@ def test_an_attack_that_cannot_be_made_fails_before_training(setting: str):
 def test_each_batch_norm_setting_moves_the_students_statistics_as_often_as_it_says(bn, updates, batch: Batch):
     model = network(0)
     method = make("self-distill", f"kd.bn={bn}", teacher=network(1))
-    method.loss(model, batch, batch.images, Progress(1, 1))
+    loss_of(method, model, batch, batch.images)
     assert model.bn1.num_batches_tracked.item() == updates
     assert model.bn1.track_running_stats
 
@@ -96,7 +96,7 @@ def test_the_teacher_is_frozen_in_the_mode_that_is_set(batch: Batch):
     teacher = network(1)
     method = make("self-distill", teacher=teacher)
     before = buffers(teacher)
-    method.loss(network(0), batch, batch.images, Progress(1, 1)).loss.backward()
+    loss_of(method, network(0), batch, batch.images).loss.backward()
     assert same(before, teacher) and not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
     make("self-distill", "teacher.mode=train", teacher=teacher)
@@ -114,7 +114,7 @@ def test_a_student_may_start_from_its_teacher_of_the_same_shape_only():
 
 
 def one_step(method, model, batch: Batch) -> torch.Tensor:
-    return method.attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(3))
+    return attack_of(method, model, batch, torch.Generator().manual_seed(3))
 
 
 @pytest.mark.parametrize("loss", ["ce", "bsl", "kl-clean", "kl-adv"])
@@ -160,9 +160,9 @@ def test_one_concatenated_forward_keeps_plus_and_minus_apart(batch: Batch):
     model = network(0).eval()  # with running statistics the forwards of all settings agree
     x_adv = (batch.images + 0.05).clamp(0, 1)
     loss = {
-        bn: make("self-distill", f"kd.bn={bn}", "kd.form=kl_adv+igdm", teacher=network(1))
-        .loss(model, batch, x_adv, Progress(1, 1))
-        .loss.item()
+        bn: loss_of(
+            make("self-distill", f"kd.bn={bn}", "kd.form=kl_adv+igdm", teacher=network(1)), model, batch, x_adv
+        ).loss.item()
         for bn in ("two", "concat", "freeze_minus")
     }
     assert loss["concat"] == pytest.approx(loss["two"], rel=1e-5)

@@ -15,12 +15,12 @@ from torch import nn
 from ltat.config import AwpSection, RunConfig, load_config
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import METHODS, LossTerms, Method, Progress, find_method
-from ltat.methods.awp import adversarial_weights
+from ltat.methods import METHODS, LossTerms, Method, Step, find_method
+from ltat.methods.awp import adversarial_weights, perturbed_weights
 from ltat.training import Trainer, prepare, train
 from ltat.training.schedule import learning_rate
 from ltat.training.trainer import Stage
-from tests.methods.making import make_method
+from tests.methods.making import SERVED, loss_of, make_method, step_of
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
 from tests.training.tiny import tiny_config
 
@@ -51,13 +51,19 @@ class Mean(Method):
 
     Config = RunConfig
 
-    def loss(self, model, batch, x_adv, progress):
-        logits = model(x_adv)
-        return LossTerms(F.cross_entropy(logits, batch.labels), logits.detach(), {})
+    def loss(self, step):
+        logits = step.model(step.x_adv)
+        return LossTerms(F.cross_entropy(logits, step.batch.labels), logits, {})
 
 
 def mean_method(**awp) -> Mean:
-    return Mean(RunConfig(method="mean", awp=awp), torch.tensor([3, 2, 1]))
+    method = Mean(RunConfig(method="mean", awp=awp), torch.tensor([3, 2, 1]))
+    SERVED[method] = torch.tensor([3, 2, 1])
+    return method
+
+
+def perturbed(method: Method, model: nn.Module, batch: Batch, x_adv: torch.Tensor, epoch=1, epochs=1):
+    return perturbed_weights(step_of(method, model, batch, x_adv, epoch, epochs), method.config, method.loss)
 
 
 def run(folder: Path, *assignments: str) -> Path:
@@ -102,10 +108,10 @@ def test_loss_gradient_and_step_are_those_of_arithmetic_at_the_perturbed_weights
     model, method, batch, x_adv = Tiny(), mean_method(gamma=GAMMA), the_batch(), torch.from_numpy(X)
     batch = batch._replace(images=torch.zeros_like(x_adv))
     w = values(model)
-    with method.perturbed_weights(model, batch, x_adv, Progress(1, 1)):
+    with perturbed(method, model, batch, x_adv):
         inside = values(model)
         assert all(p.grad is None for p in model.parameters())
-        loss = method.loss(model, batch, x_adv, Progress(1, 1)).loss
+        loss = loss_of(method, model, batch, x_adv).loss
         loss.backward()
     expected = perturbed_by_hand(w)
     assert loss.item() == pytest.approx(loss_by_hand(expected), rel=1e-9)
@@ -122,7 +128,7 @@ def test_the_weights_come_back_bit_for_bit_also_after_an_exception():
     model, method, batch = Tiny().float(), mean_method(gamma=GAMMA), the_batch()
     batch = batch._replace(images=batch.images.float())
     w = values(model)
-    with pytest.raises(ZeroDivisionError), method.perturbed_weights(model, batch, batch.images, Progress(1, 1)):
+    with pytest.raises(ZeroDivisionError), perturbed(method, model, batch, batch.images):
         assert not np.array_equal(values(model)["first.weight"], w["first.weight"])
         raise ZeroDivisionError
     assert all(values(model)[name].tobytes() == w[name].tobytes() for name in w)
@@ -153,7 +159,7 @@ def test_a_weight_outside_the_loss_or_without_gradient_stays():
 def one_step(stage: Stage) -> Stage:
     trainer = Trainer(stage)
     trainer.network.train()
-    trainer.train_step(next(iter(stage.loader.epoch(1))), Progress(3, 3), 0)
+    trainer.train_step(trainer.step(next(iter(stage.loader.epoch(1))), 3, 0, trainer.class_counts(3)))
     return stage
 
 
@@ -161,9 +167,10 @@ def test_batch_norm_moves_by_the_perturbed_forward_alone():
     stage = prepare(tiny_config("method=pgd-at", f"awp.gamma={GAMMA}")).student
     model, method, batch = stage.model.train(), stage.method, next(iter(stage.loader.epoch(1)))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with method.perturbed_weights(model, batch, batch.images, Progress(1, 3)):
+    step = Step(model, batch, 1, 3, torch.ones(10), batch.images)
+    with perturbed_weights(step, method.config, method.loss):
         assert all(buffer.equal(before[name]) for name, buffer in model.named_buffers())
-        method.loss(model, batch, batch.images, Progress(1, 3))
+        method.loss(step)
     assert model.bn1.num_batches_tracked == 1 and not model.bn1.running_mean.equal(before["bn1.running_mean"])
 
 
@@ -175,7 +182,7 @@ def taught(method: str) -> tuple[str, ...]:
 def test_every_method_takes_it_and_moves_its_statistics_as_often_as_without(method: str):
     stage = prepare(tiny_config(f"method={method}", *taught(method), f"awp.gamma={GAMMA}")).student
     without = copy.deepcopy(stage)
-    without.method.config = stage.config.model_copy(update={"awp": AwpSection()})
+    without.config = stage.config.model_copy(update={"awp": AwpSection()})
     plain, perturbed = one_step(without).model, one_step(stage).model
     for (name, p), q in zip(plain.named_parameters(), perturbed.parameters(), strict=True):
         assert q.isfinite().all() and (p.ndim == 1 or not p.equal(q)), name
@@ -186,7 +193,7 @@ def test_every_method_takes_it_and_moves_its_statistics_as_often_as_without(meth
 
 def test_without_gamma_a_run_is_that_of_a_method_without_the_hook(tmp_path, monkeypatch):
     off = run(tmp_path / "off", "method=pgd-at", "awp.gamma=0", "awp.warmup=1")
-    monkeypatch.setattr(Method, "perturbed_weights", lambda *_: nullcontext())
+    monkeypatch.setattr("ltat.training.trainer.perturbed_weights", lambda *_: nullcontext())
     assert_same_run(off, run(tmp_path / "bare", "method=pgd-at"))
 
 
@@ -286,7 +293,7 @@ def test_a_recipe_perturbs_and_drops_the_rate_in_the_epochs_of_the_reference_cod
         config.method, f"awp.gamma={config.awp.gamma}", f"awp.warmup={config.awp.warmup}", counts=torch.ones(3)
     )
     around = [
-        method.perturbed_weights(nn.Linear(2, 3), the_batch(), torch.zeros(5, 2), Progress(epoch, 200))
+        perturbed(method, nn.Linear(2, 3), the_batch(), torch.zeros(5, 2), epoch=epoch, epochs=200)
         for epoch in range(1, 201)
     ]
     assert [isinstance(context, nullcontext) for context in around] == [epoch < first for epoch in range(1, 201)]

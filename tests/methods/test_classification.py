@@ -7,16 +7,16 @@ from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress, find_method
+from ltat.methods import find_method
 from ltat.methods.classification import LOSSES, ClassificationMethod, effective_number_weights, ldam_margins
 from ltat.models import build_model, load_model, save_model
-from tests.methods.making import make_method
+from tests.methods.making import loss_of, make_method, step_of
 from tests.methods.test_losses import gradient64
 
 CLASSES, IMAGES = 5, 9
 COUNTS = torch.tensor([4000, 300, 60, 12, 3])
 N = COUNTS.numpy().astype(np.float64)
-LAST = Progress(10, 10)
+LAST = {"epoch": 10, "epochs": 10}
 TAKING = ["pgd-at", "at-bsl", "reat", "self-distill"]
 
 
@@ -85,7 +85,7 @@ FORMULAS = {
 def test_value_and_gradient_are_those_of_the_formula(choice: str):
     assignments, formula = FORMULAS[choice]
     model = Table()
-    terms = make(choice.split(maxsplit=1)[0], *assignments).loss(model, BATCH, PIXELS, Progress(2, 3))
+    terms = loss_of(make(choice.split(maxsplit=1)[0], *assignments), model, BATCH, PIXELS, epoch=2, epochs=3)
     terms.loss.backward()
     z = model.rows.detach().double().numpy()
     assert terms.loss.item() == pytest.approx(formula(z), rel=1e-5)
@@ -100,7 +100,7 @@ def test_a_gap_of_200_leaves_value_and_gradient_finite(cls: str, gamma: float, r
     model = Table()
     with torch.no_grad():
         model.rows.copy_(200.0 * torch.nn.functional.one_hot(LABELS if right else (LABELS + 1) % CLASSES, CLASSES))
-    loss = make(cls, f"loss.gamma={gamma}").loss(model, BATCH, PIXELS, LAST).loss
+    loss = loss_of(make(cls, f"loss.gamma={gamma}"), model, BATCH, PIXELS, **LAST).loss
     loss.backward()
     assert loss.isfinite() and model.rows.grad.isfinite().all()
     assert right or loss > 150
@@ -109,7 +109,7 @@ def test_a_gap_of_200_leaves_value_and_gradient_finite(cls: str, gamma: float, r
 @pytest.mark.parametrize("cls", LOSSES)
 def test_the_gradient_sums_to_zero_over_the_classes(cls: str):
     model = Table()
-    make(cls).loss(model, BATCH, PIXELS, LAST).loss.backward()
+    loss_of(make(cls), model, BATCH, PIXELS, **LAST).loss.backward()
     assert model.rows.grad.abs().max() > 1e-2
     assert model.rows.grad.sum(dim=1).abs().max() < 1e-6
 
@@ -117,12 +117,12 @@ def test_the_gradient_sums_to_zero_over_the_classes(cls: str):
 @pytest.mark.parametrize("cls", ["bsl", "cb"])
 def test_equal_counts_make_it_plain_cross_entropy(cls: str):
     equal = torch.full((CLASSES,), 70)
-    found = make(cls, counts=equal).loss(Table(), BATCH, PIXELS, LAST).loss
-    assert found.item() == pytest.approx(make("ce").loss(Table(), BATCH, PIXELS, LAST).loss.item(), rel=1e-6)
+    found = loss_of(make(cls, counts=equal), Table(), BATCH, PIXELS, **LAST).loss
+    assert found.item() == pytest.approx(loss_of(make("ce"), Table(), BATCH, PIXELS, **LAST).loss.item(), rel=1e-6)
 
 
 def test_counts_times_a_constant_leave_the_balanced_softmax():
-    found = [make("bsl", counts=k * COUNTS).loss(Table(), BATCH, PIXELS, LAST).loss.item() for k in (1, 7)]
+    found = [loss_of(make("bsl", counts=k * COUNTS), Table(), BATCH, PIXELS, **LAST).loss.item() for k in (1, 7)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
@@ -136,17 +136,20 @@ def test_margins_and_weights_are_those_of_the_published_code():
 def test_re_weighting_begins_after_the_share_of_the_epochs():
     epochs = 200
     value = {
-        e: make("ldam-drw").loss(Table(), BATCH, PIXELS, Progress(e, epochs)).loss.item() for e in (1, 160, 161, 200)
+        e: loss_of(make("ldam-drw"), Table(), BATCH, PIXELS, epoch=e, epochs=epochs).loss.item()
+        for e in (1, 160, 161, 200)
     }
     assert value[1] == value[160] != value[161] == value[200]
 
 
 def test_the_choice_is_the_same_loss_in_every_method():
     for cls in LOSSES:
-        alone = make(cls).loss(Table(), BATCH, PIXELS, LAST)
-        balanced = make(cls, name="at-bsl").loss(Table(), BATCH, PIXELS, LAST)
+        alone = loss_of(make(cls), Table(), BATCH, PIXELS, **LAST)
+        balanced = loss_of(make(cls, name="at-bsl"), Table(), BATCH, PIXELS, **LAST)
         assert balanced.loss.equal(alone.loss)
-        student = make(cls, "kd.alpha=0", name="self-distill", teacher=Table(1)).loss(Table(), BATCH, PIXELS, LAST)
+        student = loss_of(
+            make(cls, "kd.alpha=0", name="self-distill", teacher=Table(1)), Table(), BATCH, PIXELS, **LAST
+        )
         assert student.loss.item() == pytest.approx(alone.loss.item(), rel=1e-6)
 
 
@@ -157,9 +160,9 @@ def test_the_students_two_terms_are_weighted_as_with_balanced_softmax(cls: str, 
         cls, "kd.alpha=0.5", "kd.form=kl_adv", "kd.ramp=none", f"kd.mix={mix}", name="self-distill", teacher=Table(1)
     )
     model = Table()
-    terms = method.loss(model, BATCH, PIXELS, LAST)
+    terms = loss_of(method, model, BATCH, PIXELS, **LAST)
     share = 0.5 if mix == "convex" else 1.0
-    cls_alone = make(cls).loss(Table(), BATCH, PIXELS, LAST).loss.item()
+    cls_alone = loss_of(make(cls), Table(), BATCH, PIXELS, **LAST).loss.item()
     t, s = (net.rows.detach().double().log_softmax(1) for net in (Table(1), model))
     kd = (t.exp() * (t - s)).sum().item() / IMAGES
     assert terms.loss.item() == pytest.approx(share * cls_alone + 0.5 * kd, rel=1e-5)
@@ -198,7 +201,8 @@ EMPTY = torch.tensor([10, 0, 5, 4, 3])
 @pytest.mark.parametrize("name", ["pgd-at", "reat", "self-distill"])
 def test_a_class_without_images_has_the_prior_of_one_image(name: str):
     given = {"teacher": Table(1)} if name == "self-distill" else {}
-    found = make("bsl", name=name, counts=EMPTY, **given).log_prior
+    method = make("bsl", name=name, counts=EMPTY, **given)
+    found = method.tau * step_of(method, Table(), BATCH).log_prior
     torch.testing.assert_close(found, EMPTY.clamp(min=1).log())
 
 

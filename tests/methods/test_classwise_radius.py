@@ -15,18 +15,18 @@ from ltat.attacks.modes import MODES
 from ltat.config import load_config
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import METHODS, Progress, find_method
-from ltat.methods.radius import class_radii, ramp
+from ltat.methods import METHODS, find_method
+from ltat.methods.radius import class_radii, radius_scale, ramp
 from ltat.models import build_model
 from ltat.training import prepare, train
-from tests.methods.making import make_method
+from tests.methods.making import SERVED, attack_of, make_method, step_of
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
 from tests.training.tiny import tiny_config
 
 CIFAR10_LT_50 = [5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100]
 COUNTS = torch.tensor([64, 16, 8, 1])
 ON = ("radius.share=0.4",)
-LAST = Progress(10, 10)
+LAST = {"epoch": 10, "epochs": 10}
 
 
 def by_hand(counts: list[int], alpha: float) -> list[float]:
@@ -72,13 +72,13 @@ def network(seed: int = 0):
     return build_model("small", num_classes=4, in_channels=1).train()
 
 
-def attacked(method, batch: Batch, progress: Progress = LAST) -> torch.Tensor:
-    return method.attack(network(), batch, progress, torch.Generator().manual_seed(3))
+def attacked(method, batch: Batch, epoch: int = 10, epochs: int = 10) -> torch.Tensor:
+    return attack_of(method, network(), batch, torch.Generator().manual_seed(3), epoch, epochs)
 
 
 def test_one_step_of_a_class_is_its_share_of_the_step(batch: Batch):
     one = ("attack.steps=1", "attack.start=zero", "attack.step_size=0.01", "attack.eps=0.05", "radius.ramp_share=1")
-    x_adv = attacked(make_method("pgd-at", *ON, *one, counts=COUNTS), batch, Progress(4, 10))
+    x_adv = attacked(make_method("pgd-at", *ON, *one, counts=COUNTS), batch, epoch=4)
     x = batch.images.clone().requires_grad_()
     F.cross_entropy(network().eval()(x), batch.labels, reduction="sum").backward()
     radii = torch.tensor(by_hand(COUNTS.tolist(), 0.4))[batch.labels].float().reshape(-1, 1, 1, 1)
@@ -93,7 +93,7 @@ def test_every_image_stays_in_the_ball_of_its_class_and_rare_ones_leave_the_plai
     settings = (f"attack.norm={norm}", f"attack.start={start}", f"attack.eps={eps}", f"attack.step_size={eps / 2}")
     method, model = make_method("pgd-at", *ON, *settings, f"attack.mode={mode}", counts=COUNTS), network()
     before = [buffer.clone() for buffer in model.buffers()]
-    x_adv = method.attack(model, batch, LAST, torch.Generator().manual_seed(3))
+    x_adv = attack_of(method, model, batch, torch.Generator().manual_seed(3), **LAST)
     radii = (eps * torch.tensor(by_hand(COUNTS.tolist(), 0.4))[batch.labels]).float()
     assert ThreatModel(norm=norm, eps=radii).contains(x_adv, batch.images).all()
     outside = ~ThreatModel(norm=norm, eps=eps).contains(x_adv, batch.images)
@@ -104,22 +104,22 @@ def test_every_image_stays_in_the_ball_of_its_class_and_rare_ones_leave_the_plai
 
 def test_in_the_first_epoch_of_a_ramp_the_images_are_clean(batch: Batch):
     method = make_method("pgd-at", "radius.ramp_share=0.5", counts=COUNTS)
-    assert attacked(method, batch, Progress(1, 10)).equal(batch.images)
+    assert attacked(method, batch, epoch=1).equal(batch.images)
     plain = attacked(make_method("pgd-at", counts=COUNTS), batch)
-    assert attacked(method, batch, Progress(6, 10)).equal(plain)  # a ramp alone leaves one radius for all
+    assert attacked(method, batch, epoch=6).equal(plain)  # a ramp alone leaves one radius for all
 
 
 def test_left_alone_it_changes_no_bit(batch: Batch):
     off = make_method("pgd-at", "radius.share=0", counts=COUNTS)
-    assert off.radius_scale(batch, LAST) is None
+    assert radius_scale(off.config.radius, step_of(off, network(), batch)) is None
     balanced = make_method("pgd-at", *ON, counts=torch.full((4,), 9))
     assert attacked(balanced, batch).equal(attacked(off, batch))
 
 
 def test_the_counts_are_those_of_the_epochs_plan(batch: Batch):
     method = make_method("pgd-at", *ON, counts=COUNTS)
-    method.class_counts = COUNTS.flip(0)
     turned = make_method("pgd-at", *ON, counts=COUNTS.flip(0))
+    SERVED[method] = COUNTS.flip(0)
     assert attacked(method, batch).equal(attacked(turned, batch))
 
 
@@ -139,7 +139,7 @@ def test_every_method_that_attacks_takes_it_and_is_evaluated_in_the_plain_ball(n
 
 def test_clean_epochs_stay_clean(batch: Batch):
     method = make_method("taet", *ON, "train.epochs=10", counts=COUNTS)
-    assert attacked(method, batch, Progress(4, 10)).equal(batch.images)
+    assert attacked(method, batch, epoch=4).equal(batch.images)
 
 
 def test_exchanged_step_and_radius_grow_together(batch: Batch):

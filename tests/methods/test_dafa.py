@@ -7,11 +7,9 @@ from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress
-from ltat.methods import base as base_module
-from ltat.methods.base import LossTerms
+from ltat.methods import LossTerms, attacking
 from ltat.methods.dafa import Dafa, DafaConfig, above, class_weights
-from tests.methods.making import Steep, make_method
+from tests.methods.making import Steep, attack_of, loss_of, make_method, step_of
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, gradient64, log_softmax, logits64
 
@@ -79,7 +77,7 @@ def weighted(*weights: float, assignments: tuple[str, ...] = ()) -> Dafa:
 @pytest.mark.parametrize("weights", [(1.0,) * 5, (0.4, 1.6, 1.0, 0.7, 1.3)])
 def test_the_loss_and_its_gradient_weigh_cross_entropy_and_not_the_divergence(weights, small: Batch):
     student, x_adv, labels = Linear(2), small.images**2, small.labels.numpy()
-    terms = weighted(*weights, assignments=("dafa.beta=1.5",)).loss(student, small, x_adv, Progress(1, 100))
+    terms = loss_of(weighted(*weights, assignments=("dafa.beta=1.5",)), student, small, x_adv, epoch=1, epochs=100)
     terms.loss.backward()
     bias, weight = (p.detach().double().numpy() for p in (student.bias, student.weight))
 
@@ -95,18 +93,18 @@ def test_the_loss_and_its_gradient_weigh_cross_entropy_and_not_the_divergence(we
 
 def test_a_probability_that_underflows_leaves_loss_and_gradient_finite(small: Batch):
     model = Steep()
-    terms = make(counts=FIVE).loss(model, small, 1 - small.images, Progress(1, 100))
+    terms = loss_of(make(counts=FIVE), model, small, 1 - small.images, epoch=1, epochs=100)
     terms.loss.backward()
     assert terms.logs["kl"].item() == pytest.approx(200, rel=1e-3)
     assert model.scale.grad.isfinite() and model.scale.grad != 0
 
 
 def one_epoch(method: Dafa, epoch: int, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    progress = Progress(epoch, method.config.train.epochs)
-    method.begin_epoch(progress)
+    method.begin_epoch(epoch)
     for logits, labels in batches:
-        method.end_step(nn.Identity(), Batch(torch.empty(0), labels, labels), LossTerms(torch.zeros(()), logits, {}))
-    method.end_epoch(progress)
+        step = step_of(method, nn.Identity(), Batch(torch.empty(0), labels, labels), epoch=epoch)
+        method.end_step(step, LossTerms(torch.zeros(()), logits, {}))
+    method.end_epoch(epoch)
 
 
 def batches(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -152,9 +150,9 @@ def test_lambda_left_out_is_the_authors_for_the_number_of_classes():
 
 def test_the_attack_gives_every_class_its_own_radius_and_step(batch: Batch, monkeypatch):
     seen = {}
-    monkeypatch.setattr(base_module, "pgd", lambda model, x, y, **settings: seen.update(settings) or x)
+    monkeypatch.setattr(attacking, "pgd", lambda model, x, y, **settings: seen.update(settings) or x)
     method = weighted(0.5, 1.0, 1.5, 2.0)
-    method.attack(network(0), batch, Progress(70, 100), torch.Generator())
+    attack_of(method, network(0), batch, torch.Generator(), epoch=70, epochs=100)
     assert {"steps": 10, "start": "gauss", "mode": "eval"}.items() <= seen.items()
     each = torch.tensor([0.5, 1.0, 1.5, 2.0])[batch.labels]
     assert torch.equal(seen["threat"].eps, each * (8 / 255)) and torch.equal(seen["step_size"], each * (2 / 255))
@@ -166,18 +164,22 @@ def test_the_attack_gives_every_class_its_own_radius_and_step(batch: Batch, monk
     torch.testing.assert_close(seen["objective"](logits, batch.labels, batch.images), expected)
 
 
-def test_the_class_wise_radius_multiplies_the_weights(batch: Batch):
+def test_the_class_wise_radius_multiplies_the_weights(batch: Batch, monkeypatch):
+    balls = []
+    monkeypatch.setattr(attacking, "pgd", lambda model, x, y, **settings: balls.append(settings["threat"]) or x)
     method, trades = make("radius.share=0.5"), make_method("trades", "radius.share=0.5", counts=COUNTS)
     method.load_state_dict({"weights": torch.tensor([0.5, 1.0, 1.5, 2.0])})
-    alone = trades.radius_scale(batch, Progress(70, 100))
-    assert alone.std() > 0.01
-    torch.testing.assert_close(method.radius_scale(batch, Progress(70, 100)), method.weights[batch.labels] * alone)
+    for each in (method, trades):
+        attack_of(each, network(0), batch, torch.Generator(), epoch=70, epochs=100)
+    both, alone = (ball.eps for ball in balls)
+    assert alone.std() > 0.01 * (8 / 255)
+    torch.testing.assert_close(both, method.weights[batch.labels] * alone)
 
 
 def test_images_reach_the_radius_of_their_class_and_no_further(batch: Batch):
     model, method = network(0), weighted(0.5, 1.0, 1.5, 2.0, assignments=("attack.norm=linf",))
     before = buffers(model)
-    x_adv = method.attack(model, batch, Progress(70, 100), torch.Generator().manual_seed(1))
+    x_adv = attack_of(method, model, batch, torch.Generator().manual_seed(1), epoch=70, epochs=100)
     assert same(before, model) and model.training
     reached = (x_adv - batch.images).abs().flatten(1).amax(dim=1)
     torch.testing.assert_close(reached, method.weights[batch.labels] * (8 / 255), rtol=0, atol=1e-6)
@@ -186,7 +188,7 @@ def test_images_reach_the_radius_of_their_class_and_no_further(batch: Batch):
 def test_during_the_warm_up_the_images_are_those_of_trades(batch: Batch):
     model = network(0)
     images = [
-        make_method(name, counts=COUNTS).attack(model, batch, Progress(1, 100), torch.Generator().manual_seed(1))
+        attack_of(make_method(name, counts=COUNTS), model, batch, torch.Generator().manual_seed(1), epoch=1, epochs=100)
         for name in ("dafa", "trades")
     ]
     assert torch.equal(*images)
@@ -195,7 +197,7 @@ def test_during_the_warm_up_the_images_are_those_of_trades(batch: Batch):
 def test_batch_norm_sees_adversarial_images_before_clean_ones(batch: Batch):
     model, twin = network(0), network(0)
     x_adv = (batch.images + 0.2).clamp(0, 1)
-    make().loss(model, batch, x_adv, Progress(1, 100))
+    loss_of(make(), model, batch, x_adv, epoch=1, epochs=100)
     for images in (x_adv, batch.images):
         twin(images)
     assert model.bn1.num_batches_tracked.item() == 2 and same(buffers(twin), model)

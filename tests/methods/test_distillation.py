@@ -11,11 +11,11 @@ from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress, find_method
+from ltat.methods import find_method
 from ltat.methods.divergences import kl
 from ltat.models import build_model, load_model
 from ltat.training import prepare, train
-from tests.methods.making import make_method
+from tests.methods.making import attack_of, loss_of, make_method, objective_of
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, log_softmax, logits64
 from tests.training.test_resume import Interrupting, assert_same_run
 from tests.training.tiny import tiny_config
@@ -103,7 +103,7 @@ def test_loss_and_gradient_are_those_of_the_formula(case: str, batch, x_adv):
     assignments, formula = CASES[case]
     student, teacher = Linear(2), Linear(3)
     method = make(case.split(maxsplit=1)[0], *assignments, teacher=teacher)
-    terms = method.loss(student, batch, x_adv, Progress(epoch=3, epochs=10))
+    terms = loss_of(method, student, batch, x_adv, epoch=3, epochs=10)
     terms.loss.backward()
 
     views = {"+": x_adv, "-": 2 * batch.images - x_adv, "0": batch.images}
@@ -170,7 +170,7 @@ def test_igdm_of_identical_networks_adds_nothing(base: str, batch, x_adv):
     same = [f"kd.{key}={str(value).lower()}" for key, value in method.config.kd.model_dump().items() if key in known]
     plain = make(base, *same, teacher=Linear(2))
     for student, one in ((alone, plain), (with_igdm, method)):
-        one.loss(student, batch, x_adv, Progress(1, 1)).loss.backward()
+        loss_of(one, student, batch, x_adv).loss.backward()
     torch.testing.assert_close(alone.weight.grad, with_igdm.weight.grad, atol=1e-6, rtol=1e-5)
 
 
@@ -184,7 +184,7 @@ def test_igdm_of_linear_networks_sees_twice_the_jacobian_along_delta_and_no_offs
         with torch.no_grad():
             student.bias += offset * torch.arange(5)
             teacher.bias -= offset * torch.arange(5).flip(0)
-        term = method.loss(student, batch, x_adv, Progress(1, 1)).logs["igdm"].item()
+        term = loss_of(method, student, batch, x_adv).logs["igdm"].item()
         assert term == pytest.approx(batchmean(elements(t, s)), rel=1e-4)
 
 
@@ -225,8 +225,8 @@ def spied_attack(monkeypatch, method, batch: Batch, model: nn.Module) -> dict:
         heard.update(arguments)
         return x
 
-    monkeypatch.setattr("ltat.methods.base.pgd", pgd)
-    method.attack(model, batch, Progress(1, 1), torch.Generator())
+    monkeypatch.setattr("ltat.methods.attacking.pgd", pgd)
+    attack_of(method, model, batch, torch.Generator())
     return heard
 
 
@@ -246,7 +246,7 @@ def test_the_swapped_step_and_radius_shrink_the_training_attack_alone(name: str,
     assert (heard["threat"].eps, heard["step_size"]) == (2 / 255, 8 / 255)
     assert method.threat.eps == 8 / 255  # what evaluation uses
     monkeypatch.undo()
-    moved = method.attack(network(0), picture, Progress(1, 1), torch.Generator()) - picture.images
+    moved = attack_of(method, network(0), picture, torch.Generator()) - picture.images
     assert moved.abs().max() <= 2 / 255 + 1e-6
 
 
@@ -254,7 +254,7 @@ def test_the_swapped_step_and_radius_shrink_the_training_attack_alone(name: str,
 def test_the_attack_climbs_the_methods_own_divergence(name: str, picture):
     model, teacher = network(0), network(1)
     tiny = ("attack.steps=1", "attack.start=zero", "attack.step_size=0.01", "attack.eps=0.05", "attack.mode=eval")
-    x_adv = small(name, *tiny, teacher=teacher).attack(model, picture, Progress(1, 1), torch.Generator())
+    x_adv = attack_of(small(name, *tiny, teacher=teacher), model, picture, torch.Generator())
     model.eval()
     x = picture.images.clone().requires_grad_()
     log_s = model(x).log_softmax(1)
@@ -270,7 +270,7 @@ def test_the_attack_climbs_the_methods_own_divergence(name: str, picture):
 
 def test_the_gradient_of_adaads_attack_goes_through_the_teacher(picture):
     model, teacher = network(0).eval(), network(1)
-    objective = small("adaad", teacher=teacher).objective(model, picture)
+    objective = objective_of(small("adaad", teacher=teacher), model, picture)
     x = picture.images.clone().requires_grad_()
     (through_both,) = torch.autograd.grad(objective(model(x), picture.labels, x).sum(), x)
     (student_only,) = torch.autograd.grad(objective(model(x), picture.labels, x.detach()).sum(), x)
@@ -279,9 +279,9 @@ def test_the_gradient_of_adaads_attack_goes_through_the_teacher(picture):
 
 def test_adaads_attack_on_a_student_that_equals_its_teacher_finds_nothing(picture):
     model, method = network(0), small("adaad", teacher=network(0))
-    x_adv = method.attack(model, picture, Progress(1, 1), torch.Generator().manual_seed(3))
+    x_adv = attack_of(method, model, picture, torch.Generator().manual_seed(3))
     model.eval()
-    assert method.objective(model, picture)(model(x_adv), picture.labels, x_adv).abs().max() < 1e-6
+    assert objective_of(method, model, picture)(model(x_adv), picture.labels, x_adv).abs().max() < 1e-6
 
 
 # --- batch norm and the teacher -----------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def norm_of(model: nn.Module) -> nn.BatchNorm2d:
 def test_the_forwards_that_move_the_students_statistics_are_counted(name, assignments, forwards, picture):
     model, teacher = network(0), network(1)
     before = copy.deepcopy(teacher.state_dict())
-    small(name, *assignments, teacher=teacher).loss(model, picture, picture.images, Progress(1, 1)).loss.backward()
+    loss_of(small(name, *assignments, teacher=teacher), model, picture, picture.images).loss.backward()
     assert norm_of(model).num_batches_tracked.item() == forwards and norm_of(model).track_running_stats
     assert all(value.equal(teacher.state_dict()[key]) for key, value in before.items()) and not teacher.training
 
@@ -331,7 +331,7 @@ def test_the_order_of_the_forwards_is_the_reference_codes(picture):
     model = network(0)
     for name in NAMES:
         seen[name] = []
-        small(name, teacher=network(1)).loss(Spy(), picture, x_adv, Progress(1, 1))
+        loss_of(small(name, teacher=network(1)), Spy(), picture, x_adv)
     assert seen == {
         "ard": ["x'", "x"],
         "rslad": ["x'", "x"],
@@ -348,21 +348,21 @@ def test_one_concatenated_forward_takes_batch_norms_statistics_over_both_and_kee
     both = torch.cat([x_adv, 2 * picture.images - x_adv])
     frozen = [network(0).eval(), network(0).eval()]
     loss = {
-        bn: small(name, f"igdm.bn={bn}", teacher=network(1)).loss(model, picture, x_adv, Progress(1, 1)).loss.item()
+        bn: loss_of(small(name, f"igdm.bn={bn}", teacher=network(1)), model, picture, x_adv).loss.item()
         for bn, model in zip(("two", "concat"), frozen, strict=True)
     }
     assert loss["concat"] == pytest.approx(loss["two"], rel=1e-5)  # in evaluation mode no image sees another
     seen: list[torch.Tensor] = []
     model = network(0)
     model.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    small(name, "igdm.bn=concat", teacher=network(1)).loss(model, picture, x_adv, Progress(1, 1))
+    loss_of(small(name, "igdm.bn=concat", teacher=network(1)), model, picture, x_adv)
     torch.testing.assert_close(seen[0], both)
 
 
 @pytest.mark.parametrize(("name", "moves"), [("ard", True), ("ard+igdm", False), ("rslad", False), ("adaad", False)])
 def test_only_ards_attack_moves_the_batch_norm_statistics(name: str, moves: bool, picture):
     model = network(0)
-    small(name, teacher=network(1)).attack(model, picture, Progress(1, 1), torch.Generator())
+    attack_of(small(name, teacher=network(1)), model, picture, torch.Generator())
     assert (norm_of(model).num_batches_tracked.item() > 0) == moves
 
 

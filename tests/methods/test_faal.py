@@ -7,9 +7,8 @@ import torch
 from ltat.attacks import cross_entropy
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress
 from ltat.methods.faal import class_gains, worst_distribution
-from tests.methods.making import make_method, random_batch
+from tests.methods.making import attack_of, loss_of, make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, gradient64, log_softmax, logits64
 
@@ -88,7 +87,7 @@ def search(gains: np.ndarray, radius: float) -> np.ndarray:
 def test_the_loss_and_its_gradient_are_those_of_the_formula(gain: str, small: Batch):
     student, labels = Linear(2), small.labels.numpy()
     x_adv = small.images**2
-    terms = make(f"faal.gain={gain}", "faal.radius=0.3").loss(student, small, x_adv, Progress(1, 1))
+    terms = loss_of(make(f"faal.gain={gain}", "faal.radius=0.3"), student, small, x_adv)
     terms.loss.backward()
     bias, weight = (p.detach().double().numpy() for p in (student.bias, student.weight))
     start = logits64(weight, bias, x_adv)
@@ -114,14 +113,14 @@ def test_an_absent_class_gains_nothing_or_the_least_there_is(small: Batch):
 
 
 def test_without_a_radius_it_is_plain_adversarial_training(small: Batch):
-    plain = make_method("pgd-at", counts=COUNTS).loss(Linear(2), small, small.images, Progress(1, 1))
-    terms = make("faal.radius=0").loss(Linear(2), small, small.images, Progress(1, 1))
+    plain = loss_of(make_method("pgd-at", counts=COUNTS), Linear(2), small, small.images)
+    terms = loss_of(make("faal.radius=0"), Linear(2), small, small.images)
     assert terms.loss.item() == pytest.approx(plain.loss.item(), rel=1e-6)
 
 
 def test_margins_of_huge_logits_leave_loss_and_gradient_finite(small: Batch):
     student = Linear(2, scale=1e4)
-    loss = make().loss(student, small, small.images, Progress(1, 1)).loss
+    loss = loss_of(make(), student, small, small.images).loss
     loss.backward()
     assert loss.isfinite() and student.weight.grad.isfinite().all()
 
@@ -130,7 +129,7 @@ def test_margins_of_huge_logits_leave_loss_and_gradient_finite(small: Batch):
 def test_batch_norm_sees_adversarial_and_where_asked_clean_images(extra: str, updates: int, batch: Batch):
     model, twin = network(0), network(0)
     x_adv = (batch.images + 0.2).clamp(0, 1)
-    make(f"faal.extra_forward={extra}").loss(model, batch, x_adv, Progress(1, 1))
+    loss_of(make(f"faal.extra_forward={extra}"), model, batch, x_adv)
     for images in (x_adv, batch.images)[:updates]:
         twin(images)
     assert model.bn1.num_batches_tracked.item() == updates and same(buffers(twin), model)
@@ -138,14 +137,14 @@ def test_batch_norm_sees_adversarial_and_where_asked_clean_images(extra: str, up
 
 def test_the_attack_is_plain_pgd_in_evaluation_mode(batch: Batch, monkeypatch):
     seen = {}
-    monkeypatch.setattr("ltat.methods.base.pgd", lambda model, x, y, **settings: seen.update(settings) or x)
-    make().attack(network(0), batch, Progress(1, 1), torch.Generator())
+    monkeypatch.setattr("ltat.methods.attacking.pgd", lambda model, x, y, **settings: seen.update(settings) or x)
+    attack_of(make(), network(0), batch, torch.Generator())
     assert {"steps": 10, "step_size": 2 / 255, "start": "gauss", "mode": "eval"}.items() <= seen.items()
     assert (seen["threat"].norm, seen["threat"].eps, seen["objective"]) == ("linf", 8 / 255, cross_entropy)
     model = network(0)
     before = buffers(model)
     monkeypatch.undo()
-    make("attack.steps=2").attack(model, batch, Progress(1, 1), torch.Generator())
+    attack_of(make("attack.steps=2"), model, batch, torch.Generator())
     assert same(before, model) and model.training
 
 

@@ -6,15 +6,16 @@ from torch import Tensor, nn
 
 from ltat.config import RunConfig, load_config
 from ltat.errors import LtatError
-from ltat.methods import Method, Progress, find_method
+from ltat.methods import Method, find_method
+from ltat.methods.awp import perturbed_weights
 from ltat.methods.divergences import kl
 from ltat.models import build_model
-from tests.methods.making import make_method, random_batch
+from tests.methods.making import SERVED, attack_of, loss_of, make_method, random_batch, step_of
 from tests.methods.test_distillation import norm_of
 
 CLASSES = 10
 COUNTS = torch.arange(20, 20 - CLASSES, -1)
-LAST = Progress(1000, 1000)
+LAST = {"epoch": 1000, "epochs": 1000}
 
 
 def network(seed: int, classes: int = CLASSES) -> nn.Module:
@@ -27,17 +28,20 @@ def from_recipe(recipe: str, classes: int = CLASSES) -> Method:
     counts = torch.arange(2 * classes, classes, -1)
     taught = "igdm" in recipe or recipe.startswith(("ard", "rslad", "adaad"))
     cls = find_method(config.method)
-    return cls(cls.resolve(config, classes), counts, network(1, classes).eval() if taught else None)
+    method = cls(cls.resolve(config, classes), counts, network(1, classes).eval() if taught else None)
+    SERVED[method] = counts
+    return method
 
 
-def forwards_of_a_step(method: Method, progress: Progress) -> int:
+def forwards_of_a_step(method: Method, epoch: int, epochs: int) -> int:
     model, batch = method.prepare_model(network(0)), random_batch(6, 1, 8, 8, classes=CLASSES)
     norm = norm_of(model)
-    method.begin_epoch(progress)
-    x_adv = method.attack(model, batch, progress, torch.Generator().manual_seed(0))
-    with method.perturbed_weights(model, batch, x_adv, progress):
-        terms = method.loss(model, batch, x_adv, progress)
-    method.end_step(model, batch, terms)
+    method.begin_epoch(epoch)
+    x_adv = attack_of(method, model, batch, torch.Generator().manual_seed(0), epoch, epochs)
+    step = step_of(method, model, batch, x_adv, epoch, epochs)
+    with perturbed_weights(step, method.config, method.loss):
+        terms = method.loss(step)
+    method.end_step(step, terms)
     return int(norm.num_batches_tracked)
 
 
@@ -61,12 +65,12 @@ def forwards_of_a_step(method: Method, progress: Progress) -> int:
     ],
 )
 def test_batch_norm_moves_as_often_as_in_the_reference_code(recipe: str, forwards: int):
-    assert forwards_of_a_step(from_recipe(recipe), LAST) == forwards
+    assert forwards_of_a_step(from_recipe(recipe), **LAST) == forwards
 
 
 @pytest.mark.parametrize("recipe", ["taet/faithful-ir10", "taet/faithful-ir100", "taet/faithful-dermamnist"])
 def test_taets_clean_stage_shows_every_batch_twice(recipe: str):
-    assert forwards_of_a_step(from_recipe(recipe), Progress(1, 100)) == 2
+    assert forwards_of_a_step(from_recipe(recipe), 1, 100) == 2
 
 
 def test_the_attacks_last_forward_is_of_the_finished_images():
@@ -74,8 +78,12 @@ def test_the_attacks_last_forward_is_of_the_finished_images():
     plain, looked = network(0), network(0)
     settings = ("attack.mode=train", "attack.start=zero")
     images = [
-        make_method("pgd-at", *settings, f"attack.final_forward={final}", counts=COUNTS).attack(
-            model, batch, LAST, torch.Generator()
+        attack_of(
+            make_method("pgd-at", *settings, f"attack.final_forward={final}", counts=COUNTS),
+            model,
+            batch,
+            torch.Generator(),
+            **LAST,
         )
         for model, final in ((plain, "false"), (looked, "true"))
     ]
@@ -104,7 +112,7 @@ def test_the_two_forwards_more_of_adaad_with_igdm_change_neither_loss_nor_gradie
     for setting, order in (("false", ["x'", "x-d"]), ("true", ["x'", "x", "x-d", "x'"])):
         model = Order(network(0), views)
         method = make_method("adaad+igdm", f"kd.extra_forwards={setting}", counts=COUNTS, teacher=network(1).eval())
-        terms = method.loss(model, batch, x_adv, LAST)
+        terms = loss_of(method, model, batch, x_adv, **LAST)
         terms.loss.backward()
         assert model.seen == order
         losses.append(terms.loss.item())

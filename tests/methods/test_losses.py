@@ -7,9 +7,9 @@ from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress
+from ltat.methods.igdm import IgdmSection, mirrored
 from ltat.models import build_model
-from tests.methods.making import make_method
+from tests.methods.making import loss_of, make_method, step_of
 
 CLASSES, PIXELS, IMAGES = 5, 12, 7
 COUNTS = torch.tensor([100, 50, 20, 8, 3])
@@ -91,7 +91,7 @@ def test_the_students_loss_and_gradient_are_those_of_the_formula(form, temperatu
     student, teacher = Linear(2), Linear(3)
     kd = (f"kd.form={form}", "kd.alpha=2.5", f"kd.temp={temperature}", f"kd.on_biased={str(biased).lower()}")
     method = make("self-distill", *kd, "bsl.tau=0.7", teacher=teacher)
-    terms = method.loss(student, batch, x_adv, Progress(epoch=3, epochs=10))
+    terms = loss_of(method, student, batch, x_adv, epoch=3, epochs=10)
     terms.loss.backward()
 
     views = {"+": x_adv, "-": 2 * batch.images - x_adv, "0": batch.images}
@@ -119,7 +119,7 @@ def test_the_students_loss_and_gradient_are_those_of_the_formula(form, temperatu
 def test_the_baselines_loss_and_gradient_are_those_of_the_formula(name: str, tau: float, batch, x_adv):
     student = Linear(2)
     method = make(name, *([f"bsl.tau={tau}"] if name == "at-bsl" else []))
-    method.loss(student, batch, x_adv, Progress(1, 2)).loss.backward()
+    loss_of(method, student, batch, x_adv, epoch=1, epochs=2).loss.backward()
     prior = tau * np.log(COUNTS.numpy().astype(np.float64))
     bias = student.bias.detach().double().numpy()
 
@@ -132,15 +132,15 @@ def test_the_baselines_loss_and_gradient_are_those_of_the_formula(name: str, tau
 
 def test_balanced_softmax_with_equal_counts_is_plain_cross_entropy(batch, x_adv):
     student, equal = Linear(2), torch.full((CLASSES,), 40)
-    plain = make("pgd-at", counts=equal).loss(student, batch, x_adv, Progress(1, 1)).loss
-    balanced = make("at-bsl", counts=equal).loss(student, batch, x_adv, Progress(1, 1)).loss
+    plain = loss_of(make("pgd-at", counts=equal), student, batch, x_adv).loss
+    balanced = loss_of(make("at-bsl", counts=equal), student, batch, x_adv).loss
     assert balanced.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
 def test_igdm_of_identical_networks_is_zero_with_zero_gradient(batch, x_adv):
     student, teacher = Linear(2), Linear(2)
     method = make("self-distill", "kd.alpha=1", "kd.mix=convex", "kd.ramp=none", teacher=teacher)
-    terms = method.loss(student, batch, x_adv, Progress(1, 1))  # convex with alpha 1: the distillation term alone
+    terms = loss_of(method, student, batch, x_adv)  # convex with alpha 1: the distillation term alone
     terms.loss.backward()
     assert terms.loss.item() == pytest.approx(0, abs=1e-7)
     assert student.weight.grad.abs().max().item() < 1e-6
@@ -149,18 +149,17 @@ def test_igdm_of_identical_networks_is_zero_with_zero_gradient(batch, x_adv):
 def test_igdm_ignores_the_biases_of_a_linear_network(batch, x_adv):
     student, teacher = Linear(2), Linear(3)
     method = make("self-distill", teacher=teacher)
-    before = method.loss(student, batch, x_adv, Progress(1, 1)).logs["kd"].item()
+    before = loss_of(method, student, batch, x_adv).logs["kd"].item()
     with torch.no_grad():
         student.bias += torch.arange(CLASSES)
         teacher.bias -= 5
-    assert method.loss(student, batch, x_adv, Progress(1, 1)).logs["kd"].item() == pytest.approx(before, rel=1e-4)
+    assert loss_of(method, student, batch, x_adv).logs["kd"].item() == pytest.approx(before, rel=1e-4)
 
 
 def test_elementmean_is_batchmean_over_the_number_of_classes(batch, x_adv):
     student, teacher = Linear(2), Linear(3)
     kd = {
-        reduction: make("self-distill", f"kd.reduction={reduction}", teacher=teacher)
-        .loss(student, batch, x_adv, Progress(1, 1))
+        reduction: loss_of(make("self-distill", f"kd.reduction={reduction}", teacher=teacher), student, batch, x_adv)
         .logs["kd"]
         .item()
         for reduction in ("batchmean", "elementmean")
@@ -173,7 +172,7 @@ def test_the_weight_rises_linearly_over_the_run_or_over_the_named_length(batch, 
 
     def ratio(epoch: int, *assignments: str) -> float:
         method = make("self-distill", "kd.alpha=2", *assignments, teacher=teacher)
-        logs = method.loss(student, batch, x_adv, Progress(epoch, 10)).logs
+        logs = loss_of(method, student, batch, x_adv, epoch=epoch, epochs=10).logs
         return logs["kd_ratio"].item() * logs["cls"].item() / logs["kd"].item()
 
     assert ratio(1) == pytest.approx(0.2, rel=1e-4)
@@ -185,8 +184,9 @@ def test_the_weight_rises_linearly_over_the_run_or_over_the_named_length(batch, 
 def test_the_mirrored_image_leaves_the_box_unless_asked_to_stay(batch, x_adv):
     teacher = Linear(3)
     edge = torch.zeros_like(batch.images)
-    free = make("self-distill", teacher=teacher).mirrored(edge, edge + 0.1)
-    kept = make("self-distill", "kd.clamp_minus=true", teacher=teacher).mirrored(edge, edge + 0.1)
+    method = make("self-distill", teacher=teacher)
+    step = step_of(method, teacher, batch._replace(images=edge), edge + 0.1)
+    free, kept = (mirrored(IgdmSection(clamp_minus=clamp), step) for clamp in (False, True))
     assert free.max().item() == pytest.approx(-0.1)
     assert kept.abs().max().item() == 0
 
@@ -195,10 +195,10 @@ def test_alpha_left_out_is_the_authors_choice_for_the_number_of_classes():
     many = torch.full((100,), 9)
     wide = Linear(3)
     wide.num_classes = 100
-    assert make("self-distill", teacher=Linear(3)).alpha == 1
-    assert make("self-distill", teacher=wide, counts=many).alpha == 10
-    assert make("self-distill", "kd.form=kl_adv", teacher=wide, counts=many).alpha == 1
-    assert make("self-distill", "kd.alpha=0", teacher=Linear(3)).alpha == 0
+    assert make("self-distill", teacher=Linear(3)).config.kd.alpha == 1
+    assert make("self-distill", teacher=wide, counts=many).config.kd.alpha == 10
+    assert make("self-distill", "kd.form=kl_adv", teacher=wide, counts=many).config.kd.alpha == 1
+    assert make("self-distill", "kd.alpha=0", teacher=Linear(3)).config.kd.alpha == 0
 
 
 @pytest.mark.parametrize(

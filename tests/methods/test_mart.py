@@ -6,9 +6,8 @@ import torch
 
 from ltat.attacks import cross_entropy
 from ltat.errors import LtatError
-from ltat.methods import Progress
-from ltat.methods import base as base_module
-from tests.methods.making import Steep, make_method
+from ltat.methods import attacking
+from tests.methods.making import Steep, attack_of, loss_of, make_method
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, gradient64, log_softmax, logits64
 
@@ -44,7 +43,7 @@ def mart64(z: np.ndarray, z_adv: np.ndarray, labels: np.ndarray, beta, margin_gu
 def test_the_loss_and_its_gradient_through_every_factor_are_those_of_the_formula(settings, small):
     student, x_adv = Linear(2), small.images**2
     method = make(*(f"mart.{name}={value}" for name, value in settings.items()))
-    terms = method.loss(student, small, x_adv, Progress(1, 1))
+    terms = loss_of(method, student, small, x_adv)
     terms.loss.backward()
     bias = student.bias.detach().double().numpy()
 
@@ -61,7 +60,7 @@ def test_the_loss_and_its_gradient_through_every_factor_are_those_of_the_formula
 def test_certain_and_wrong_predictions_leave_loss_and_gradient_finite(small):
     """Probabilities of exactly 0 and 1 on the clean and on the adversarial image, for right and wrong classes."""
     model = Steep()
-    terms = make().loss(model, small, 1 - small.images, Progress(1, 1))
+    terms = loss_of(make(), model, small, 1 - small.images)
     terms.loss.backward()
     assert terms.loss.isfinite() and model.scale.grad.isfinite() and model.scale.grad != 0
 
@@ -69,7 +68,7 @@ def test_certain_and_wrong_predictions_leave_loss_and_gradient_finite(small):
 def test_batch_norm_sees_the_clean_images_first_and_the_adversarial_ones_last(batch):
     model, twin = network(0), network(0)
     x_adv = (batch.images + 0.2).clamp(0, 1)
-    make().loss(model, batch, x_adv, Progress(1, 1))
+    loss_of(make(), model, batch, x_adv)
     twin(batch.images)
     twin(x_adv)
     assert model.bn1.num_batches_tracked.item() == 2
@@ -79,10 +78,10 @@ def test_batch_norm_sees_the_clean_images_first_and_the_adversarial_ones_last(ba
 def test_the_attack_is_the_common_protocols_on_cross_entropy(batch, monkeypatch):
     seen, model = {}, network(0)
     before = buffers(model)
-    x_adv = make().attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(0))
+    x_adv = attack_of(make(), model, batch, torch.Generator().manual_seed(0))
     assert same(before, model) and model.training and not torch.equal(x_adv, batch.images)
-    monkeypatch.setattr(base_module, "pgd", lambda model, x, y, **settings: seen.update(settings) or x)
-    make().attack(model, batch, Progress(1, 1), torch.Generator())
+    monkeypatch.setattr(attacking, "pgd", lambda model, x, y, **settings: seen.update(settings) or x)
+    attack_of(make(), model, batch, torch.Generator())
     assert seen["objective"] is cross_entropy
     assert (seen["steps"], seen["step_size"], seen["start"], seen["mode"]) == (10, 2 / 255, "gauss", "eval")
     assert (seen["threat"].norm, seen["threat"].eps) == ("linf", 8 / 255)

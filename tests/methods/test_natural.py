@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from ltat.errors import LtatError
-from ltat.methods import Progress
 from ltat.training.task import resolve
-from tests.methods.making import make_method, random_batch
+from tests.methods.making import attack_of, loss_of, make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, logits64
 from tests.training.tiny import tiny_config
@@ -21,8 +20,8 @@ def make(*assignments: str):
 
 def test_the_loss_and_its_gradient_are_clean_cross_entropy(small):
     student, method = Linear(2), make()
-    images = method.attack(student, small, Progress(1, 1), torch.Generator())
-    terms = method.loss(student, small, images, Progress(1, 1))
+    images = attack_of(method, student, small, torch.Generator())
+    terms = loss_of(method, student, small, images)
     terms.loss.backward()
     bias = student.bias.detach().double().numpy()
 
@@ -39,9 +38,9 @@ def test_no_step_of_an_attack_is_computed_and_batch_norm_sees_the_clean_images_o
     model, twin, method = network(0), network(0), make("attack.steps=50", "attack.mode=train")
     forwards = []
     model.register_forward_hook(lambda *_: forwards.append(1))
-    images = method.attack(model, batch, Progress(1, 1), torch.Generator())
+    images = attack_of(method, model, batch, torch.Generator())
     assert images is batch.images and not forwards
-    method.loss(model, batch, images, Progress(1, 1))
+    loss_of(method, model, batch, images)
     twin(batch.images)
     assert len(forwards) == 1 and same(buffers(twin), model)
 

@@ -7,15 +7,14 @@ from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress
 from ltat.methods.reat import SIGN_OF_PAIRS, TAIL_SETS, rbl_weights, tail_term
 from ltat.models import Classifier, build_model
-from tests.methods.making import make_method
+from tests.methods.making import attack_of, loss_of, make_method, objective_of, step_of
 from tests.methods.test_losses import gradient64
 
 CLASSES, WIDTH = 5, 6
 COUNTS = torch.tensor([40, 20, 10, 5, 2])  # the tail is class 3 and 4
-PROGRESS = Progress(1, 2)
+PROGRESS = {"epoch": 1, "epochs": 2}
 
 
 def make(*assignments: str, counts: torch.Tensor = COUNTS):
@@ -74,7 +73,7 @@ def loss64(body, weight, fixed_body, batch: Batch, impl: str, sign: str) -> floa
 def test_the_loss_and_its_gradient_are_those_of_the_formula(impl: str, sign: str, batch: Batch):
     model = Linear()
     method = make(f"reat.tail_impl={impl}", f"reat.tail_sign={sign}", "reat.tail=0.8", "bsl.tau=0.5")
-    terms = method.loss(model, batch, batch.images, PROGRESS)
+    terms = loss_of(method, model, batch, batch.images, **PROGRESS)
     terms.loss.backward()
     body, weight = (p.detach().double().numpy() for p in (model.body, model.linear.weight))
     assert terms.loss.item() == pytest.approx(loss64(body, weight, body, batch, impl, sign), rel=1e-5)
@@ -130,28 +129,28 @@ def test_weights_are_finite_and_sum_to_the_classes_whatever_was_predicted():
     assert weights[0] == weights[2] > weights[1]  # never predicted: E = 0
 
 
-def objective_of(method, batch: Batch) -> torch.Tensor:
-    return method.objective(nn.Identity(), batch)(torch.zeros(7, CLASSES), batch.labels, batch.images)
+def at_zero(method, batch: Batch) -> torch.Tensor:
+    return objective_of(method, nn.Identity(), batch)(torch.zeros(7, CLASSES), batch.labels, batch.images)
 
 
 def test_the_attacks_weights_follow_the_predictions_of_the_previous_epoch(batch: Batch):
     model, method = Linear(), make("attack.mode=train")
-    first = objective_of(method, batch)
+    first = at_zero(method, batch)
     weights = rbl_weights(COUNTS, COUNTS).float()
     torch.testing.assert_close(first, np.log(CLASSES) * weights[batch.labels])
-    method.begin_epoch(Progress(1, 3))
+    method.begin_epoch(1)
     predicted = torch.zeros(CLASSES, dtype=torch.int64)
     for _ in range(2):
-        terms = method.loss(model, batch, batch.images, Progress(1, 3))
-        method.loss(model, batch, batch.images, Progress(1, 3))  # as a perturbation of the weights asks once more
-        method.end_step(model, batch, terms)
+        terms = loss_of(method, model, batch, batch.images, epoch=1, epochs=3)
+        loss_of(method, model, batch, batch.images)  # as a perturbation of the weights asks once more
+        method.end_step(step_of(method, model, batch), terms)
         predicted += torch.bincount(terms.logits.argmax(1), minlength=CLASSES)
-    assert torch.equal(objective_of(method, batch), first)  # not before the epoch ends
-    method.end_epoch(Progress(1, 3))
-    second = objective_of(method, batch)
+    assert torch.equal(at_zero(method, batch), first)  # not before the epoch ends
+    method.end_epoch(1)
+    second = at_zero(method, batch)
     torch.testing.assert_close(second, np.log(CLASSES) * rbl_weights(COUNTS, predicted).float()[batch.labels])
-    method.begin_epoch(Progress(2, 3))
-    method.end_epoch(Progress(2, 3))
+    method.begin_epoch(2)
+    method.end_epoch(2)
     assert method.predicted.sum() == 0 and predicted.sum() == 14
 
 
@@ -159,11 +158,11 @@ def test_the_predictions_survive_an_interruption(batch: Batch):
     method, resumed = make("attack.mode=train"), make("attack.mode=train")
     assert method.state_dict() == {}
     resumed.load_state_dict({})
-    method.end_step(Linear(), batch, method.loss(Linear(), batch, batch.images, PROGRESS))
-    method.end_epoch(PROGRESS)
+    method.end_step(step_of(method, Linear(), batch), loss_of(method, Linear(), batch, batch.images, **PROGRESS))
+    method.end_epoch(1)
     resumed.load_state_dict(method.state_dict())
     assert torch.equal(resumed.predicted, method.predicted) and resumed.predicted.sum() == 7
-    assert torch.equal(objective_of(resumed, batch), objective_of(method, batch))
+    assert torch.equal(at_zero(resumed, batch), at_zero(method, batch))
 
 
 def test_the_attack_is_the_published_one(batch: Batch, monkeypatch):
@@ -173,8 +172,8 @@ def test_the_attack_is_the_published_one(batch: Batch, monkeypatch):
         seen.update(settings)
         return x
 
-    monkeypatch.setattr("ltat.methods.base.pgd", spy)
-    make().attack(Linear(), batch, PROGRESS, torch.Generator())
+    monkeypatch.setattr("ltat.methods.attacking.pgd", spy)
+    attack_of(make(), Linear(), batch, torch.Generator(), **PROGRESS)
     assert {"steps": 10, "step_size": 2 / 255, "start": "uniform", "mode": "eval"}.items() <= seen.items()
     assert (seen["threat"].norm, seen["threat"].eps) == ("linf", 8 / 255)
 
@@ -194,8 +193,12 @@ def pictures() -> Batch:
 def test_the_weights_move_images_only_where_the_batch_couples_them(mode: str, matters: bool, pictures: Batch):
     noise = torch.Generator()
     weighted, plain = (
-        make_method(name, f"attack.mode={mode}", "attack.start=zero", counts=COUNTS).attack(
-            network(), pictures, PROGRESS, noise
+        attack_of(
+            make_method(name, f"attack.mode={mode}", "attack.start=zero", counts=COUNTS),
+            network(),
+            pictures,
+            noise,
+            **PROGRESS,
         )
         for name in ("reat", "at-bsl")
     )
@@ -208,7 +211,7 @@ def test_an_fp16_attack_moves_the_images_of_every_class(pictures: Batch):
     model.classifier.weight.data.mul_(0.01)  # gradients as small as those of a network of many layers
     method = make("train.precision=fp16", "attack.start=zero", counts=counts)
     method.predicted = torch.tensor([5000, 20, 10, 5, 0])  # one class is never predicted: the others weigh 1e-5 of it
-    moved = method.attack(model, pictures, PROGRESS, torch.Generator()) != pictures.images
+    moved = attack_of(method, model, pictures, torch.Generator(), **PROGRESS) != pictures.images
     assert (moved.flatten(1).float().mean(1) > 0.5).all()
 
 
@@ -220,9 +223,9 @@ def test_weights_that_would_underflow_where_they_act_are_refused(mode: str):
 
 def test_one_forward_moves_the_batch_norm_statistics_and_the_attack_none(pictures: Batch):
     model, method = network(), make()
-    x_adv = method.attack(model, pictures, PROGRESS, torch.Generator())
+    x_adv = attack_of(method, model, pictures, torch.Generator(), **PROGRESS)
     assert model.bn1.num_batches_tracked.item() == 0
-    method.loss(model, pictures, x_adv, PROGRESS)
+    loss_of(method, model, pictures, x_adv, **PROGRESS)
     assert model.bn1.num_batches_tracked.item() == 1
 
 
@@ -241,4 +244,4 @@ def test_unknown_settings_are_refused(setting: str):
 
 def test_a_network_that_does_not_tell_its_features_is_refused(batch: Batch):
     with pytest.raises(LtatError, match="features"):
-        make().loss(nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), batch, batch.images, PROGRESS)
+        loss_of(make(), nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES)), batch, batch.images, **PROGRESS)

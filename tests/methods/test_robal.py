@@ -8,14 +8,15 @@ from torch import nn
 from ltat.config import load_config
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress, find_method
+from ltat.methods import find_method
+from ltat.methods.robal import log_share
 from ltat.models import Classifier, CosineClassifier, build_model
 from ltat.training.schedule import learning_rate
-from tests.methods.making import make_method
+from tests.methods.making import attack_of, loss_of, make_method, objective_of
 
 CLASSES, WIDTH = 5, 6
 COUNTS = torch.tensor([40, 20, 10, 5, 2])
-PROGRESS = Progress(1, 2)
+PROGRESS = {"epoch": 1, "epochs": 2}
 ADJUSTED = ("robal.tau_p=1.7", "robal.scale_out=10", "robal.gamma_w=1/16")
 
 
@@ -80,7 +81,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(inference, gamma: fl
     constants = ("scale=8", "margin=0.2", "tau_b=1.2", "tau_m=0.4", "beta=3")
     method = make(*(f"robal.{constant}" for constant in constants), *inference)
     model = prepared(method)
-    terms = method.loss(model, batch, x_adv, PROGRESS)
+    terms = loss_of(method, model, batch, x_adv, **PROGRESS)
     terms.loss.backward()
     body, weight = (p.detach().double().numpy() for p in (model.body, model.linear.weight))
     assert terms.loss.item() == pytest.approx(loss64(body, weight, batch, x_adv, gamma), rel=1e-5)
@@ -97,7 +98,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_formula(inference, gamma: fl
 
 
 def test_the_rarest_class_has_the_plain_margin_and_the_head_the_largest():
-    margins = make("robal.margin=0.1", "robal.tau_m=0.3", "robal.scale=10").margins
+    margins = make("robal.margin=0.1", "robal.tau_m=0.3", "robal.scale=10").margins(log_share(COUNTS))
     assert margins[4].item() == pytest.approx(0.1)
     assert margins[0].item() == pytest.approx(0.1 + 0.03 * np.log(20))
     assert (margins.diff() < 0).all()
@@ -121,10 +122,10 @@ def test_the_attack_is_the_published_one_on_the_cosines(batch: Batch, monkeypatc
         seen.update(settings)
         return x
 
-    monkeypatch.setattr("ltat.methods.base.pgd", spy)
+    monkeypatch.setattr("ltat.methods.attacking.pgd", spy)
     method = make(*ADJUSTED)
     model = prepared(method)
-    method.attack(model, batch, PROGRESS, torch.Generator())
+    attack_of(method, model, batch, torch.Generator(), **PROGRESS)
     assert {"steps": 5, "step_size": 0.0078, "start": "pos_uniform", "mode": "eval"}.items() <= seen.items()
     assert (seen["threat"].norm, seen["threat"].eps) == ("linf", 0.031)
     logits = model(batch.images)
@@ -138,7 +139,7 @@ def test_the_attack_is_the_published_one_on_the_cosines(batch: Batch, monkeypatc
 def test_an_attack_on_the_divergence_from_itself_compares_cosines_with_cosines(batch: Batch, x_adv):
     method = make(*ADJUSTED, "attack.loss=kl-self")
     model = prepared(method)
-    objective = method.objective(model, batch)
+    objective = objective_of(method, model, batch)
     with torch.no_grad():
         at_x, at_x_adv = (objective(model(x), batch.labels, x) for x in (batch.images, x_adv))
         log_p, log_q = (method.cosines(model(x)).double().log_softmax(1) for x in (batch.images, x_adv))
@@ -155,9 +156,9 @@ def test_each_forward_moves_the_batch_norm_statistics_in_the_codes_order(extra: 
     model = method.prepare_model(build_model("small", num_classes=CLASSES, in_channels=1)).train()
     torch.manual_seed(0)
     twin = method.prepare_model(build_model("small", num_classes=CLASSES, in_channels=1)).train()
-    method.attack(model, batch, PROGRESS, torch.Generator())
+    attack_of(method, model, batch, torch.Generator(), **PROGRESS)
     assert model.bn1.num_batches_tracked.item() == 0
-    method.loss(model, batch, x_adv, PROGRESS).loss.backward()
+    loss_of(method, model, batch, x_adv, **PROGRESS).loss.backward()
     for which in order:
         twin(x_adv if which == "a" else images)
     assert model.bn1.num_batches_tracked.item() == len(order)
@@ -168,7 +169,7 @@ def test_extra_forwards_change_no_loss(batch: Batch, x_adv):
     losses = set()
     for extra in ("true", "false"):
         method = make(f"robal.extra_forwards={extra}")
-        losses.add(method.loss(prepared(method), batch, x_adv, PROGRESS).loss.item())
+        losses.add(loss_of(method, prepared(method), batch, x_adv, **PROGRESS).loss.item())
     assert len(losses) == 1
 
 

@@ -7,14 +7,13 @@ from torch import nn
 
 from ltat.data import Batch
 from ltat.errors import LtatError
-from ltat.methods import Progress
 from ltat.methods.taet import harl
 from ltat.models import build_model
-from tests.methods.making import make_method
+from tests.methods.making import attack_of, loss_of, make_method
 
 CLASSES = 5
 COUNTS = torch.tensor([40, 20, 10, 5, 2])
-STAGE_1, STAGE_2 = Progress(1, 100), Progress(41, 100)
+STAGE_1, STAGE_2 = {"epoch": 1, "epochs": 100}, {"epoch": 41, "epochs": 100}
 
 
 def make(*assignments: str):
@@ -56,7 +55,7 @@ class Linear(nn.Module):
 @pytest.mark.parametrize("absent", ["zero", "ignore"])
 def test_harl_and_its_gradient_are_those_of_the_formula(absent: str, batch: Batch):
     model, labels, pixels = Linear(), batch.labels.numpy(), batch.images.flatten(1).double().numpy()
-    terms = make(f"taet.absent={absent}").loss(model, batch, batch.images, STAGE_2)
+    terms = loss_of(make(f"taet.absent={absent}"), model, batch, batch.images, **STAGE_2)
     terms.loss.backward()
     weight = model.weight.detach().double().numpy()
     assert terms.loss.item() == pytest.approx(harl64(pixels @ weight.T, labels, absent), rel=1e-5)
@@ -75,7 +74,7 @@ def test_each_weight_belongs_to_its_term(batch: Batch):
         nn.functional.cross_entropy(model(batch.images), batch.labels, reduction="none"), batch.labels, 5
     )
     method = make("taet.alpha=2", "taet.beta=3", "taet.gamma=5")
-    loss = method.loss(model, batch, batch.images, STAGE_2).loss
+    loss = loss_of(method, model, batch, batch.images, **STAGE_2).loss
     assert loss.item() == pytest.approx((2 * bcl + 3 * hdl + 5 * rcel).item(), rel=1e-6)
 
 
@@ -101,11 +100,11 @@ def test_a_batch_fitted_perfectly_gives_finite_loss_and_gradient():
 
 def test_stage_1_is_cross_entropy_on_the_clean_images_and_attacks_nothing(batch: Batch):
     model, method = network(), make()
-    last_clean = Progress(40, 100)
-    x = method.attack(model, batch, last_clean, torch.Generator())
+    last_clean = {"epoch": 40, "epochs": 100}
+    x = attack_of(method, model, batch, torch.Generator(), **last_clean)
     assert x is batch.images and model.bn1.num_batches_tracked.item() == 0
     expected = nn.functional.cross_entropy(network()(batch.images), batch.labels)
-    assert method.loss(model, batch, x, last_clean).loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss_of(method, model, batch, x, **last_clean).loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert model.bn1.num_batches_tracked.item() == 1
 
 
@@ -116,8 +115,8 @@ def test_stage_2_begins_in_the_next_epoch_with_the_published_attack(batch: Batch
         seen.update(settings)
         return x
 
-    monkeypatch.setattr("ltat.methods.base.pgd", spy)
-    make().attack(network(), batch, STAGE_2, torch.Generator())
+    monkeypatch.setattr("ltat.methods.attacking.pgd", spy)
+    attack_of(make(), network(), batch, torch.Generator(), **STAGE_2)
     wanted = {"steps": 10, "step_size": 0.003, "start": "gauss", "mode": "eval"}
     assert wanted.items() <= seen.items() and (seen["threat"].norm, seen["threat"].eps) == ("linf", 0.031)
     logits = torch.randn(8, CLASSES)
@@ -129,14 +128,14 @@ def test_stage_2_begins_in_the_next_epoch_with_the_published_attack(batch: Batch
 def test_the_extra_forward_moves_batch_norm_before_the_attack(extra: str, updates: int, batch: Batch):
     model, plain = network(), network()
     method = make(f"taet.extra_forward={extra}", "attack.start=zero")
-    x_adv = method.attack(model, batch, STAGE_2, torch.Generator())
+    x_adv = attack_of(method, model, batch, torch.Generator(), **STAGE_2)
     assert model.bn1.num_batches_tracked.item() == updates and model.training
     if updates:
         plain(batch.images)
     assert torch.equal(plain.bn1.running_mean, model.bn1.running_mean)
-    same = make("taet.extra_forward=false", "attack.start=zero").attack(plain, batch, STAGE_2, torch.Generator())
+    same = attack_of(make("taet.extra_forward=false", "attack.start=zero"), plain, batch, torch.Generator(), **STAGE_2)
     assert torch.equal(x_adv, same)
-    method.loss(model, batch, x_adv, STAGE_2).loss.backward()
+    loss_of(method, model, batch, x_adv, **STAGE_2).loss.backward()
     assert model.bn1.num_batches_tracked.item() == updates + 1
 
 

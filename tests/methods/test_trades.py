@@ -7,9 +7,8 @@ from torch import nn
 
 from ltat.attacks import STARTS
 from ltat.errors import LtatError
-from ltat.methods import Progress
-from ltat.methods import base as base_module
-from tests.methods.making import Steep, make_method
+from ltat.methods import attacking
+from tests.methods.making import Steep, attack_of, loss_of, make_method
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, kl_batchmean, logits64
 
@@ -26,7 +25,7 @@ def test_the_loss_and_its_gradient_through_both_predictions_are_those_of_the_for
     student = Linear(2)
     x_adv = small.images**2
     method = make(f"trades.beta={beta}", f"trades.third_forward={third}")
-    terms = method.loss(student, small, x_adv, Progress(1, 1))
+    terms = loss_of(method, student, small, x_adv)
     terms.loss.backward()
     bias = student.bias.detach().double().numpy()
 
@@ -46,7 +45,7 @@ def test_beta_left_out_is_six():
 
 def test_a_probability_that_underflows_leaves_loss_and_gradient_finite(small):
     model = Steep()
-    terms = make().loss(model, small, 1 - small.images, Progress(1, 1))
+    terms = loss_of(make(), model, small, 1 - small.images)
     terms.loss.backward()
     assert terms.logs["kl"].item() == pytest.approx(200, rel=1e-3)
     assert model.scale.grad.isfinite() and model.scale.grad != 0
@@ -56,7 +55,7 @@ def test_a_probability_that_underflows_leaves_loss_and_gradient_finite(small):
 def test_batch_norm_sees_clean_adversarial_and_where_asked_clean_images_again(third, updates, batch):
     model, twin = network(0), network(0)
     x_adv = (batch.images + 0.2).clamp(0, 1)
-    make(f"trades.third_forward={third}").loss(model, batch, x_adv, Progress(1, 1))
+    loss_of(make(f"trades.third_forward={third}"), model, batch, x_adv)
     for images in (batch.images, x_adv, batch.images)[:updates]:
         twin(images)
     assert model.bn1.num_batches_tracked.item() == updates
@@ -68,7 +67,7 @@ def test_the_attack_ascends_the_divergence_from_the_evaluation_modes_clean_predi
     model(torch.rand(6, 1, 8, 8))  # running statistics that differ from the batch's
     before = buffers(model)
     one_step = make("attack.steps=1", "attack.step_size=0.01", "attack.eps=0.05")
-    x_adv = one_step.attack(model, batch, Progress(1, 1), torch.Generator().manual_seed(3))
+    x_adv = attack_of(one_step, model, batch, torch.Generator().manual_seed(3))
     assert same(before, model) and model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
@@ -84,8 +83,8 @@ def test_the_attack_ascends_the_divergence_from_the_evaluation_modes_clean_predi
 
 def test_the_attack_is_the_one_of_the_common_protocol(batch, monkeypatch):
     seen = {}
-    monkeypatch.setattr(base_module, "pgd", lambda model, x, y, **settings: seen.update(settings) or x)
-    make().attack(network(0), batch, Progress(1, 1), torch.Generator())
+    monkeypatch.setattr(attacking, "pgd", lambda model, x, y, **settings: seen.update(settings) or x)
+    attack_of(make(), network(0), batch, torch.Generator())
     assert (seen["steps"], seen["step_size"], seen["start"], seen["mode"]) == (10, 2 / 255, "gauss", "eval")
     assert (seen["threat"].norm, seen["threat"].eps) == ("linf", 8 / 255)
 

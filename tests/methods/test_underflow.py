@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from ltat.data import Batch
-from ltat.methods import Progress, find_method
+from ltat.methods import find_method
 from ltat.methods.objectives import INNER_LOSSES, inner_objective
 from ltat.methods.teachers import TaughtMethod
-from tests.methods.making import make_method
+from tests.methods.making import loss_of, make_method
 
 GAP, CLASSES = 200.0, 5
 
@@ -51,7 +51,7 @@ def test_the_loss_and_its_gradient_are_finite(case: str):
     teacher = Sure(2, 3) if issubclass(find_method(name), TaughtMethod) else None
     method = make_method(name, *CASES[case], counts=COUNTS, teacher=teacher)
     model = Sure(0, 1)
-    loss = method.loss(model, BATCH, BRIGHT, Progress(1, 1)).loss
+    loss = loss_of(method, model, BATCH, BRIGHT).loss
     loss.backward()
     assert loss.isfinite() and loss > 1
     assert model.rows.grad.isfinite().all() and model.rows.grad.abs().max() > 0

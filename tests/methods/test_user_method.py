@@ -113,9 +113,9 @@ from ltat.config import RunConfig
 from ltat.methods import LossTerms, Method
 class Right(Method):
     Config = RunConfig
-    def loss(self, model, batch, x_adv, progress):
-        logits = model(x_adv)
-        return LossTerms(F.cross_entropy(logits, batch.labels), logits.detach(), {})
+    def loss(self, step):
+        logits = step.model(step.x_adv)
+        return LossTerms(F.cross_entropy(logits, step.batch.labels), logits, {})
 """
 WRONG = {
     "def loss(self, *a): return None": "NoneType; return LossTerms",
@@ -125,7 +125,13 @@ WRONG = {
     "def loss(self, *a): return {}['missing']": "KeyError.*wrong.py:11",
     "def __init__(self, *a): raise TypeError('boom')": "cannot be built.*boom",
     "def prepare_model(self, model): return None": "returns a NoneType; return the network",
-    "def deployed(self, model): return None": "returns a NoneType; return the network",
+    "def loss(self, model, batch, x_adv, progress): return None": (
+        r"\(self, model, batch, x_adv, progress\); define loss\(self, step\), where step has model, batch, x_adv, epoch"
+    ),
+    "def end_step(self, model, batch, terms): pass": r"define end_step\(self, step, terms\), where step has",
+    "def begin_epoch(self): pass": r"defines begin_epoch\(self\); define begin_epoch\(self, epoch\)$",
+    "def deployed(self, model): return model": r"deployed\(\), which is no longer called; build what it adds",
+    "def radius_scale(self, batch, progress): return None": "no longer called; override attack",
     "def state_dict(self): return {'f': lambda: 1}": "cannot be kept",
 }
 

@@ -13,7 +13,7 @@ from ltat.engine.graphs import Graphs
 from ltat.engine.network import StepNetwork
 from ltat.engine.working_copy import FrozenCopy
 from ltat.errors import LtatError
-from ltat.methods import METHODS, Progress, find_method
+from ltat.methods import METHODS, find_method
 from ltat.methods.self_distill import SelfDistill
 from ltat.methods.teachers import TaughtMethod
 from ltat.models import Classifier, build_model, load_model
@@ -21,7 +21,7 @@ from ltat.training import Trainer, prepare, train
 from ltat.training.preparing import first_images
 from ltat.training.reporting import Reporter
 from tests.attacks.recording import Recorder
-from tests.methods.making import make_method
+from tests.methods.making import attack_of, loss_of, make_method, objective_of
 from tests.training.tiny import tiny_config
 
 NAMES = [name for name in METHODS if issubclass(find_method(name), TaughtMethod)]
@@ -45,8 +45,8 @@ def make(name: str, *assignments: str, teacher: nn.Module | None = None) -> Taug
 
 def one_step(method: TaughtMethod, batch: Batch, student: nn.Module) -> tuple[Tensor, Tensor]:
     """x' and the loss of a step."""
-    x_adv = method.attack(student, batch, Progress(1, 1), torch.Generator().manual_seed(3))
-    loss = method.loss(student, batch, x_adv, Progress(1, 1)).loss
+    x_adv = attack_of(method, student, batch, torch.Generator().manual_seed(3))
+    loss = loss_of(method, student, batch, x_adv).loss
     loss.backward()
     return x_adv, loss.detach()
 
@@ -115,7 +115,7 @@ def test_gradient_flows_through_the_copy_to_the_images_and_into_no_weight(batch)
     for precision in ("train", "fp32"):
         method, student = make("adaad", f"teacher.precision={precision}"), network(0).eval().requires_grad_(False)
         x = batch.images.clone().requires_grad_()
-        objective = method.objective(student, batch)
+        objective = objective_of(method, student, batch)
         objective(student(x.detach()), batch.labels, x).sum().backward()  # through the teacher alone
         gradients[precision] = x.grad.flatten(1)
         assert not any(p.requires_grad or p.grad is not None for p in method.working_teacher.parameters())
@@ -169,7 +169,7 @@ def test_the_copy_is_made_once_and_an_epoch_begins_with_the_teachers_numbers(bat
         for tensor in [*method.teacher.parameters(), *method.teacher.buffers()]:
             if tensor.is_floating_point():
                 tensor.mul_(1.25)
-        method.begin_epoch(Progress(1, 1))
+        method.begin_epoch(1)
         torch.testing.assert_close(
             method.teacher_logits(batch.images), method.teacher(batch.images), rtol=0.02, atol=0.2
         )
@@ -183,7 +183,7 @@ def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
     with torch.no_grad():
         for norm in (part for part in trial.teacher.modules() if isinstance(part, nn.BatchNorm2d)):
             norm.bias.add_(1.0)
-    trial.begin_epoch(Progress(1, 1))
+    trial.begin_epoch(1)
     expected = FrozenCopy(trial.teacher, torch.bfloat16)
     assert torch.equal(trial.teacher_logits(batch.images), expected(batch.images))
     assert torch.equal(method.teacher_logits(batch.images), before)
@@ -194,7 +194,7 @@ def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
 
 
 def attacked(method: TaughtMethod, wrapper: StepNetwork, batch: Batch) -> Tensor:
-    return method.attack(wrapper, batch, Progress(1, 1), torch.Generator().manual_seed(7))
+    return attack_of(method, wrapper, batch, torch.Generator().manual_seed(7))
 
 
 @pytest.mark.parametrize("name", ["adaad", "rslad", "self-distill"])
@@ -202,7 +202,7 @@ def test_an_attack_that_asks_the_copy_is_captured_once_and_gives_the_eager_bits(
     method, recorder = make(name), Recorder()
     wrapper = StepNetwork(network(0).train(), "bf16", graphs=Graphs(recorder))
     for _ in range(3):
-        assert why_not_captured(wrapper, method.objective(wrapper, batch)) is None
+        assert why_not_captured(wrapper, objective_of(method, wrapper, batch)) is None
         eager = attacked(method, StepNetwork(wrapper.model, "bf16"), batch)
         assert torch.equal(attacked(method, wrapper, batch), eager)
         with torch.no_grad():
@@ -218,7 +218,7 @@ def test_a_captured_attack_reads_the_copy_where_it_lies(batch):
     with torch.no_grad():
         for norm in (part for part in method.teacher.modules() if isinstance(part, nn.BatchNorm2d)):
             norm.weight.neg_()
-    method.begin_epoch(Progress(2, 2))
+    method.begin_epoch(2)
     again = attacked(method, wrapper, batch)
     assert torch.equal(again, attacked(method, StepNetwork(wrapper.model, "bf16"), batch))
     assert recorder.captured == 1 and not torch.equal(again, first)
@@ -301,7 +301,7 @@ def test_a_run_says_at_its_start_how_its_teacher_runs(precision, form, tmp_path)
 
 def test_the_copy_has_the_numbers_of_the_teacher_that_the_run_has_trained(tmp_path, monkeypatch):
     methods = []
-    monkeypatch.setattr(SelfDistill, "end_epoch", lambda self, progress: methods.append(self))
+    monkeypatch.setattr(SelfDistill, "end_epoch", lambda self, epoch: methods.append(self))
     settings = ("train.epochs=1", "teacher.epochs=1", "select.set=none", "train.precision=bf16")
     train(tiny_config(*settings), tmp_path / "run")
     method, saved = methods[-1], load_model(tmp_path / "run" / "teacher").eval()

@@ -87,12 +87,14 @@ def test_a_plan_without_one_of_the_classes_is_refused(tmp_path):
 
 def test_the_prior_follows_what_each_epoch_samples(monkeypatch, run_tiny):
     seen = []
-    monkeypatch.setattr(find_method("at-bsl"), "begin_epoch", lambda self, _: seen.append(self.class_counts.tolist()))
+    monkeypatch.setattr(
+        find_method("at-bsl"), "end_step", lambda self, step, _: seen.append((step.epoch, step.class_counts.tolist()))
+    )
     run_tiny("run", "method=at-bsl", "data.sampling=progressive")
     config = resolve(tiny_config("method=at-bsl", "data.sampling=progressive"))
     data = load_data(config).train
     plan = build_plan(data, config)
-    rehearsed, trained = seen[:2], seen[2:]
+    rehearsed, trained = [counts for _, counts in seen[:2]], [dict(seen[2:])[epoch] for epoch in (1, 2, 3)]
     assert trained == [np.bincount(data.labels[plan.epoch(epoch)]).tolist() for epoch in (1, 2, 3)]
     assert trained[0] == data.counts.tolist() != trained[2]
     assert rehearsed == [trained[0], trained[2]]

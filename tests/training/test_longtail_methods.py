@@ -57,9 +57,9 @@ def test_a_saved_robal_is_evaluated_with_its_adjustment_inside(run_tiny):
     stage = prepare(tiny_config(*adjusted)).student
     load_weights(stage.model, folder / "last")
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    logits = stage.method.deployed(stage.model.eval())(images)
+    logits = stage.model.eval()(images)
     torch.testing.assert_close(read(images), logits)
-    assert read.classifier.scale == 10 and read.classifier.offset.argmax() == stage.method.class_counts.argmin()
+    assert read.classifier.scale == 10 and read.classifier.offset.argmax() == stage.loader.class_counts(1).argmin()
 
 
 @each_method

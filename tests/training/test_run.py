@@ -16,7 +16,6 @@ from ltat.attacks import official
 from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.evaluation import evaluate
-from ltat.methods import Progress
 from ltat.models import build_model, load_model, read_card, save_model
 from ltat.training import Trainer, fitting, prepare, train
 from ltat.training.environment import determinism
@@ -167,10 +166,11 @@ def test_training_evaluation_and_card_share_the_threat_model(run_tiny, monkeypat
 
 def test_the_prior_counts_the_images_trained_on():
     plan = prepare(tiny_config())
-    assert plan.student.method.class_counts.tolist() == plan.data.train.counts.tolist()
-    assert plan.student.method.class_counts.sum() < len(plan.data.dataset.train)
-    balanced = prepare(tiny_config("method=at-bsl", "data.sampling=balanced")).student.method.class_counts
-    assert balanced.unique().numel() == 1
+    counts = Trainer(plan.student).class_counts(1)
+    assert counts.tolist() == plan.data.train.counts.tolist()
+    assert counts.sum() < len(plan.data.dataset.train)
+    balanced = prepare(tiny_config("method=at-bsl", "data.sampling=balanced")).student
+    assert Trainer(balanced).class_counts(1).unique().numel() == 1
 
 
 def test_the_learning_rate_of_every_epoch_is_the_schedules(run_tiny):
@@ -205,12 +205,10 @@ def test_attack_noise_differs_from_step_to_step_and_is_fixed_by_the_seed():
     stage = prepare(tiny_config("method=pgd-at", "attack.steps=0")).student
     batch = next(iter(stage.loader.epoch(1)))
     seen = []
-    stage.method.loss = lambda model, b, x_adv, progress: (
-        seen.append(x_adv) or type(stage.method).loss(stage.method, model, b, x_adv, progress)
-    )
+    stage.method.loss = lambda step: seen.append(step.x_adv) or type(stage.method).loss(stage.method, step)
     trainer = Trainer(stage)
-    for epoch, step in ((1, 0), (1, 1), (2, 0), (1, 0)):
-        trainer.train_step(batch, Progress(epoch, 2), step)
+    for epoch, index in ((1, 0), (1, 1), (2, 0), (1, 0)):
+        trainer.train_step(trainer.step(batch, epoch, index, trainer.class_counts(epoch)))
     assert torch.equal(seen[0], seen[3])
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[0], seen[2])
 
@@ -332,9 +330,9 @@ def test_the_last_step_of_an_epoch_is_checked_where_others_are_not(monkeypatch):
     sums = EpochSums(10, torch.device("cpu"))
     sums.logs["loss"] = torch.tensor(float("nan"))
     stage.device = torch.device("cuda")  # where the loss is read every FINITE_CHECK_STEPS only
-    trainer._require_finite(sums, Progress(1, 1), step=3)
+    trainer._require_finite(sums, 1, index=3)
     with pytest.raises(LtatError, match="no longer finite"):
-        trainer._require_finite(sums, Progress(1, 1), step=None)
+        trainer._require_finite(sums, 1, index=None)
 
 
 def test_a_loader_worker_that_dies_during_a_step_is_one_sentence(tmp_path, monkeypatch):
