@@ -43,7 +43,7 @@ WORDS_LENGTH = 48  # of what a default folder's name adds in words
 
 
 def show_recipes() -> None:
-    """Every recipe by name, and what it says of itself."""
+    """Every recipe by name, with its first comment."""
     for name, path in list_recipes().items():
         click.echo(f"{name}\n    {recipe_source(path)}")
 
@@ -122,7 +122,7 @@ def settings_of(name: str, asked: str | None) -> type[RunConfig]:
 def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of the run that stands in ``out``, so that `--resume --out DIR` needs nothing else.
 
-    None where no run stands there yet and the command says which one to start: a scheduler may give the same
+    None where no run stands there yet and the command names one to start: a scheduler may give the same
     command with --resume first and every time after.
 
     Raises:
@@ -191,7 +191,7 @@ def in_few_words(settings: dict[str, object]) -> list[str]:
 
 
 def train_resumably(config: RunConfig, folder: Path, resume: bool, profile: bool = False) -> "dict[str, Evaluation]":
-    """Train; an interruption tells how to go on."""
+    """Train; an interruption prints the command that resumes."""
     from ltat.training.run import train
 
     try:
@@ -213,4 +213,6 @@ def show_report(report: "dict[str, Evaluation]", folder: Path) -> None:
     click.echo(f"run folder: {folder}")
     failed = [f"{role}: {', '.join(evaluation.failed)}" for role, evaluation in report.items() if evaluation.failed]
     if failed:
-        raise click.ClickException(f"no figure of {'; '.join(failed)}; the flags tell why, `ltat eval` tries again")
+        raise click.ClickException(
+            f"no figure of {'; '.join(failed)}; the flags give the reason, `ltat eval` repeats it"
+        )

@@ -135,7 +135,7 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: TaskData, device
 
 
 def first_images(data: TaskData, n: int, device: torch.device) -> torch.Tensor:
-    """The first ``n`` training images as [n, C, H, W] in [0, 1]."""
+    """The first ``n`` training images as [n, ch, H, W] in [0, 1]."""
     return torch.from_numpy(data.train.images[:n]).permute(0, 3, 1, 2).float().div(255).to(device)
 
 

@@ -46,7 +46,7 @@ def train(
         out: the run folder; it must not hold another run, and is locked until this one ends.
         resume: continue the run that stands there.
         reporter: where progress is shown; a new one on standard error when left out.
-        teacher: a network from images [B, C, H, W] in [0, 1] to logits [B, classes], for a method that distils, in
+        teacher: a network from images [B, ch, H, W] in [0, 1] to logits [B, C], for a method that distils, in
             place of ``teacher.path``. It is copied, stays as it is, and must be handed in again to resume.
         profile: write a Chrome trace of a few steps of each stage into the folder, ``trace-STAGE.json``.
 
