@@ -85,7 +85,7 @@ def command(
     an option given twice the last. `--show-config` prints them all; docs/settings.md explains each.
     """
     from ltat.methods import absolute_method
-    from ltat.training.task import resolve
+    from ltat.training.run_data import resolve
 
     if options["method"] is not None:
         options["method"] = absolute_method(options["method"])
@@ -157,8 +157,8 @@ def default_folder(config: RunConfig) -> Path:
 def other_settings(config: RunConfig) -> dict[str, object]:
     """The settings, by the name of their option where they have one, that differ from the defaults of such a run."""
     from ltat.data import find_spec
+    from ltat.training.run_data import resolve
     from ltat.training.run_folder import differing_settings
-    from ltat.training.task import resolve
 
     data = config.data
     same_everywhere = find_spec(data.name).default_ratio != "natural"  # a published set, wherever it lies
