@@ -16,6 +16,7 @@ SOURCES = [
 ]
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]*))?\)")
+FILE = re.compile(r"`((?:ltat|csrc|bench|tests)/[\w/.-]+\.(?:py|h|cpp|cu|md|csv))`")
 NAMED = re.compile(r"(?<![\w/.])docs/[\w/+-]+\.md")
 
 
@@ -50,6 +51,12 @@ def test_no_source_recipe_or_test_names_a_page_that_is_gone():
     pages = {(path, name) for path in SOURCES for name in NAMED.findall(path.read_text(encoding="utf-8"))}
     assert len(pages) > 10
     assert sorted(f"{path.relative_to(ROOT)}: {name}" for path, name in pages if not (ROOT / name).exists()) == []
+
+
+@pytest.mark.parametrize("page", PAGES[:-1], ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_document_names_a_file_that_is_gone(page):
+    named = FILE.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_dead_links_are_found():
