@@ -11,7 +11,8 @@ import click
 
 from ltat.cli.options import comma_separated
 from ltat.config import load_config
-from ltat.config.loading import find_recipe, list_recipes, set_by_path
+from ltat.config.loading import set_by_path
+from ltat.config.recipes import find_recipe, list_recipes
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, check_outputs
 

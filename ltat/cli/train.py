@@ -11,7 +11,7 @@ import click
 
 from ltat.cli.options import dataset_options, printing
 from ltat.config import RunConfig, from_toml, load_config
-from ltat.config.loading import find_recipe, list_recipes, recipe_source
+from ltat.config.recipes import find_recipe, list_recipes
 from ltat.config.reference import commented_toml
 from ltat.errors import LtatError
 from ltat.files import exists
@@ -43,13 +43,13 @@ WORDS_LENGTH = 48  # of what a default folder's name adds in words
 
 
 def show_recipes() -> None:
-    """Every recipe by name, with its first comment."""
-    for name, path in list_recipes().items():
-        click.echo(f"{name}\n    {recipe_source(path)}")
+    """Every recipe by name, and where it comes from."""
+    for name, recipe in list_recipes().items():
+        click.echo(f"{name}\n    {recipe.source}")
 
 
 @click.command("train")
-@click.option("--recipe", metavar="NAME|FILE", help="A published setting, or a TOML file of settings.")
+@click.option("--recipe", metavar="NAME|FILE", help="A published setting, a TOML file of settings, or FILE:NAME.")
 @dataset_options
 @click.option("--method", metavar="M", help="A method by name (`ltat methods`), or file.py:MyMethod.")
 @click.option(
@@ -85,7 +85,7 @@ def command(
     an option given twice the last. `--show-config` prints them all; docs/settings.md explains each.
     """
     from ltat.methods import absolute_method
-    from ltat.training.run_data import resolve
+    from ltat.training.task import resolve
 
     if options["method"] is not None:
         options["method"] = absolute_method(options["method"])
@@ -122,7 +122,7 @@ def settings_of(name: str, asked: str | None) -> type[RunConfig]:
 def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of the run that stands in ``out``, so that `--resume --out DIR` needs nothing else.
 
-    None where no run stands there yet and the command names one to start: a scheduler may give the same
+    None where no run stands there yet and the command says which one to start: a scheduler may give the same
     command with --resume first and every time after.
 
     Raises:
@@ -157,8 +157,8 @@ def default_folder(config: RunConfig) -> Path:
 def other_settings(config: RunConfig) -> dict[str, object]:
     """The settings, by the name of their option where they have one, that differ from the defaults of such a run."""
     from ltat.data import find_spec
-    from ltat.training.run_data import resolve
     from ltat.training.run_folder import differing_settings
+    from ltat.training.task import resolve
 
     data = config.data
     same_everywhere = find_spec(data.name).default_ratio != "natural"  # a published set, wherever it lies
@@ -191,7 +191,7 @@ def in_few_words(settings: dict[str, object]) -> list[str]:
 
 
 def train_resumably(config: RunConfig, folder: Path, resume: bool, profile: bool = False) -> "dict[str, Evaluation]":
-    """Train; an interruption prints the command that resumes."""
+    """Train; an interruption tells how to go on."""
     from ltat.training.run import train
 
     try:
@@ -213,6 +213,4 @@ def show_report(report: "dict[str, Evaluation]", folder: Path) -> None:
     click.echo(f"run folder: {folder}")
     failed = [f"{role}: {', '.join(evaluation.failed)}" for role, evaluation in report.items() if evaluation.failed]
     if failed:
-        raise click.ClickException(
-            f"no figure of {'; '.join(failed)}; the flags give the reason, `ltat eval` repeats it"
-        )
+        raise click.ClickException(f"no figure of {'; '.join(failed)}; the flags tell why, `ltat eval` tries again")

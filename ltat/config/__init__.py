@@ -1,6 +1,7 @@
-"""The typed settings of a run: what they are (:mod:`sections`) and where they come from (:mod:`loading`)."""
+"""The typed settings of a run (:mod:`sections`), and where they come from (:mod:`recipes`, :mod:`loading`)."""
 
-from ltat.config.loading import from_toml, list_recipes, load_config, to_toml
+from ltat.config.loading import load_config
+from ltat.config.recipes import list_recipes
 from ltat.config.sections import (
     AttackSection,
     AugmentSection,
@@ -22,6 +23,7 @@ from ltat.config.sections import (
     TrainSection,
     named_epoch,
 )
+from ltat.config.toml import from_toml, to_toml
 
 __all__ = [
     "AttackSection",

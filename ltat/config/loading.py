@@ -1,22 +1,19 @@
-"""Settings from a recipe, a file and the command line, and back to TOML."""
+"""Settings from a recipe and the command line."""
 
-import itertools
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, get_origin
 
-import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ltat.config.recipes import find_recipe
 from ltat.config.renamed import todays_name, with_new_names
 from ltat.config.sections import RunConfig, Tree, plain
+from ltat.config.toml import DEEPEST, parsed_toml
 from ltat.errors import LtatError
-from ltat.files import read_text
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -30,90 +27,14 @@ _PLAIN = {
 }
 """What a setting must be, by pydantic's name of what is wrong with it."""
 
-_LARGEST = 1 << 20  # bytes of a settings file; the largest recipe has a few thousand
-_DEEPEST = 8  # tables and lists in each other; settings lie two deep
 _SHOWN = 200  # characters of a wrong value
-
-
-def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name (``demo/digits`` is ``recipes/demo/digits.toml``)."""
-    root = Path(str(resources.files("ltat"))) / "recipes"
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.toml"))}
-
-
-def recipe_source(path: Path) -> str:
-    """What a recipe says of itself: the comment it begins with, as one line."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
-
-
-def from_toml(path: Path) -> Tree:
-    """Read a TOML file.
-
-    Raises:
-        LtatError: the file cannot be read or is no TOML that settings can be written in.
-    """
-    try:
-        return parsed_toml(read_text(path, _LARGEST))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise LtatError(f"the settings file {path} cannot be read ({reason}); name an existing TOML file") from None
-    except ValueError as error:
-        raise LtatError(f"the settings file {path} is not TOML ({error}); correct that line") from None
-
-
-def parsed_toml(text: str) -> Tree:
-    """Read TOML text.
-
-    Raises:
-        ValueError: it is no TOML, holds a whole number of more than 64 bits, or is nested deeper than settings are.
-    """
-    too_deep = ValueError(f"it is nested more than {_DEEPEST} deep")
-    too_long = ValueError("it holds a whole number of more than 64 bits")
-    try:
-        tree = tomllib.loads(text)
-    except RecursionError:
-        raise too_deep from None
-    except ValueError as error:
-        raise error if isinstance(error, tomllib.TOMLDecodeError) else too_long from None
-    level: list[object] = [tree]
-    for _ in range(_DEEPEST):
-        level = [value for holder in level for value in _values(holder)]
-        if any(isinstance(value, int) and value.bit_length() > 64 for value in level):
-            raise too_long
-    if any(map(_values, level)):
-        raise too_deep
-    return tree
-
-
-def _values(value: object) -> list[object]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-
-
-def to_toml(config: RunConfig) -> str:
-    """The settings as TOML; what is ``None`` is left out, since TOML has no word for it."""
-    return tomli_w.dumps(config.model_dump(exclude_none=True, by_alias=True, mode="json"))
-
-
-def find_recipe(name: str | os.PathLike[str]) -> Tree:
-    """A recipe by its name in the package, or by the path of a TOML file.
-
-    Raises:
-        LtatError: neither exists; the message lists the names.
-    """
-    name, known = os.fspath(name), list_recipes()
-    if name in known:
-        return from_toml(known[name])
-    if Path(name).suffix == ".toml":
-        return from_toml(Path(name))
-    raise LtatError(f"there is no recipe {name!r}; name a .toml file or one of {', '.join(known) or '(none)'}")
 
 
 def set_by_path(tree: Tree, dotted: str, value: object) -> None:
     """Set ``tree["a"]["b"]`` for the dotted name ``a.b``, making the tables on the way; a table is set key by key."""
     *tables, leaf = dotted.split(".")
-    if len(tables) >= _DEEPEST:
-        raise LtatError(f"setting {shortened(dotted)!r} is nested more than {_DEEPEST} deep; check the name")
+    if len(tables) >= DEEPEST:
+        raise LtatError(f"setting {shortened(dotted)!r} is nested more than {DEEPEST} deep; check the name")
     for table in tables:
         tree = tree.setdefault(table, {})
         if not isinstance(tree, dict):

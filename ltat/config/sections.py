@@ -77,12 +77,12 @@ class Section(BaseModel):
 
     @classmethod
     def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
-        """``given`` on top of ``below``, two trees of this section's settings; neither is changed."""
+        """``given`` on top of ``below``, two trees of settings; neither is changed."""
         tree = dict(below)
         for name, value in given.items():
             kind, standing = cls.section(name), below.get(name, {})
-            nested = kind is not None and isinstance(value, dict) and isinstance(standing, dict)
-            tree[name] = kind.over(standing, value) if kind and nested else value
+            nested = isinstance(value, dict) and isinstance(standing, dict)
+            tree[name] = (kind or Section).over(standing, value) if nested else value
         return tree
 
     @classmethod

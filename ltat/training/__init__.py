@@ -2,7 +2,6 @@
 
 from ltat.training.preparing import prepare
 from ltat.training.run import train
-from ltat.training.stage import Stage
-from ltat.training.trainer import Trainer
+from ltat.training.trainer import Stage, Trainer
 
 __all__ = ["Stage", "Trainer", "prepare", "train"]

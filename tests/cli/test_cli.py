@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ltat.cli.main import COMMANDS, main
-from ltat.config.loading import list_recipes
+from ltat.config import list_recipes
 from ltat.data import load_dataset
 from ltat.models import build_model, save_model
 
@@ -172,7 +172,7 @@ def test_the_options_that_others_rely_on_stay():
     train = {"--recipe", "--method", "--model", "--teacher", "--epochs", "--batch-size", "--precision", "--device"}
     train |= {"--loader", "--list-recipes", "--seed", "--out", "--resume", "--set", "--show-config", "--profile"}
     evaluation = {"--attacks", "--n-examples", "--batch-size", "--json", "--eps", "--norm", "--precision", "--device"}
-    evaluation |= {"--seed", "--state-dir", "--adjust", "--classes-by-name"}
+    evaluation |= {"--seed", "--state-dir", "--adjust", "--classes-by-name", "--test-imbalance-ratio"}
     context = click.Context(main)
     commands = {name: main.get_command(context, name) for name in COMMANDS}
     assert options_of(commands["train"]) == train | shared
@@ -183,14 +183,14 @@ def test_the_options_that_others_rely_on_stay():
 def test_every_recipe_is_listed_with_its_source_and_can_be_loaded():
     done = ltat("train", "--list-recipes")
     assert done.exit_code == 0
-    for name, path in list_recipes().items():
+    for name, recipe in list_recipes().items():
         own = done.output.partition(f"{name}\n    ")[2].partition("\n")[0]
         assert len(own) > 40, name
         if name.startswith("ltat-sd/"):
             shown = ltat("train", "--recipe", name, "--show-config")
             assert shown.exit_code == 0, shown.output
             settings = tomllib.loads(shown.output)
-            assert settings["method"] == tomllib.loads(path.read_text())["method"]
+            assert settings["method"] == recipe.settings["method"]
             assert ("reconstruction" in own) == (settings["method"] == "self-distill")
             assert f"ratio {settings['data']['imbalance_ratio']:g}," in own
 

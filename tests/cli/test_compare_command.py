@@ -6,10 +6,9 @@ import statistics
 import pytest
 from click.testing import CliRunner
 
-from ltat.cli.compare import tested_on
+from ltat.cli import compare as command
 from ltat.cli.main import main
-from ltat.config import load_config
-from ltat.config.loading import list_recipes
+from ltat.config import list_recipes, load_config
 from ltat.methods import METHODS, find_method
 
 QUICK = ["--epochs", "1", "--set", "attack.steps=1", "--set", "eval.attacks=clean,pgd2", "--set", "eval.n_examples=40"]
@@ -62,10 +61,10 @@ def test_under_a_unified_protocol_only_the_method_differs(recipe):
         load_config(lambda name: find_method(name).Config, recipe=recipe, settings={"method": method}).model_dump()
         for method in METHODS
     ]
-    for section in ("data", "model", "optim", "lr", "train", "eval"):
+    for section in ("data", "model", "optim", "schedule", "train", "eval"):
         assert all(config[section] == configs[0][section] for config in configs), section
     assert {config["select"]["set"] for config in configs} == {"none"}  # and so by what measure does not matter
-    shared = ("norm", "eps", "steps", "step", "start", "mode")  # the loss that is climbed is the method's
+    shared = ("norm", "eps", "steps", "step_size", "start", "mode")  # the loss that it maximises is the method's
     assert len({tuple(config["attack"][name] for name in shared) for config in configs}) == 1
 
 
@@ -76,4 +75,4 @@ def test_figures_and_runs_of_one_name_are_refused(tmp_path):
 
 @pytest.mark.parametrize(("ratio", "said"), [("natural", "whole test set"), (4.0, "test set of imbalance ratio 4")])
 def test_the_comparison_says_what_it_tested_on(ratio: float | str, said: str):
-    assert said in tested_on({ratio})
+    assert said in command.tested_on({ratio})

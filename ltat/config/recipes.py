@@ -1,0 +1,111 @@
+"""Recipes: published settings by name. One file holds those of a paper or of a group of methods (docs/recipes.md)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import reduce
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from ltat.config.sections import RunConfig, Tree
+from ltat.config.toml import from_toml
+from ltat.errors import LtatError
+
+TABLES = "recipe"
+"""The name of a file's tables that each hold for the recipes a pattern fits: ``[recipe."trades/*"]``."""
+NOTES = ("source", "rows")
+"""What such a file says beside settings."""
+
+
+class Recipe(NamedTuple):
+    """A published setting.
+
+    Attributes:
+        settings: its tree of settings, without what is a method's default.
+        source: what it is, where it was published, and what of that is not followed, as one line.
+    """
+
+    settings: Tree
+    source: str
+
+
+def list_recipes() -> dict[str, Recipe]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("ltat"))) / "recipes"
+    found: dict[str, Recipe] = {}
+    for path in folder.glob("*.toml"):
+        found |= recipes_of(from_toml(path), path.name)
+    return dict(sorted(found.items()))
+
+
+def find_recipe(name: str | os.PathLike[str]) -> Tree:
+    """A recipe's settings, by its name in the package, by a TOML file of settings, or by FILE.toml:NAME.
+
+    Raises:
+        LtatError: there is none; the message lists the names.
+    """
+    name = os.fspath(name)
+    stem, in_file, own = name.partition(".toml:")
+    if in_file:
+        file = f"{stem}.toml"
+        return _named(own, recipes_of(from_toml(Path(file)), file), f"one that {file} holds:")
+    if Path(name).suffix != ".toml":
+        return _named(name, list_recipes(), "a .toml file or one of")
+    tree = from_toml(Path(name))
+    if TABLES in tree:
+        raise LtatError(f"{name} holds named recipes; name one as {name}:NAME, of {', '.join(recipes_of(tree, name))}")
+    return tree
+
+
+def _named(name: str, known: Mapping[str, Recipe], instead: str) -> Tree:
+    if name in known:
+        return known[name].settings
+    raise LtatError(f"there is no recipe {name!r}; name {instead} {', '.join(known)}")
+
+
+def recipes_of(tree: Tree, file: str) -> dict[str, Recipe]:
+    """The recipes that a file's ``tree`` holds, by name; ``file`` is its name, for messages.
+
+    Each has the settings outside of the ``recipe`` tables, then those of every table whose pattern fits its name, in
+    the order of the file: the later wins.
+
+    Raises:
+        LtatError: there is no such table, one fits no recipe, or its rows are no words for the one ``*`` in its name.
+    """
+    tables = _tables(tree, file)
+    names = dict.fromkeys(name for pattern, table in tables.items() for name in _names(pattern, table, file))
+    for pattern in tables:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(names) or "(none)"
+            raise LtatError(f'[{TABLES}."{pattern}"] of {file} fits no recipe; correct the name to fit one of {known}')
+    shared = {name: value for name, value in tree.items() if name != TABLES}
+    fitting = {name: [table for pattern, table in tables.items() if fnmatchcase(name, pattern)] for name in names}
+    return {name: _composed([shared, *own]) for name, own in fitting.items()}
+
+
+def _tables(tree: Tree, file: str) -> dict[str, Tree]:
+    tables = tree.get(TABLES)
+    if isinstance(tables, dict) and tables and all(isinstance(table, dict) for table in tables.values()):
+        return tables
+    raise LtatError(f'{file} holds no named recipe; leave the name out, or begin one with [{TABLES}."NAME"]')
+
+
+def _names(pattern: str, table: Tree, file: str) -> list[str]:
+    """The recipes that a table adds: one for each of its rows, or the one it names."""
+    if "rows" not in table:
+        return [] if "*" in pattern else [pattern]
+    rows = table["rows"]
+    if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows) or pattern.count("*") != 1:
+        raise LtatError(
+            f'the rows of [{TABLES}."{pattern}"] in {file} are not words for the one * of that name; '
+            'write for example rows = ["pgd-at", "trades"]'
+        )
+    return [pattern.replace("*", row) for row in rows]
+
+
+def _composed(parts: Sequence[Tree]) -> Recipe:
+    """The settings of each part over those before it, and what the parts say of their source, one after the other."""
+    settings = reduce(RunConfig.over, ({k: v for k, v in part.items() if k not in NOTES} for part in parts))
+    sources = " ".join(str(part.get("source", "")) for part in parts)
+    return Recipe(settings, " ".join(sources.split()))
