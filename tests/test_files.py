@@ -197,13 +197,13 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_living_o
     for process in (living, killed):
         assert process.stdout.readline() == b"ready\n"
     (tmp_path / ".other.abcdefgh.tmp").touch()
-    held = set(os.listdir(tmp_path))
-    assert len(held) == 5
+    kept = set(os.listdir(tmp_path))
+    assert len(kept) == 5
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     atomic_write_text(tmp_path / "new", "")
     left = set(os.listdir(tmp_path))
-    assert len(left & held) == 3 and left - held == {"new"}
+    assert len(left & kept) == 3 and left - kept == {"new"}
     living.communicate(timeout=60)
     assert living.returncode == 0
     assert set(os.listdir(tmp_path)) == {"new", "file", "part", ".other.abcdefgh.tmp"}

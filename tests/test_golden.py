@@ -43,7 +43,7 @@ def one_weight():
         ({"report": 40.25}, "report run/report.json: last.clean 40.0 | 40.25"),
     ],
 )
-def test_one_bit_that_changes_is_told_with_its_part(tmp_path, capsys, changed, part):
+def test_one_bit_that_changes_is_reported_with_its_part(tmp_path, capsys, changed, part):
     before, after = recording(tmp_path / "a"), recording(tmp_path / "b", **changed)
     assert main(["compare", before, after]) == 1
     out = capsys.readouterr().out

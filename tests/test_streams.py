@@ -50,7 +50,7 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.stderr.read() == b"" and process.wait() == 0
 
 
-def test_an_output_that_is_lost_is_told_and_no_traceback():
+def test_an_output_that_is_lost_is_reported_and_no_traceback():
     with open("/dev/full", "wb") as full:
         done = subprocess.run([*LTAT, "methods"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
@@ -73,7 +73,7 @@ def test_a_letter_that_a_terminal_lacks_becomes_another(tmp_path):
 
 
 def test_no_command_ends_in_a_letter_that_its_terminal_lacks(tmp_path):
-    report = tmp_path / "facts.json"
+    report = tmp_path / "summary.json"
     done = subprocess.run(
         [*LTAT, "data", "info", "digits", "--json", str(report)],
         env=os.environ | {"PYTHONIOENCODING": "latin-1"},

@@ -192,7 +192,7 @@ def test_percentiles_lie_within_what_was_measured():
     assert spread.median == 2.0 and 1.0 <= spread.p20 <= 2.0 <= spread.p80 <= 9.0
 
 
-def test_rows_go_where_they_are_told_with_machine_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_rows_go_where_they_are_reported_with_machine_and_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(_harness.RESULTS_VARIABLE, str(tmp_path / "rows"))
     monkeypatch.setenv(_harness.COMMIT_VARIABLE, "abc1234")
     for _ in range(2):

@@ -49,7 +49,7 @@ def test_a_step_is_compiled_on_a_gpu_only_where_a_mode_is_tried(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("measured", [{"plain", FASTEST, GRAPH, "plain graph"}, {"plain", FASTEST}])
-def test_the_peak_is_told_of_the_graph_where_it_could_be_captured(measured, monkeypatch: pytest.MonkeyPatch):
+def test_the_peak_is_reported_of_the_graph_where_it_could_be_captured(measured, monkeypatch: pytest.MonkeyPatch):
     rows: dict[str, Spread] = {}
     monkeypatch.setattr(train_step, "peak_mib", lambda case, candidate: float(len(candidate)))
     monkeypatch.setattr(train_step, "write_rows", lambda *given: rows.update(given[-1]))

@@ -69,7 +69,7 @@ def test_eval_takes_data_and_threat_from_the_card_and_writes_json(run: Path, tmp
     assert "pgd2" in done.output and "tail" in done.output
 
 
-def test_eval_takes_another_radius_when_told(run: Path, tmp_path: Path):
+def test_eval_takes_another_radius_when_reported(run: Path, tmp_path: Path):
     file = tmp_path / "report.json"
     ltat("eval", run / "last", "--attacks", "clean", "--eps", "4/255", "--n-examples", 10, "--json", file)
     assert json.loads(file.read_text())["threat_model"]["eps"] == 4 / 255

@@ -49,7 +49,7 @@ def test_the_table_is_mean_and_deviation_of_the_runs_reports(tmp_path):
         (["--dataset", "cifar10", "--methods", "at-bsl"], "--data-dir"),
     ],
 )
-def test_wrong_use_is_told_before_the_first_run(arguments, fragment, tmp_path):
+def test_wrong_use_is_reported_before_the_first_run(arguments, fragment, tmp_path):
     done = compare(*arguments, "--out", tmp_path / "out")
     assert done.exit_code == 2 and fragment in done.output
     assert not (tmp_path / "out").exists()

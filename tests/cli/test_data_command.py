@@ -50,13 +50,13 @@ def names_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("place", ["file/below", "/proc/below"])
-def test_a_place_that_cannot_be_written_is_told(place: str, tmp_path: Path):
+def test_a_place_that_cannot_be_written_is_reported(place: str, tmp_path: Path):
     (tmp_path / "file").touch()
     assert "cannot write" in refused("data", "prepare", "digits", "--out", tmp_path / place)
 
 
 def test_a_prepared_npz_is_the_data_set(tmp_path: Path):
-    told = done("data", "prepare", "digits", "--imbalance-ratio", 10, "--out", tmp_path / "my set")
+    output = done("data", "prepare", "digits", "--imbalance-ratio", 10, "--out", tmp_path / "my set")
     original = load_dataset("digits", imbalance_ratio=10)
     copy = load_dataset("npz", tmp_path / "my set")
     assert names_in(tmp_path / "my set") == ["test.npz", "train.npz"]
@@ -66,7 +66,7 @@ def test_a_prepared_npz_is_the_data_set(tmp_path: Path):
         np.testing.assert_array_equal(one.indices, other.indices)
     assert copy.class_names == original.class_names
     # Digits are neither padded nor mirrored by default; npz files are, so the next command must say otherwise.
-    assert f"--dataset npz --data-dir '{tmp_path}/my set' --set aug.pad=0 --set aug.flip=false" in told
+    assert f"--dataset npz --data-dir '{tmp_path}/my set' --set aug.pad=0 --set aug.flip=false" in output
 
 
 def test_image_files_of_any_size_are_prepared_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -102,8 +102,8 @@ def test_a_bad_image_stops_the_preparation_and_leaves_nothing(tmp_path: Path):
     folder = image_folder(tmp_path / "in")
     path = folder / "train/cat/2.png"
     path.write_bytes(path.read_bytes()[:-60])
-    told = refused("data", "prepare", "imagefolder", "--data-dir", folder, "--out", tmp_path / "out")
-    assert f"{path} cannot be read as an image" in told
+    output = refused("data", "prepare", "imagefolder", "--data-dir", folder, "--out", tmp_path / "out")
+    assert f"{path} cannot be read as an image" in output
     assert names_in(tmp_path) == ["in"]
 
 
@@ -121,8 +121,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, there: b
     if there:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/notes").touch()
-    told = refused("data", "prepare", "digits", "--out", tmp_path / "out")
-    assert f"cannot write {tmp_path}/out/test.npz: File too large; free some space" in told
+    output = refused("data", "prepare", "digits", "--out", tmp_path / "out")
+    assert f"cannot write {tmp_path}/out/test.npz: File too large; free some space" in output
     assert (names_in(tmp_path / "out") == ["notes"]) if there else (names_in(tmp_path) == [])
 
 
@@ -137,8 +137,8 @@ def test_the_first_file_does_not_appear_when_the_second_fails(tmp_path: Path, mo
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
-def test_a_stopped_preparation_leaves_nothing(number, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("number", "output"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_stopped_preparation_leaves_nothing(number, output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore Ctrl-C
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # unheeded, it must not end the tests
 
@@ -154,15 +154,15 @@ def test_a_stopped_preparation_leaves_nothing(number, told: str, tmp_path: Path,
     finally:
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGINT, usual)
-    assert (result.exit_code, result.output) == (1, f"Error: {told}; nothing was written\n")
+    assert (result.exit_code, result.output) == (1, f"Error: {output}; nothing was written\n")
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("layout", ["npz", "beton"])
 def test_what_was_prepared_before_is_not_overwritten(layout: str, tmp_path: Path):
     (tmp_path / f"train.{layout}").write_text("precious")
-    told = refused("data", "prepare", "digits", "--out", tmp_path, "--format", layout)
-    assert f"train.{layout} exists already" in told
+    output = refused("data", "prepare", "digits", "--out", tmp_path, "--format", layout)
+    assert f"train.{layout} exists already" in output
     assert names_in(tmp_path) == [f"train.{layout}"]
 
 
@@ -216,36 +216,38 @@ def test_a_prepared_beton_is_the_data_set(tmp_path: Path, mode: str):
 
 
 def test_the_data_set_may_be_an_argument_or_an_option():
-    told = done("data", "info", "digits")
-    assert told == done("data", "info", "--dataset", "digits") == done("data", "info", "digits", "--dataset", "digits")
+    output = done("data", "info", "digits")
+    assert (
+        output == done("data", "info", "--dataset", "digits") == done("data", "info", "digits", "--dataset", "digits")
+    )
     assert "add --dataset" in refused("data", "info")
 
 
 def test_info_tells_the_figures_of_the_subset(tmp_path: Path):
-    told = done("data", "info", "digits", "--imbalance-ratio", 20, "--json", tmp_path / "facts.json")
-    facts = json.loads((tmp_path / "facts.json").read_text())
+    output = done("data", "info", "digits", "--imbalance-ratio", 20, "--json", tmp_path / "summary.json")
+    summary = json.loads((tmp_path / "summary.json").read_text())
     counts = [138, 98, 70, 50, 36, 26, 18, 13, 9, 6]
-    assert facts["counts"] == counts and facts["class_names"] == list("0123456789")
-    assert facts["imbalance_ratio"] == 23 and facts["balanced_images"] == 690 and facts["test_images"] == 400
-    assert facts["groups"] == {
+    assert summary["counts"] == counts and summary["class_names"] == list("0123456789")
+    assert summary["imbalance_ratio"] == 23 and summary["balanced_images"] == 690 and summary["test_images"] == 400
+    assert summary["groups"] == {
         "many": {"classes": 1, "train_images": 138},
         "medium": {"classes": 5, "train_images": 98 + 70 + 50 + 36 + 26},
         "few": {"classes": 4, "train_images": 18 + 13 + 9 + 6},
         "tail": {"classes": 1, "train_images": 6},
     }
-    assert facts["index_sha256"] == index_hash(load_dataset("digits", imbalance_ratio=20).train.indices)
-    bars = [line.count("█") for line in told.splitlines()]
+    assert summary["index_sha256"] == index_hash(load_dataset("digits", imbalance_ratio=20).train.indices)
+    bars = [line.count("█") for line in output.splitlines()]
     assert [bar for bar in bars if bar] == [max(1, round(40 * n / 138)) for n in counts]
     for line in ("imbalance ratio 23", "few: 4 of 10 classes, 46 training images", "D_B holds 690 images"):
-        assert line in told.splitlines()
+        assert line in output.splitlines()
 
 
 def test_names_do_not_steer_the_terminal(tmp_path: Path):
     image_folder(tmp_path / "mine")
     for part in ("train", "test"):
         (tmp_path / "mine" / part / "bee").rename(tmp_path / "mine" / part / "b\x1b[2Jee\nx")
-    told = done("data", "info", "imagefolder", "--data-dir", tmp_path / "mine")
-    assert "\x1b" not in told and r"b\x1b[2Jee\nx      3 █" in told
+    output = done("data", "info", "imagefolder", "--data-dir", tmp_path / "mine")
+    assert "\x1b" not in output and r"b\x1b[2Jee\nx      3 █" in output
 
 
 def test_info_opens_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -274,15 +276,15 @@ def test_the_png_shows_the_groups_there_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize("option", ["--png", "--json"])
-def test_a_figure_that_cannot_be_written_is_told_before_the_data_are_read(option: str, tmp_path: Path):
+def test_a_figure_that_cannot_be_written_is_reported_before_the_data_are_read(option: str, tmp_path: Path):
     (tmp_path / "file").touch()
     assert "cannot write" in refused("data", "info", "no-such-set", option, tmp_path / "file/below")
 
 
 def test_without_matplotlib_one_sentence_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    told = ltat("data", "info", "digits", "--png", tmp_path / "x.png")
-    assert told.exit_code == 2 and "pip install matplotlib" in told.output.splitlines()[-1]
+    output = ltat("data", "info", "digits", "--png", tmp_path / "x.png")
+    assert output.exit_code == 2 and "pip install matplotlib" in output.output.splitlines()[-1]
     assert names_in(tmp_path) == []
 
 
@@ -297,9 +299,9 @@ def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_data_info_writes_its_files_before_it_shows_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ltat.cli.data.show", lambda facts: sys.exit(3))
-    done = ltat("data", "info", "digits", "--json", tmp_path / "facts.json")
-    assert done.exit_code == 3 and (tmp_path / "facts.json").exists()
+    monkeypatch.setattr("ltat.cli.data.show", lambda summary: sys.exit(3))
+    done = ltat("data", "info", "digits", "--json", tmp_path / "summary.json")
+    assert done.exit_code == 3 and (tmp_path / "summary.json").exists()
 
 
 def test_data_info_with_two_outputs_of_one_name_is_refused(tmp_path: Path):
@@ -310,12 +312,12 @@ def test_data_info_with_two_outputs_of_one_name_is_refused(tmp_path: Path):
 
 def test_what_a_command_writes_goes_through_links_and_leaves_them(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
-    for name in ("facts.json", "chart.png", "train.npz"):
+    for name in ("summary.json", "chart.png", "train.npz"):
         (tmp_path / "elsewhere" / name).write_bytes(b"old")
         (tmp_path / name).symlink_to(f"elsewhere/{name}")
-    done("data", "info", "digits", "--json", tmp_path / "facts.json", "--png", tmp_path / "chart.png")
+    done("data", "info", "digits", "--json", tmp_path / "summary.json", "--png", tmp_path / "chart.png")
     write_npz(load_dataset("digits").train, tmp_path / "train.npz", [str(c) for c in range(10)])
-    assert json.loads((tmp_path / "elsewhere/facts.json").read_text())
+    assert json.loads((tmp_path / "elsewhere/summary.json").read_text())
     assert (tmp_path / "elsewhere/chart.png").read_bytes().startswith(b"\x89PNG")
     assert np.load(tmp_path / "elsewhere/train.npz")["labels"].size
-    assert all((tmp_path / name).is_symlink() for name in ("facts.json", "chart.png", "train.npz"))
+    assert all((tmp_path / name).is_symlink() for name in ("summary.json", "chart.png", "train.npz"))

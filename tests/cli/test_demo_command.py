@@ -64,17 +64,17 @@ def test_wrong_settings_cost_no_folder(wrong: str, tmp_path: Path, trained: list
     assert (tmp_path / "at-bsl" / "config.toml").exists() and len(trained) == 2
 
 
-def test_wrong_sizes_and_places_are_told(tmp_path: Path, trained: list[Path]):
+def test_wrong_sizes_and_places_are_reported(tmp_path: Path, trained: list[Path]):
     assert "1<=x<=400" in run("--out", tmp_path, "--n-examples", 401).output
     (tmp_path / "file").touch()
     refused = run("--out", tmp_path / "file" / "below")
     assert refused.exit_code == 2 and "cannot write" in refused.output
 
 
-@pytest.mark.parametrize("held", [".", "at-bsl"])
-def test_a_folder_in_use_is_not_emptied(held: str, tmp_path: Path, trained: list[Path]):
+@pytest.mark.parametrize("in_use", [".", "at-bsl"])
+def test_a_folder_in_use_is_not_emptied(in_use: str, tmp_path: Path, trained: list[Path]):
     assert run("--out", tmp_path).exit_code == 0
-    with locked(tmp_path / held, pytest.fail):
+    with locked(tmp_path / in_use, pytest.fail):
         refused = run("--out", tmp_path)
     assert refused.exit_code == 2 and "in use by another run" in refused.output
     assert (tmp_path / "at-bsl" / "config.toml").exists() and len(trained) == 2

@@ -18,7 +18,7 @@ FACTS = {"dataset": "digits", "imbalance_ratio": 20.0, "train_counts": COUNTS, "
 
 
 def save(folder: Path, **extra: Any) -> Path:
-    """A model for the digits, of random weights, with these facts on its card."""
+    """A model for the digits, of random weights, with these entries on its card."""
     save_model(build_model("small", num_classes=10, in_channels=1), folder / "best", extra=FACTS | extra)
     return folder / "best"
 
@@ -49,16 +49,16 @@ def test_the_name_is_the_run_and_the_checkpoint_however_it_was_typed(tmp_path: P
     assert report(Path("best"), file)["model"] == "run/best"
 
 
-@pytest.mark.parametrize(("facts", "flagged"), [({"best": True}, True), ({"best": False}, False), ({}, False)])
-def test_a_checkpoint_chosen_on_the_test_set_says_so(facts: dict[str, bool], flagged: bool, tmp_path: Path):
-    found = report(save(tmp_path, select="test", **facts), tmp_path / "r.json")
+@pytest.mark.parametrize(("extra", "flagged"), [({"best": True}, True), ({"best": False}, False), ({}, False)])
+def test_a_checkpoint_chosen_on_the_test_set_says_so(extra: dict[str, bool], flagged: bool, tmp_path: Path):
+    found = report(save(tmp_path, select="test", **extra), tmp_path / "r.json")
     assert (SELECTED_ON_TEST in found["flags"]) is flagged
-    assert report(save(tmp_path, select="val", **facts), tmp_path / "r.json")["flags"] == []
+    assert report(save(tmp_path, select="val", **extra), tmp_path / "r.json")["flags"] == []
 
 
 @pytest.mark.parametrize("option", ["--json", "--state-dir"])
 @pytest.mark.parametrize("place", ["file/r", "/proc/below/r"])
-def test_an_unwritable_place_is_told_before_the_evaluation(
+def test_an_unwritable_place_is_reported_before_the_evaluation(
     option: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()
@@ -101,7 +101,7 @@ def test_a_report_and_a_folder_of_one_name_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("facts", "name"),
+    ("extra", "name"),
     [
         ({"threat_model": 3}, "threat_model"),
         ({"threat_model": {"norm": "l7"}}, "threat_model"),
@@ -115,8 +115,8 @@ def test_a_report_and_a_folder_of_one_name_are_refused(tmp_path: Path):
         ({"imbalance_ratio": "steep"}, "imbalance_ratio"),
     ],
 )
-def test_a_card_with_facts_that_are_none_is_told(facts: dict[str, Any], name: str, tmp_path: Path):
-    done = run(save(tmp_path, **facts))
+def test_a_card_with_invalid_entries_is_reported(extra: dict[str, Any], name: str, tmp_path: Path):
+    done = run(save(tmp_path, **extra))
     assert done.exit_code == 2 and name in done.output, done.output
     assert done.output.count("\n") == 1
 
@@ -135,8 +135,8 @@ def test_an_attack_that_breaks_off_costs_no_report_and_shows_in_the_exit_code(
     monkeypatch.setitem(ATTACKS, "autoattack", breaks)
     done = run(save(tmp_path), "--attacks", "clean,autoattack", "--json", tmp_path / "r.json")
     assert done.exit_code == 1 and "no figure of autoattack" in done.output
-    told = json.loads((tmp_path / "r.json").read_text())
-    assert told["clean"]["overall"] is not None and told["failed"] == {"autoattack": "no such tile"}
+    saved = json.loads((tmp_path / "r.json").read_text())
+    assert saved["clean"]["overall"] is not None and saved["failed"] == {"autoattack": "no such tile"}
 
 
 def test_what_autoattack_will_leave_out_is_said_before_any_attack_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -64,13 +64,13 @@ def test_what_the_command_line_says_of_the_data_goes_before_the_run(mixed: Path,
     assert found.exit_code == 0, found.output
 
 
-def test_settings_beside_a_checkpoint_that_are_none_are_told(mixed: Path, tmp_path: Path):
+def test_settings_beside_a_checkpoint_that_are_none_are_reported(mixed: Path, tmp_path: Path):
     data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 1)
     assert ltat("train", *data, *TINY, "--out", tmp_path / "run").exit_code == 0
     file = tmp_path / "run/config.toml"
     file.write_text(file.read_text().replace("image_size = 8", 'image_size = "wide"'))
-    told = ltat("eval", tmp_path / "run/last", "--attacks", "clean", "--device", "cpu")
-    assert told.exit_code == 2 and "data.image_size holds 'wide'" in told.output
+    result = ltat("eval", tmp_path / "run/last", "--attacks", "clean", "--device", "cpu")
+    assert result.exit_code == 2 and "data.image_size holds 'wide'" in result.output
     other = ltat("eval", tmp_path / "run/last", "--attacks", "clean", "--device", "cpu", "--dataset", "digits")
     assert "wide" not in other.output
 
@@ -80,11 +80,11 @@ def test_training_on_a_broken_image_names_it_and_ends(mixed: Path, tmp_path: Pat
     Image.open(path).resize((64, 64)).save(path)
     path.write_bytes(path.read_bytes()[:-100])
     data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 3)
-    told = ltat("train", *data, *TINY, "--out", tmp_path / "run")
-    assert told.exit_code == 2 and f"{path} cannot be read as an image" in told.output
+    result = ltat("train", *data, *TINY, "--out", tmp_path / "run")
+    assert result.exit_code == 2 and f"{path} cannot be read as an image" in result.output
 
 
-def test_what_is_not_read_is_told_by_every_command_that_reads(mixed: Path, tmp_path: Path):
+def test_what_is_not_read_is_reported_by_every_command_that_reads(mixed: Path, tmp_path: Path):
     picture(mixed / "train/.ipynb_checkpoints/0.png")
     (mixed / "test/cat/notes.txt").touch()
     data = ("--dataset", "imagefolder", "--data-dir", mixed, "--image-size", 8, "--channels", 3)

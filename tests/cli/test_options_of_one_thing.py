@@ -68,7 +68,7 @@ def test_a_teacher_of_the_recipe_goes_before_a_self_teacher_in_a_comparison(
     assert compared["ard"][0].teacher.train == "balanced"
 
 
-def test_two_classes_of_one_name_are_told_before_the_first_run(tmp_path: Path):
+def test_two_classes_of_one_name_are_reported_before_the_first_run(tmp_path: Path):
     for file in ("a.py", "b.py"):
         (tmp_path / file).write_text("from ltat.methods import AtBsl\nclass Mine(AtBsl): pass\n")
     methods = f"{tmp_path / 'a.py'}:Mine,{tmp_path / 'b.py'}:Mine"

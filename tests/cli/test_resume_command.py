@@ -44,7 +44,7 @@ def test_a_full_command_with_resume_starts_where_nothing_stands(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("other", [["--method", "pgd-at"], ["--recipe", "demo/digits-self-distill"]])
-def test_a_run_of_another_method_is_told_as_such(other: list[str], standing: Path, started: list[RunConfig]):
+def test_a_run_of_another_method_is_reported_as_such(other: list[str], standing: Path, started: list[RunConfig]):
     done = run("--resume", "--out", standing, *other)
     assert done.exit_code == 2 and "holds a run of method 'at-bsl'" in done.output
     assert not started

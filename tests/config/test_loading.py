@@ -75,7 +75,7 @@ def test_a_wrong_setting_is_named_with_its_value(assignment: str, names: list[st
         ("select.from=0", "select.from=0 is not possible: it must be greater"),
     ],
 )
-def test_a_wrong_setting_is_told_in_the_readers_words(assignment: str, sentence: str):
+def test_a_wrong_setting_is_reported_in_the_readers_words(assignment: str, sentence: str):
     with pytest.raises(LtatError) as error:
         load(assignments=[assignment])
     assert str(error.value).startswith(f"setting {sentence}")
@@ -199,6 +199,6 @@ def test_a_methods_default_outlives_a_change_of_another_setting_of_its_section()
     assert load(assignments=["method=at-bsl", "schedule.milestones=[0.5]"]).schedule.milestones == (0.5,)
 
 
-def test_a_number_too_long_to_read_is_told_in_plain_words():
+def test_a_number_too_long_to_read_is_reported_in_plain_words():
     with pytest.raises(LtatError, match="must be a whole number"):
         load_config(lambda name: RunConfig, settings={"method": "any", "schedule.warmup": 1e308})

@@ -1,4 +1,4 @@
-"""Numbers in another unit than is meant: they are told as what they look like, before anything is written."""
+"""Numbers in another unit than is meant: they are refused with the likely intention, before anything is written."""
 
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,10 @@ def load(*assignments: str, **given: Any) -> Any:
         ("select.holdout=5", "select.holdout=5"),
     ],
 )
-def test_a_number_that_looks_like_another_unit_is_told(assignment: str, advice: str):
-    with pytest.raises(LtatError) as told:
+def test_a_number_that_looks_like_another_unit_is_reported(assignment: str, advice: str):
+    with pytest.raises(LtatError) as caught:
         load(assignment)
-    assert advice in str(told.value) and "\n" not in str(told.value)
+    assert advice in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_eval_asks_for_the_radius_of_another_norm(
     threat: dict[str, Any], arguments: list[str], advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("ltat.evaluation.evaluate", lambda *_, **__: pytest.fail("the evaluation ran"))
-    facts = {"dataset": "digits", "threat_model": threat} if threat else {"dataset": "digits"}
-    save_model(build_model("small", num_classes=10, in_channels=1), tmp_path / "m", extra=facts)
+    extra = {"dataset": "digits", "threat_model": threat} if threat else {"dataset": "digits"}
+    save_model(build_model("small", num_classes=10, in_channels=1), tmp_path / "m", extra=extra)
     done = CliRunner().invoke(main, ["eval", str(tmp_path / "m"), *arguments])
     assert done.exit_code == 2 and advice in done.output and done.output.count("\n") == 1, done.output
 
@@ -132,8 +132,8 @@ def test_eval_takes_another_norm_with_its_radius(tmp_path: Path, monkeypatch: py
         raise LtatError("enough")
 
     monkeypatch.setattr("ltat.evaluation.evaluate", evaluate)
-    facts = {"dataset": "digits", "threat_model": {"norm": "l2", "eps": 0.5}}
-    save_model(build_model("small", num_classes=10, in_channels=1), tmp_path / "m", extra=facts)
+    extra = {"dataset": "digits", "threat_model": {"norm": "l2", "eps": 0.5}}
+    save_model(build_model("small", num_classes=10, in_channels=1), tmp_path / "m", extra=extra)
     for arguments in ([], ["--norm", "l2"], ["--norm", "linf", "--eps", "4/255"], ["--eps", "2"]):
         CliRunner().invoke(main, ["eval", str(tmp_path / "m"), *arguments])
     assert threats == [("l2", 0.5), ("l2", 0.5), ("linf", 4 / 255), ("l2", 2.0)]

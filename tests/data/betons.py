@@ -39,8 +39,8 @@ def opened(path: Path) -> Split:
 def sign(path: Path, **changes) -> None:
     """Make the sidecar agree with a file that was altered: what remains is what the file itself says."""
     beside = sidecar_path(path)
-    facts = json.loads(beside.read_text()) | {"size": path.stat().st_size, "sha256": file_sha256(path)} | changes
-    beside.write_text(json.dumps(facts))
+    fields = json.loads(beside.read_text()) | {"size": path.stat().st_size, "sha256": file_sha256(path)} | changes
+    beside.write_text(json.dumps(fields))
 
 
 class Opened:

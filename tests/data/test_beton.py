@@ -50,7 +50,7 @@ def copy(written, tmp_path):
     return of
 
 
-def told(path: Path) -> str:
+def error_of(path: Path) -> str:
     """The one sentence with which a file is refused."""
     with pytest.raises(LtatError) as error:
         read_beton(path)
@@ -236,10 +236,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "damage", "fragment"), CASES)
-def test_what_the_file_says_wrongly_is_told(copy, kind, damage, fragment):
+def test_what_the_file_says_wrongly_is_reported(copy, kind, damage, fragment):
     path = copy(kind)
     altered(path, damage)
-    assert fragment in told(path)
+    assert fragment in error_of(path)
 
 
 def test_no_random_damage_gets_through_or_raises_anything_else(copy):
@@ -267,27 +267,27 @@ def test_no_random_damage_gets_through_or_raises_anything_else(copy):
 def test_a_flipped_bit_in_an_image_is_noticed(copy):
     path = copy("colour")
     Opened(path).content[(1 << 21) + 100] ^= 4
-    assert "SHA-256" in told(path)
+    assert "SHA-256" in error_of(path)
 
 
 def test_a_truncated_file_is_noticed(copy):
     path = copy("colour")
     os.truncate(path, path.stat().st_size - 1)
-    assert "bytes where" in told(path)
+    assert "bytes where" in error_of(path)
     sign(path)
-    assert "do not fill the file" in told(path)
+    assert "do not fill the file" in error_of(path)
     os.truncate(path, 10)
     sign(path)
-    assert "too few for a header" in told(path)
+    assert "too few for a header" in error_of(path)
 
 
 def test_a_foreign_file_is_noticed(copy, tmp_path):
     path = copy("colour")
     path.write_bytes(np.random.default_rng(0).bytes(5000))
     sign(path)
-    assert "not written by ltat" in told(path)
+    assert "not written by ltat" in error_of(path)
     (tmp_path / "none.beton").write_bytes(b"x")
-    assert "no none.beton.json beside it" in told(tmp_path / "none.beton")
+    assert "no none.beton.json beside it" in error_of(tmp_path / "none.beton")
 
 
 def test_a_file_of_other_fields_is_noticed(copy):
@@ -298,7 +298,7 @@ def test_a_file_of_other_fields_is_noticed(copy):
     labels = [(label,) for label in noise(n=500).labels]
     DatasetWriter(str(path), {"label": IntField()}, num_workers=1).from_indexed_dataset(labels)
     sign(path)
-    assert "1 fields, not ours" in told(path)
+    assert "1 fields, not ours" in error_of(path)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def test_a_file_of_other_fields_is_noticed(copy):
         ({"class_names": ["ant", "bee", 3]}, "class_names.2: "),
     ],
 )
-def test_a_sidecar_that_does_not_fit_is_told(copy, changes, fragment):
+def test_a_sidecar_that_does_not_fit_is_reported(copy, changes, fragment):
     path = copy("colour")
     sign(path, **changes)
     with pytest.raises(LtatError) as error:
@@ -328,14 +328,14 @@ def test_a_sidecar_that_does_not_fit_is_told(copy, changes, fragment):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00\xff", '{"format": 1}'])
-def test_a_sidecar_that_is_none_is_told(copy, text):
+def test_a_sidecar_that_is_none_is_reported(copy, text):
     path = copy("colour")
     sidecar_path(path).write_text(text)
     with pytest.raises(LtatError, match=r"is no sidecar of a .beton file .*; write it again"):
         read_beton(path)
 
 
-def test_a_jpeg_that_cannot_be_decoded_is_told_by_its_number(copy):
+def test_a_jpeg_that_cannot_be_decoded_is_reported_by_its_number(copy):
     path = copy("jpeg")
     parts = Opened(path)
     start = int(parts.table["pointer"][7])
@@ -454,7 +454,7 @@ def raises(error):
         (lambda: np.zeros((1, 7, 6, 3), np.float32), "image 33 is float32"),
     ],
 )
-def test_whatever_happens_to_an_image_is_told(tmp_path, monkeypatch, act, fragment):
+def test_whatever_happens_to_an_image_is_reported(tmp_path, monkeypatch, act, fragment):
     if "was written" in fragment:  # the others end however slow the machine is
         monkeypatch.setattr(writing, "STALLED_AFTER", 2.0)
     assert fragment in refused(failing(act), tmp_path / "x.beton")
@@ -519,7 +519,7 @@ def largest_file(size: int):
 
 
 @pytest.mark.parametrize("size", [1000, 3 << 20, (4 << 20) + 100])
-def test_a_disk_that_fills_up_is_told_wherever_it_happens(tmp_path, size):
+def test_a_disk_that_fills_up_is_reported_wherever_it_happens(tmp_path, size):
     """In the header, in the first page, and (a write that is cut short without an error) in the allocation table."""
     with largest_file(size):
         sentence = refused(noise(), tmp_path / "x.beton")
@@ -537,7 +537,7 @@ def test_a_write_cut_short_without_an_error_is_noticed(tmp_path, monkeypatch):
     assert "do not fill the file" in refused(noise(), tmp_path / "x.beton")
 
 
-def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_reported_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1_000_000))
     assert "it takes 4 MB and 1 MB are free" in refused(noise(), tmp_path / "x.beton")
 
@@ -551,7 +551,7 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path, monkeypatch):
         ({"workers": 10_000}, "10000 workers"),
     ],
 )
-def test_wrong_settings_are_told(tmp_path, settings, fragment):
+def test_wrong_settings_are_reported(tmp_path, settings, fragment):
     assert fragment in refused(noise(), tmp_path / "x.beton", **settings)
 
 
@@ -624,6 +624,6 @@ def test_the_writer_ends_with_a_caller_that_is_killed(tmp_path):
 
 
 def test_the_sidecar_is_plain_json(written):
-    facts = json.loads(sidecar_path(written / "colour.beton").read_text())
-    assert facts["sha256"] and facts["shape"] == [7, 6, 3] and facts["counts"] == [30, 15, 5]
+    sidecar = json.loads(sidecar_path(written / "colour.beton").read_text())
+    assert sidecar["sha256"] and sidecar["shape"] == [7, 6, 3] and sidecar["counts"] == [30, 15, 5]
     assert isinstance(opened(written / "colour.beton").images, BetonImages)

@@ -410,7 +410,7 @@ def test_every_dataset_says_what_it_is_here_and_in_the_documentation():
 
 
 @pytest.mark.parametrize("content", ["text", "objects", "archive"])
-def test_a_file_that_is_no_array_is_told_without_advice_to_run_it(tmp_path, content):
+def test_a_file_that_is_no_array_is_reported_without_advice_to_run_it(tmp_path, content):
     path = tmp_path / "train.npz"
     if content == "text":
         path.write_text("images,labels")

@@ -255,7 +255,7 @@ def test_an_operation_that_stands_still_does_not_hang(broken, monkeypatch):
     release.set()
 
 
-def test_a_jpeg_that_cannot_be_decoded_is_told_by_its_number(splits, tmp_path):
+def test_a_jpeg_that_cannot_be_decoded_is_reported_by_its_number(splits, tmp_path):
     stored(noise(), tmp_path / "jpeg.beton", mode="jpeg")
     parts = Opened(tmp_path / "jpeg.beton")
     start = int(parts.table["pointer"][7])

@@ -274,7 +274,7 @@ def test_a_file_that_changes_its_size_is_named(tmp_path):
         data.train.images[:]
 
 
-def test_folders_that_are_no_set_are_told(tmp_path):
+def test_folders_that_are_no_set_are_reported(tmp_path):
     def refused(fragment, **settings):
         with pytest.raises(LtatError, match=fragment) as caught:
             load_dataset("imagefolder", tmp_path, **settings)
@@ -295,7 +295,7 @@ def test_folders_that_are_no_set_are_told(tmp_path):
     refused("takes no train_list", train_list="x")
 
 
-def test_a_class_whose_name_is_no_text_is_told(tmp_path):
+def test_a_class_whose_name_is_no_text_is_reported(tmp_path):
     image_folder(tmp_path)
     picture(tmp_path / "train" / os.fsdecode(b"b\xff") / "0.png")
     with pytest.raises(LtatError, match=r"the folder 'b\\udcff' in .* is not UTF-8; rename it"):
@@ -374,14 +374,14 @@ def test_an_index_list_may_have_spaces_tabs_and_empty_lines(tmp_path):
         ([], "names no image"),
     ],
 )
-def test_a_bad_index_list_is_told_by_its_line(tmp_path, lines, fragment):
+def test_a_bad_index_list_is_reported_by_its_line(tmp_path, lines, fragment):
     lists = write_lists(tmp_path, train=lines)
     with pytest.raises(LtatError, match=fragment) as caught:
         load_dataset("imagelist", tmp_path, **lists)
     assert "\n" not in str(caught.value)
 
 
-def test_an_index_list_that_is_missing_or_no_text_is_told(tmp_path):
+def test_an_index_list_that_is_missing_or_no_text_is_reported(tmp_path):
     lists = write_lists(tmp_path)
     with pytest.raises(LtatError, match="--train-list FILE and --test-list FILE"):
         load_dataset("imagelist", tmp_path, train_list=lists["train_list"])

@@ -68,6 +68,6 @@ def test_impossible_sample_is_refused(n):
         stratified_subset(LABELS, n)
 
 
-def test_a_class_of_one_image_is_told_how_to_train_without_a_selection():
+def test_a_class_of_one_image_is_reported_how_to_train_without_a_selection():
     with pytest.raises(LtatError, match=r"class 1 has 1 training image.*select\.set=none"):
         holdout_indices(np.array([0, 0, 1]), 0.1, 0, 2)

@@ -182,7 +182,7 @@ def test_a_disk_that_does_not_answer_is_one_sentence_and_no_hang(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_fault_in_a_policy_is_not_told_as_a_lack_of_memory(workers):
+def test_a_fault_in_a_policy_is_not_reported_as_a_lack_of_memory(workers):
     def faulty(image):
         raise RuntimeError("this policy wants floats")
 

@@ -82,9 +82,9 @@ def test_an_evaluation_says_that_its_test_set_is_long_tailed():
     assert not flags_on_a_long_tail(evaluate(model, WHOLE, attacks="clean").flags)
 
 
-def saved(folder: Path, **facts: Any) -> Path:
-    facts = {"dataset": "digits", "imbalance_ratio": 20.0, "test_imbalance_ratio": RATIO} | facts
-    save_model(build_model("small", num_classes=10, in_channels=1), folder / "best", extra=facts)
+def saved(folder: Path, **extra: Any) -> Path:
+    extra = {"dataset": "digits", "imbalance_ratio": 20.0, "test_imbalance_ratio": RATIO} | extra
+    save_model(build_model("small", num_classes=10, in_channels=1), folder / "best", extra=extra)
     return folder / "best"
 
 

@@ -62,14 +62,14 @@ def test_a_ratio_may_be_imposed(tmp_path):
         ({"train_labels": np.array([[{}]] * 20, dtype=object)}, "Python objects"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_sentence(tmp_path, changes, fragment):
+def test_what_cannot_be_used_is_reported_in_one_sentence(tmp_path, changes, fragment):
     np.savez(tmp_path / "x.npz", **published(False, **changes))
     with pytest.raises(LtatError, match=fragment) as caught:
         load_dataset("medmnist", tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_several_and_a_damaged_one_are_told(tmp_path):
+def test_no_file_several_and_a_damaged_one_are_reported(tmp_path):
     def refused(fragment, place=tmp_path, **settings):
         with pytest.raises(LtatError, match=fragment):
             load_dataset("medmnist", place, **settings)

@@ -50,7 +50,7 @@ def test_implausible_images_are_refused_from_files_and_from_python(change, says:
         (IMAGES > 128, r"\* 255"),
     ],
 )
-def test_images_that_are_not_bytes_are_told_how_to_become_so(images: np.ndarray, says: str, tmp_path):
+def test_images_that_are_not_bytes_are_reported_how_to_become_so(images: np.ndarray, says: str, tmp_path):
     with pytest.raises(LtatError, match=says):
         written(tmp_path, images)
 
@@ -69,7 +69,7 @@ def test_a_test_set_that_is_the_training_set_is_refused(tmp_path):
         (LABELS.astype(float), "astype"),
     ],
 )
-def test_labels_of_another_form_are_told_how_to_become_numbers_from_0(labels: np.ndarray, says: str, tmp_path):
+def test_labels_of_another_form_are_reported_how_to_become_numbers_from_0(labels: np.ndarray, says: str, tmp_path):
     with pytest.raises(LtatError, match=says):
         written(tmp_path, labels=labels)
 

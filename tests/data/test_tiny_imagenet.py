@@ -64,7 +64,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_missing_or_damaged_part_is_told_in_one_sentence(tmp_path, what):
+def test_a_missing_or_damaged_part_is_reported_in_one_sentence(tmp_path, what):
     folder = tiny_imagenet(tmp_path)
     damage, fragment = DAMAGE[what]
     damage(folder)

@@ -336,7 +336,7 @@ def test_data_that_are_no_split_are_refused(data):
         evaluate(Brightest(), data.test.images)
 
 
-def test_a_model_of_other_channels_is_told_so(data):
+def test_a_model_of_other_channels_is_reported_so(data):
     with pytest.raises(LtatError, match="3 channels and these have 1"):
         evaluate(build_model("small", num_classes=CLASSES, in_channels=3), data)
 
@@ -372,11 +372,11 @@ def test_names_and_figures_stand_whole_at_80_columns(data):
     assert not any("…" in line for line in lines)
 
 
-def test_progress_is_told_stage_by_stage(data):
-    told = []
-    evaluate(Brightest(), data, attacks=["clean", "pgd2"], batch_size=20, on_progress=lambda *news: told.append(news))
-    assert ("clean", 50, 50) in told
-    assert [news[0] for news in told].count("pgd2") >= 2
+def test_progress_is_reported_stage_by_stage(data):
+    news = []
+    evaluate(Brightest(), data, attacks=["clean", "pgd2"], batch_size=20, on_progress=lambda *one: news.append(one))
+    assert ("clean", 50, 50) in news
+    assert [stage for stage, _, _ in news].count("pgd2") >= 2
 
 
 def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: pytest.MonkeyPatch):
@@ -407,15 +407,15 @@ def test_an_attack_that_breaks_off_costs_no_other_figure(data, monkeypatch):
 
     monkeypatch.setitem(ATTACKS, "autoattack", breaks)
     found = evaluate(Brightest(), data, attacks=["clean", "autoattack", "pgd20"], threat=THREAT)
-    told = found.to_json()
-    assert set(found.outcomes) == {"clean", "pgd20"} and told["pgd20"]["overall"] is not None
-    assert told["failed"] == {"autoattack": "the size of tensor a"} and "autoattack" not in told
+    reported = found.to_json()
+    assert set(found.outcomes) == {"clean", "pgd20"} and reported["pgd20"]["overall"] is not None
+    assert reported["failed"] == {"autoattack": "the size of tensor a"} and "autoattack" not in reported
     assert any(flag.startswith("autoattack: broke off") for flag in found.flags)
     with pytest.raises(RuntimeError):
         evaluate(Brightest(), data, attacks=["autoattack"], threat=THREAT)
 
 
-class Told(nn.Module):
+class Wrapped(nn.Module):
     """A network of another project: its attributes mean what they mean there."""
 
     def __init__(self, answer) -> None:
@@ -429,19 +429,19 @@ class Told(nn.Module):
 
 def test_the_attributes_of_a_foreign_module_are_not_believed(data):
     plain = evaluate(Brightest(), data, attacks=["clean", "pgd2"], threat=THREAT)
-    told = evaluate(Told(lambda logits: logits), data, attacks=["clean", "pgd2"], threat=THREAT)
-    assert (told.outcomes["pgd2"].correct == plain.outcomes["pgd2"].correct).all()
+    reported = evaluate(Wrapped(lambda logits: logits), data, attacks=["clean", "pgd2"], threat=THREAT)
+    assert (reported.outcomes["pgd2"].correct == plain.outcomes["pgd2"].correct).all()
     x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
-    assert pgd(Told(lambda logits: logits), x, y, threat=THREAT, steps=1).shape == x.shape
+    assert pgd(Wrapped(lambda logits: logits), x, y, threat=THREAT, steps=1).shape == x.shape
 
 
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (Told(lambda logits: (logits, None)), "returns tuple and not logits"),
-        (Told(lambda logits: {"logits": logits}), "returns dict and not logits"),
-        (Told(lambda logits: SimpleNamespace(logits=logits)), "returns SimpleNamespace and not logits"),
-        (Told(lambda logits: logits[:, :, None]), r"returns \([12], 5, 1\) and not logits"),
+        (Wrapped(lambda logits: (logits, None)), "returns tuple and not logits"),
+        (Wrapped(lambda logits: {"logits": logits}), "returns dict and not logits"),
+        (Wrapped(lambda logits: SimpleNamespace(logits=logits)), "returns SimpleNamespace and not logits"),
+        (Wrapped(lambda logits: logits[:, :, None]), r"returns \([12], 5, 1\) and not logits"),
         (lambda x: x.flatten(1), "a function; wrap it in a torch.nn.Module"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).half(), "fails on images .* of torch.float32"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double(), "fails on images .* of torch.float32"),
@@ -449,7 +449,7 @@ def test_the_attributes_of_a_foreign_module_are_not_believed(data):
     ],
     ids=["tuple", "dict", "object", "map", "function", "half", "double", "other size"],
 )
-def test_a_network_that_cannot_be_evaluated_is_told_in_a_sentence(data, model, said):
+def test_a_network_that_cannot_be_evaluated_is_reported_in_a_sentence(data, model, said):
     with pytest.raises(LtatError, match=said):
         evaluate(model, data, attacks=["clean", "pgd2"], threat=THREAT)
     x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)

@@ -65,7 +65,7 @@ def test_channels_last_weights_are_saved_by_value(tmp_path):
     assert torch.equal(load_model(tmp_path / "best").conv2.weight, model.conv2.weight)
 
 
-def test_card_keeps_what_it_was_told(tmp_path):
+def test_card_keeps_what_it_was_reported(tmp_path):
     extra = {"accuracy": np.float64(0.5), "counts": np.array([3, 1]), "method": "at-bsl", "nothing": None}
     save_model(trained(), tmp_path / "best", extra=extra, class_names=("a", "b", "c", "d", "e"))
     card = read_card(tmp_path / "best.safetensors")
@@ -110,7 +110,7 @@ def test_model_outside_the_registry_is_not_saved(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_that_is_none_is_told(saved):
+def test_a_device_that_is_none_is_reported(saved):
     with pytest.raises(LtatError, match="device 'gpu' cannot be used"):
         load_model(saved, device="gpu")
 
@@ -406,7 +406,7 @@ def test_an_average_of_the_parameters_alone_counts_as_a_set(tmp_path):
         load_published(plain(), tmp_path / "two.pt", weights="ema")
 
 
-def test_an_average_without_names_is_told_and_passed_by_on_request(tmp_path):
+def test_an_average_without_names_is_reported_and_passed_by_on_request(tmp_path):
     state = trained().state_dict()
     torch.save({"model": state, "ema": {"shadow_params": list(state.values())}}, tmp_path / "two.pt")
     with pytest.raises(LtatError, match=r"ema\.shadow_params without names"):
@@ -548,7 +548,7 @@ def test_load_published_restores_the_normalisation_of_our_own_weights(normalisin
     assert torch.equal(restored(x), model(x))
 
 
-def test_weights_saved_before_their_file_told_the_normalisation_still_load(normalising):
+def test_weights_saved_before_their_file_reported_the_normalisation_still_load(normalising):
     model, path = normalising
     forge(path, safetensors.torch.save(model.state_dict()))
     x = torch.rand(2, 3, 8, 8)

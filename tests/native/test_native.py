@@ -78,7 +78,7 @@ def test_a_required_but_missing_build_is_an_error_with_its_remedy(fresh, tmp_pat
         native.op_devices()
 
 
-def test_a_library_that_does_not_load_is_told_once_and_replaced_by_the_twins(fresh, tmp_path):
+def test_a_library_that_does_not_load_is_reported_once_and_replaced_by_the_twins(fresh, tmp_path):
     broken = tmp_path / "_ops.so"
     broken.write_bytes(b"no library")
     fresh.setattr(native, "_OPS", broken)
