@@ -14,8 +14,8 @@ from ltat.config import RunConfig, load_config
 from ltat.data import Dataset, Split
 from ltat.methods import find_method
 from ltat.models import build_model
-from ltat.training.preparing import build_stage
-from ltat.training.task import TaskData, resolve
+from ltat.training.run_data import RunData, resolve
+from ltat.training.stage import build_stage
 from ltat.training.trainer import Trainer
 
 # How ltat trains, by its public settings; the first is the exact reference.
@@ -84,7 +84,7 @@ def make_trainer(task: Task, settings: tuple[str, ...]) -> Trainer:
     """ltat's trainer at the beginning of a run."""
     config = task.config(*settings)
     names = tuple(map(str, range(task.train.num_classes)))
-    data = TaskData(Dataset("bench", task.train, task.train, names), task.train, None)
+    data = RunData(Dataset("bench", task.train, task.train, names), task.train, None)
     return Trainer(build_stage("student", config, data, task.device))
 
 

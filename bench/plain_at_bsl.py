@@ -37,7 +37,7 @@ class Recipe:
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """Images [N, H, W, C] in uint8, transformed one by one as torchvision's CIFAR-10 does."""
+    """Images [N, H, W, ch] in uint8, transformed one by one as torchvision's CIFAR-10 does."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> None:
         self.images = images.squeeze(-1) if images.shape[-1] == 1 else images
@@ -72,7 +72,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
 
 
 def pgd_attack(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe) -> Tensor:
-    """Adversarial images [B, C, H, W] in [0, 1]; the model's mode is the caller's."""
+    """Adversarial images [B, ch, H, W] in [0, 1]; the model's mode is the caller's."""
     x_adv = x.detach() + 0.001 * torch.randn_like(x)
     for _ in range(recipe.steps):
         x_adv.requires_grad_()

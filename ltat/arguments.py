@@ -16,7 +16,7 @@ def as_number(name: str, value: object, advice: str) -> float:
     """A number of Python, NumPy or a tensor of one element without shape, as a finite ``float``.
 
     Raises:
-        LtatError: it is none, or not finite; ``advice`` says what to give.
+        LtatError: it is not a number, or not finite; ``advice`` is the remedy.
     """
     plain = _unpacked(value)
     if not isinstance(plain, Real) or isinstance(plain, bool | np.bool_):
@@ -34,7 +34,7 @@ def as_whole(name: str, value: object, least: int, largest: int | None = None) -
     """A whole number of Python, NumPy or a tensor of one element without shape, as an ``int``.
 
     Raises:
-        LtatError: it is none, or not between ``least`` and ``largest``, which may be left open.
+        LtatError: it is not whole, or not between ``least`` and ``largest``, which may be left open.
     """
     plain = _unpacked(value)
     whole = isinstance(plain, Integral) and not isinstance(plain, bool | np.bool_)
@@ -48,7 +48,7 @@ def as_path(name: str, value: object) -> Path:
     """A path, or a string that names one.
 
     Raises:
-        LtatError: it is neither.
+        LtatError: it is not a path.
     """
     if not isinstance(value, str | PathLike):
         raise LtatError(f"{name} is {shown(value)}; give a path")
@@ -65,5 +65,5 @@ def shown(value: object) -> str:
 
 
 def _unpacked(value: object) -> Any:
-    """What a tensor or an array without shape holds; anything else as it is."""
+    """The value of a tensor or array without shape; anything else unchanged."""
     return value.item() if isinstance(value, Tensor | np.ndarray) and value.ndim == 0 else value

@@ -2,7 +2,7 @@
 
 
 class LtatError(ValueError):
-    """A wrong use or a broken input, told in one sentence that names the value and the remedy.
+    """A wrong use or a broken input, described in one sentence that names the value and the remedy.
 
     The command line prints the sentence and exits with code 2; from Python it is an ordinary ``ValueError``.
     """

@@ -19,7 +19,7 @@ _ROOM = "free some space or choose another folder"
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a crash at any moment leaves the old file or the new one, whole.
 
-    The folder is made if it is missing. A link stays, and what it leads to is replaced. A pipe, a device and standard
+    The folder is made if it is missing. A link stays, and its target is replaced. A pipe, a device and standard
     output (``/dev/stdout``) cannot be replaced and are written to as they are.
 
     Raises:
@@ -34,7 +34,7 @@ def atomic_write_text(path: str | Path, text: str) -> None:
         data = text.encode()
     except UnicodeEncodeError as error:
         wrong = text[max(0, error.start - 20) : error.end]
-        raise LtatError(f"{path} cannot hold {wrong!a}, which is no UTF-8; rename the file it names") from None
+        raise LtatError(f"{path} cannot hold {wrong!a}, which is not UTF-8; rename the file it names") from None
     atomic_write_bytes(path, data)
 
 
@@ -101,7 +101,7 @@ def appearing_together(folder: Path) -> Iterator[Path]:
             with temporary_folder(folder) as temporary:
                 try:
                     yield temporary
-                except LtatError as error:  # tell it of the place that the reader knows
+                except LtatError as error:  # name the folder that the reader knows
                     raise LtatError(str(error).replace(str(temporary), str(folder))) from error
                 for path in sorted(temporary.iterdir()):
                     os.replace(path, _place(folder / path.name) or folder / path.name)
@@ -143,7 +143,7 @@ def check_outputs(outputs: Mapping[str, Path | None], kept: Mapping[str, Path | 
     real = {name: Path(os.path.realpath(path)) for name, path in given.items()}
     for name, place in real.items():
         if exists(place) and not place.is_file() and not place.is_dir():
-            continue  # what passes through a pipe or a device is in nobody's way
+            continue  # a pipe or a device replaces nothing
         for other, its_place in real.items():
             if other != name and (place == its_place or place in its_place.parents):
                 raise LtatError(f"{name} and {other} both write to {given[name]}; name two places")
@@ -156,7 +156,7 @@ def exists(path: Path) -> bool:
     """Whether anything stands under ``path``.
 
     Raises:
-        LtatError: the system does not tell, as in a folder that may not be searched.
+        LtatError: the system refuses the answer, as in a folder without permission to search.
     """
     try:
         return path.exists()
@@ -172,7 +172,7 @@ def require_file(path: str | Path, largest: int | None = None) -> None:
         largest: bytes that it may have.
 
     Raises:
-        OSError: it is missing, no regular file, or too large; ``strerror`` says which.
+        OSError: it is missing, no regular file, or too large; ``strerror`` is the reason.
     """
     _refuse_null(path)
     found = os.stat(path)
@@ -200,7 +200,7 @@ def read_text(path: str | Path, largest: int | None = None) -> str:
 
     Raises:
         OSError: as ``read_bytes``.
-        UnicodeDecodeError: it is no text.
+        UnicodeDecodeError: it is not UTF-8.
     """
     return read_bytes(path, largest).decode("utf-8-sig")
 

@@ -52,7 +52,7 @@ _LAST_LINES = 15  # of a command that failed
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Install FFCV, or say in one line what is in the way; the exit code."""
+    """Install FFCV, or print the obstacle in one line; the exit code."""
     unknown = [word for word in arguments if word != "--yes"]
     if unknown:
         print(f"unknown argument {unknown[0]}; there is only --yes, which installs system packages", file=sys.stderr)
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def install(agreed: bool = False) -> str:
-    """Bring what is missing, build FFCV, and import it in a new process; what to tell the user.
+    """Install the missing packages, build FFCV, and import it in a new process; the line for the user.
 
-    ``agreed`` says that system packages may be installed without asking.
+    ``agreed``: system packages may be installed without asking.
 
     Raises:
-        LtatError: what is in the way, with the command that helps.
+        LtatError: the obstacle, with the command that removes it.
     """
     print("looking for FFCV", flush=True)  # an import takes seconds
     if import_problem() is None:
@@ -154,7 +154,7 @@ def bring_system_packages(packages: Sequence[str], env: Mapping[str, str], agree
     """Install Debian packages, as root or by a ``sudo`` that asks no questions, once that is agreed to.
 
     Raises:
-        LtatError: nobody agrees, neither is possible, or the installation failed.
+        LtatError: the user does not agree, neither is possible, or the installation failed.
     """
     if not packages:
         return
@@ -171,7 +171,7 @@ def bring_system_packages(packages: Sequence[str], env: Mapping[str, str], agree
         )
     if not (agreed or is_agreed(packages)):
         raise LtatError(
-            "system packages are missing and nobody agreed to install them; "
+            "system packages are missing and their installation was not agreed to; "
             f"add --yes, or run: {' '.join([*sudo[:1], *command])}"
         )
     quiet = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive"]

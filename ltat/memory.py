@@ -13,7 +13,7 @@ def free_memory() -> int:
 
 
 def require_memory_for(path: Path) -> None:
-    """Refuse a file that takes more memory than there is, an archive by what it unpacks to.
+    """Refuse a file that takes more memory than is free; of an archive its unpacked size counts.
 
     Raises:
         LtatError: naming the file and both amounts.
@@ -37,7 +37,7 @@ def unpacked_size(path: Path) -> int:
 
 
 def _available(meminfo: Path) -> int:
-    if not meminfo.exists():  # not Linux: what is free of the whole is not told
+    if not meminfo.exists():  # not Linux: the free part is not known
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     lines = meminfo.read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

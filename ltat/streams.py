@@ -13,7 +13,7 @@ PLAIN = {"█": "#", "…": "...", "–": "-", "→": "->", "±": "+/-"}
 
 
 class Enduring:
-    """A text stream that drops what it can no longer write; ``failure`` is the first error.
+    """A text stream that drops output which it can no longer write; ``failure`` is the first error.
 
     Everything but writing is the stream's own.
     """
@@ -29,7 +29,7 @@ class Enduring:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is kept back, or drop it."""
+        """Write the buffered output, or drop it."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, write: Callable[[], Any]) -> None:

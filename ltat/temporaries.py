@@ -1,7 +1,7 @@
 """Temporary files and folders that not even a killed process leaves for good.
 
 Their holder keeps a kernel lock on them, which ends with the holder however it ends. Whoever writes next into the same
-folder removes those that nobody holds. Where a file system knows no locks, none is removed.
+folder removes those that no process holds. Where a file system knows no locks, none is removed.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_PREFIX, _SUFFIX = ".ltat-", ".tmp"  # no other program's, since what bears such a name is removed
+_PREFIX, _SUFFIX = ".ltat-", ".tmp"  # no other program's names, because files with such names are removed
 _NAME = re.compile(r"\.ltat-[a-z0-9_]{8}\.tmp")
 
 
@@ -65,12 +65,12 @@ def _held(make: Callable[[], tuple[int, str]]) -> Iterator[Path]:
 
 
 def _hold(handle: int, name: str) -> bool:
-    """Lock what was just made; False where another process is removing it or has removed it."""
+    """Lock the new file or folder; False where another process is removing it or has removed it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # no locks on this file system, so nobody can take it for free either
+    except OSError:  # no locks on this file system, so no process can take it for free either
         return True
     return os.path.exists(name)
 

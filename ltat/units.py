@@ -17,7 +17,7 @@ def check_length(
     In ℓ2 the box is as wide as its diagonal, which an image of ``values`` = ch·H·W numbers tells; without, it passes.
 
     Raises:
-        LtatError: naming the value and what it looks like.
+        LtatError: naming the value and the likely intention.
     """
     width = box[1] - box[0]
     if norm == "linf" and value > width:
@@ -34,7 +34,7 @@ def check_ratio(name: str, ratio: float) -> None:
     """Refuses an imbalance ratio below 1, as the share 0.02 is where 50 is meant.
 
     Raises:
-        LtatError: naming the ratio and what it looks like.
+        LtatError: naming the ratio and the likely intention.
     """
     if math.isfinite(ratio) and ratio >= 1:
         return

@@ -176,7 +176,7 @@ def test_a_file_that_cannot_give_its_name_away_is_written_in_place(tmp_path, mon
 
 
 def test_text_that_is_no_utf8_is_one_sentence(tmp_path):
-    with pytest.raises(LtatError, match="no UTF-8"):
+    with pytest.raises(LtatError, match="not UTF-8"):
         atomic_write_text(tmp_path / "file", "name \udcff")
 
 

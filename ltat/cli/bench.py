@@ -1,4 +1,4 @@
-"""`ltat bench`: a bench is a program of its own in the repository's bench/, which the installed package leaves out."""
+"""`ltat bench`: the benches are programs in the repository's bench/, which the installed package does not contain."""
 
 import os
 import runpy
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def show_benches() -> None:
-    """Every bench by name, and what it measures."""
+    """Every bench by name, with its measurement."""
     for bench, sentence in find_benches(ROOT).items():
         click.echo(f"{bench:16}{sentence}")
 
@@ -31,7 +31,7 @@ def show_benches() -> None:
 def command(name: str | None, **options: object) -> None:
     """Measure one bench, or all of them, beside what people use today.
 
-    Every bench runs in a process of its own and appends its rows; `python -m bench.NAME --help` tells more options.
+    Every bench runs in a separate process and appends its rows; `python -m bench.NAME --help` lists further options.
     """
     benches = find_benches(ROOT)
     if name is not None and name not in benches:
@@ -44,7 +44,7 @@ def find_benches(root: Path) -> dict[str, str]:
     """What each bench measures, by name.
 
     Raises:
-        LtatError: ``root`` is no source checkout.
+        LtatError: ``root`` is not a source checkout.
     """
     table = root / "bench" / "__init__.py"
     if not table.exists():
@@ -69,4 +69,4 @@ def run_benches(names: list[str], options: list[str]) -> None:
         click.echo(f"{name}: {time.perf_counter() - started:.0f} s", err=True)
         failed += [name] if code else []
     if failed:
-        raise LtatError(f"these benches failed: {', '.join(failed)}; look at what they said above")
+        raise LtatError(f"these benches failed: {', '.join(failed)}; see their output above")

@@ -24,7 +24,7 @@ CLASSES_SHOWN = 40
 
 @click.group("data")
 def command() -> None:
-    """Look at a data set, or write it as files that load fast."""
+    """Describe a data set, or write it as files that load fast."""
 
 
 def data_options(command: Command) -> Command:
@@ -42,15 +42,15 @@ def info(png: Path | None, json_file: Path | None, **options: Any) -> None:
     """Counts per class, imbalance ratio, groups of classes, the size of D_B and the index hash of DATASET."""
     check_outputs({"--png": png, "--json": json_file})
     data = open_dataset(options)
-    facts = describe(data)
+    summary = describe(data)
     if json_file is not None:
-        atomic_write_text(json_file, json.dumps(facts, indent=2) + "\n")
+        atomic_write_text(json_file, json.dumps(summary, indent=2) + "\n")
     if png is not None:
         from ltat.evaluation.chart import write_counts_chart
 
-        title = f"{data.name}: {len(data.train):,} training images, imbalance ratio {facts['imbalance_ratio']:.4g}"
+        title = f"{data.name}: {len(data.train):,} training images, imbalance ratio {summary['imbalance_ratio']:.4g}"
         write_counts_chart(png, data.train.counts, data.class_names, title)
-    show(facts)
+    show(summary)
 
 
 @command.command("prepare")
@@ -82,7 +82,7 @@ def prepare(out: Path, layout: str, **options: Any) -> None:
 
 @contextlib.contextmanager
 def undone_when_stopped() -> Iterator[None]:
-    """Ctrl-C says that nothing was written, and SIGTERM, which batch systems send, ends as tidily."""
+    """On Ctrl-C, report that nothing was written; SIGTERM, which batch systems send, ends as tidily."""
 
     def stop(*_: object) -> None:
         raise click.ClickException("terminated; nothing was written")
@@ -97,7 +97,7 @@ def undone_when_stopped() -> Iterator[None]:
 
 
 Writer = Callable[["Dataset", Any, Path, Callable[[int, int], None]], None]
-"""Writes a split of a data set to a path, telling its progress."""
+"""Writes a split of a data set to a path, reporting its progress."""
 
 
 def npz_writer(**settings: Any) -> Writer:
@@ -140,7 +140,7 @@ def open_dataset(options: dict[str, Any]) -> "Dataset":
 
 
 def describe(data: "Dataset") -> dict[str, Any]:
-    """What `ltat data info` tells, as plain numbers and names."""
+    """The description that `ltat data info` prints, as plain numbers and names."""
     from ltat.data import balanced_sizes, index_hash
     from ltat.evaluation import class_groups
 
@@ -165,26 +165,25 @@ def describe(data: "Dataset") -> dict[str, Any]:
     }
 
 
-def show(facts: dict[str, Any]) -> None:
+def show(summary: dict[str, Any]) -> None:
     """Print what ``describe`` found, the counts as bars."""
     from ltat.data.split import listed
 
-    names, counts = [shown(name) for name in facts["class_names"]], facts["counts"]
-    width, shape = max(map(len, names[:CLASSES_SHOWN])), "x".join(map(str, facts["image_shape"]))
-    click.echo(
-        f"{shown(facts['name'])}: {facts['train_images']} training and {facts['test_images']} test images of {shape}"
-    )
+    names, counts = [shown(name) for name in summary["class_names"]], summary["counts"]
+    width, shape = max(map(len, names[:CLASSES_SHOWN])), "x".join(map(str, summary["image_shape"]))
+    train, test = summary["train_images"], summary["test_images"]
+    click.echo(f"{shown(summary['name'])}: {train} training and {test} test images of {shape}")
     for name, n in list(zip(names, counts, strict=True))[:CLASSES_SHOWN]:
         click.echo(f"  {name:>{width}} {n:6d} {'█' * max(1, round(BAR_WIDTH * n / max(counts)))}")
     if len(counts) > CLASSES_SHOWN:
         click.echo(f"  … and {len(counts) - CLASSES_SHOWN} classes more, down to {min(counts)} images")
-    if facts["passed_over"]:
-        click.echo(f"passed over: {shown(listed(facts['passed_over']))}")
-    click.echo(f"imbalance ratio {facts['imbalance_ratio']:.4g}")
-    for name, group in facts["groups"].items():
+    if summary["passed_over"]:
+        click.echo(f"passed over: {shown(listed(summary['passed_over']))}")
+    click.echo(f"imbalance ratio {summary['imbalance_ratio']:.4g}")
+    for name, group in summary["groups"].items():
         click.echo(f"{name}: {group['classes']} of {len(counts)} classes, {group['train_images']} training images")
-    click.echo(f"D_B holds {facts['balanced_images']} images")
-    click.echo(f"index hash {facts['index_sha256']}")
+    click.echo(f"D_B holds {summary['balanced_images']} images")
+    click.echo(f"index hash {summary['index_sha256']}")
 
 
 def shown(name: str) -> str:
@@ -193,7 +192,7 @@ def shown(name: str) -> str:
 
 
 def usual_settings(options: dict[str, Any], layout: str) -> str:
-    """The augmentation that is usual for the data set, where it is not what the prepared files are given."""
+    """The data set's usual augmentation, where it differs from the default of prepared files."""
     from ltat.data import find_spec
 
     source, target = find_spec(options["named"] or options["dataset"]), find_spec(layout)

@@ -23,7 +23,7 @@ DECIDED = {
     "data.name": "the digits are the demo's data",
     "eval.attacks": "the demo shows clean, PGD-20 and AutoAttack",
     "eval.tau": "the demo shows the networks as they are",
-    "eval.n_examples": "--n-examples says it",
+    "eval.n_examples": "--n-examples sets it",
 }
 TEST_IMAGES = 400
 MARKER = ".ltat-demo"
@@ -64,7 +64,7 @@ def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> 
 
 
 def checked_config(recipe: str, assignments: tuple[str, ...], n_examples: int | None) -> RunConfig:
-    """The settings of one run of the demo, once all that can be wrong with them has been looked at.
+    """The settings of one run of the demo, checked for every mistake that they can contain.
 
     Raises:
         LtatError: wrong settings, or such as make it another run than the demo's.
@@ -124,7 +124,7 @@ def make_room(folder: Path) -> None:
 
 
 def compare(out: Path, config: RunConfig) -> list[Any]:
-    """Evaluate the demo's three models under :data:`ATTACKS`, as ``config`` says."""
+    """Evaluate the demo's three models under :data:`ATTACKS`, with the settings of ``config``."""
     from ltat.attacks import ThreatModel
     from ltat.data import load_dataset
     from ltat.evaluation import evaluate
@@ -137,14 +137,14 @@ def compare(out: Path, config: RunConfig) -> list[Any]:
     with Reporter() as reporter:
         evaluations = []
         for name, file in CHECKPOINTS.items():
-            facts = read_card(out / file).extra
+            extra = read_card(out / file).extra
             evaluations.append(
                 evaluate(
                     load_model(out / file, device=device),
                     data,
                     attacks=ATTACKS,
-                    threat=ThreatModel(**facts["threat_model"]),
-                    train_counts=facts["train_counts"],
+                    threat=ThreatModel(**extra["threat_model"]),
+                    train_counts=extra["train_counts"],
                     n_examples=config.eval.n_examples,
                     batch_size=config.eval.batch_size,
                     name=name,

@@ -25,7 +25,7 @@ PLACES = {
     "train_list": "train_list",
     "test_list": "test_list",
 }
-"""From the options to the settings of a run that say the same of its data."""
+"""The settings of a run by the options with the same meaning."""
 
 
 @click.command("eval")
@@ -76,7 +76,7 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
     finally:  # hours of attacks are shown even where they cannot be written
         Console().print(evaluation.table())
     if evaluation.failed:
-        raise click.ClickException(f"no figure of {', '.join(evaluation.failed)}; the flags tell why")
+        raise click.ClickException(f"no figure of {', '.join(evaluation.failed)}; the flags give the reason")
 
 
 def inputs(checkpoint: Path, options: dict[str, Any]) -> dict[str, Path | None]:
@@ -90,7 +90,7 @@ def inputs(checkpoint: Path, options: dict[str, Any]) -> dict[str, Path | None]:
 
 
 class TrainedThreat(BaseModel):
-    """The threat model of training, as a card tells it; a radius is known for ``linf`` alone."""
+    """The threat model of training, as a card records it; a radius is known for ``linf`` alone."""
 
     norm: Literal["linf", "l2"] = "linf"
     eps: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 8 / 255
@@ -102,8 +102,8 @@ class TrainedThreat(BaseModel):
         return self
 
 
-class Facts(BaseModel):
-    """What a card may know about the training; anything else in it is left alone."""
+class CardExtra(BaseModel):
+    """The part of a card that describes the training; other entries are ignored."""
 
     dataset: str | None = None
     imbalance_ratio: float | Literal["natural"] | None = None
@@ -120,7 +120,7 @@ class Facts(BaseModel):
 
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
-    """Load the model and its data, and evaluate with a progress bar; what costs least is looked at first."""
+    """Load the model and its data, and evaluate with a progress bar; the cheapest checks come first."""
     from ltat.data.split import listed
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
@@ -133,14 +133,14 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     for name in attacks:
         parse_attack(name)
     device = pick_device(options["device"])
-    facts = read_facts(checkpoint)
-    threat = threat_model(checkpoint, facts.threat_model, options["norm"], options["eps"])
+    extra = read_extra(checkpoint)
+    threat = threat_model(checkpoint, extra.threat_model, options["norm"], options["eps"])
     model = load_model(checkpoint, device=device)
-    data = open_data(checkpoint, facts, options)
+    data = open_data(checkpoint, extra, options)
     known = model.num_classes
     if options["classes_by_name"]:
-        facts = reordered(facts, order_classes(model, data.class_names))
-    train_counts = training_counts(facts, data, options)
+        extra = reordered(extra, order_classes(model, data.class_names))
+    train_counts = training_counts(extra, data, options)
     with Reporter() as reporter:
         if data.passed_over:
             reporter.say(f"data: passed over {listed(data.passed_over)}")
@@ -152,7 +152,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
             attacks=attacks,
             threat=threat,
             train_counts=train_counts,
-            adjust=adjustment(checkpoint, facts, train_counts, options),
+            adjust=adjustment(checkpoint, extra, train_counts, options),
             n_examples=options["n_examples"],
             batch_size=options["batch_size"],
             seed=options["seed"],
@@ -162,8 +162,8 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
             state_dir=options["state_dir"],
             on_progress=reporter.evaluation,
         )
-    selected = [SELECTED_ON_TEST] if facts.select == "test" and facts.best else []
-    twice = [CORRECTED_TWICE] if evaluation.adjust and facts.corrects_prior else []
+    selected = [SELECTED_ON_TEST] if extra.select == "test" and extra.best else []
+    twice = [CORRECTED_TWICE] if evaluation.adjust and extra.corrects_prior else []
     fewer = (
         [] if known == data.num_classes else [f"classes: only {data.num_classes} of the model's {known} can be chosen"]
     )
@@ -190,28 +190,28 @@ def threat_model(checkpoint: Path, trained: TrainedThreat, norm: str | None, eps
     return ThreatModel(norm, radius)
 
 
-def adjustment(checkpoint: Path, facts: Facts, data_counts: list[int], options: dict[str, Any]) -> Any:
+def adjustment(checkpoint: Path, extra: CardExtra, data_counts: list[int], options: dict[str, Any]) -> Any:
     """What is taken off the logits: by ``--adjust``, else as the run that wrote the checkpoint did.
 
     The prior is that of the training images, from the card, else from the data set at a ratio that is named.
 
     Raises:
-        LtatError: neither tells how many images of each class the network was trained on.
+        LtatError: neither has the number of training images of each class.
     """
     from ltat.evaluation import Adjustment
 
-    tau = facts.eval_tau if options["adjust"] is None else options["adjust"]
+    tau = extra.eval_tau if options["adjust"] is None else options["adjust"]
     if not tau:
         return None
-    if facts.train_counts is not None:
-        return Adjustment(tau, facts.train_counts)
-    as_trained = options["dataset"] in (None, facts.dataset)
-    if options["imbalance_ratio"] is None and not (as_trained and facts.imbalance_ratio is not None):
-        raise LtatError(f"the card of {checkpoint} tells no training counts to adjust by; add --imbalance-ratio")
+    if extra.train_counts is not None:
+        return Adjustment(tau, extra.train_counts)
+    as_trained = options["dataset"] in (None, extra.dataset)
+    if options["imbalance_ratio"] is None and not (as_trained and extra.imbalance_ratio is not None):
+        raise LtatError(f"the card of {checkpoint} has no training counts to adjust by; add --imbalance-ratio")
     return Adjustment(tau, data_counts)
 
 
-def read_facts(checkpoint: Path) -> Facts:
+def read_extra(checkpoint: Path) -> CardExtra:
     """What the checkpoint's card knows about its training.
 
     Raises:
@@ -220,7 +220,7 @@ def read_facts(checkpoint: Path) -> Facts:
     from ltat.models import read_card
 
     try:
-        return Facts.model_validate(read_card(checkpoint).extra)
+        return CardExtra.model_validate(read_card(checkpoint).extra)
     except ValidationError as error:
         first = error.errors()[0]
         raise LtatError(
@@ -229,14 +229,14 @@ def read_facts(checkpoint: Path) -> Facts:
         ) from None
 
 
-def reordered(facts: Facts, rows: list[int]) -> Facts:
-    """The facts of a network of which the outputs ``rows`` were taken."""
-    if facts.train_counts is None or len(facts.train_counts) <= max(rows):
-        return facts
-    return facts.model_copy(update={"train_counts": [facts.train_counts[row] for row in rows]})
+def reordered(extra: CardExtra, rows: list[int]) -> CardExtra:
+    """The record of a network of which the outputs ``rows`` were taken."""
+    if extra.train_counts is None or len(extra.train_counts) <= max(rows):
+        return extra
+    return extra.model_copy(update={"train_counts": [extra.train_counts[row] for row in rows]})
 
 
-def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> Any:
+def open_data(checkpoint: Path, extra: CardExtra, options: dict[str, Any]) -> Any:
     """The data set of the options, else of the card.
 
     Raises:
@@ -244,36 +244,36 @@ def open_data(checkpoint: Path, facts: Facts, options: dict[str, Any]) -> Any:
     """
     from ltat.data import load_dataset
 
-    name, ratio = options["dataset"] or facts.dataset, options["imbalance_ratio"]
+    name, ratio = options["dataset"] or extra.dataset, options["imbalance_ratio"]
     if name is None:
         raise LtatError(f"the card of {checkpoint} names no data set; add --dataset")
-    as_trained = name == facts.dataset
+    as_trained = name == extra.dataset
     if ratio is None:
-        ratio = facts.imbalance_ratio if as_trained and facts.imbalance_ratio is not None else "natural"
+        ratio = extra.imbalance_ratio if as_trained and extra.imbalance_ratio is not None else "natural"
     return load_dataset(
         name,
         imbalance_ratio=ratio,
-        test_imbalance_ratio=ratio_of_test_set(facts, as_trained, options["test_imbalance_ratio"]),
-        imbalance=facts.imbalance if as_trained else "exp",
-        class_order=facts.class_order if as_trained else "label",
-        subset_seed=facts.subset_seed,
+        test_imbalance_ratio=ratio_of_test_set(extra, as_trained, options["test_imbalance_ratio"]),
+        imbalance=extra.imbalance if as_trained else "exp",
+        class_order=extra.class_order if as_trained else "label",
+        subset_seed=extra.subset_seed,
         download=bool(options["download"]),
         **{name: options[name] or value for name, value in places_of_run(checkpoint, as_trained).items()},
     )
 
 
-def ratio_of_test_set(facts: Facts, as_trained: bool, asked: float | str | None) -> float | str:
+def ratio_of_test_set(extra: CardExtra, as_trained: bool, asked: float | str | None) -> float | str:
     """That of the option, else of the run on its own data set; natural, the whole test set, on another."""
     if asked is not None:
         return asked
-    return facts.test_imbalance_ratio if as_trained else "natural"
+    return extra.test_imbalance_ratio if as_trained else "natural"
 
 
-def training_counts(facts: Facts, data: Any, options: dict[str, Any]) -> list[int]:
+def training_counts(extra: CardExtra, data: Any, options: dict[str, Any]) -> list[int]:
     """The training images per class that define the groups of classes: the card's, or those of a set that is named."""
-    as_trained = options["dataset"] in (None, facts.dataset)
-    if as_trained and options["imbalance_ratio"] is None and facts.train_counts is not None:
-        return facts.train_counts
+    as_trained = options["dataset"] in (None, extra.dataset)
+    if as_trained and options["imbalance_ratio"] is None and extra.train_counts is not None:
+        return extra.train_counts
     counts: list[int] = data.train.counts.tolist()
     return counts
 

@@ -16,8 +16,8 @@ COMMANDS = {
     "eval": "Evaluate a checkpoint: clean, PGD and AutoAttack, tail classes apart.",
     "compare": "Train every method under one protocol: mean and spread over seeds.",
     "methods": "List the training methods: paper, attack, loss and settings.",
-    "data": "Look at a data set, or write it as files that load fast.",
-    "doctor": "Show versions, devices and the native build, and what is missing.",
+    "data": "Describe a data set, or write it as files that load fast.",
+    "doctor": "Show versions, devices and the native build, and missing parts.",
     "bench": "Measure operations and training beside plain PyTorch (in a clone).",
     "demo": "Train and compare three models on real digits, in minutes on a CPU.",
 }

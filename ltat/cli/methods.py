@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def command(name: str | None, as_json: bool) -> None:
     """List the training methods by their own docstrings, and the settings that all of them take.
 
-    With NAME, explain that method and each setting of its own.
+    With NAME, explain that method and its own settings.
     """
     from ltat.methods import METHODS, find_method
 
@@ -47,7 +47,7 @@ def listed(methods: "dict[str, type[Method]]") -> str:
 
 
 def explained(method: "type[Method]") -> str:
-    """A method's module docstring, and each setting of its own with default and meaning."""
+    """A method's module docstring, and each of its own settings with default and meaning."""
     from ltat.config.reference import purpose, settings_of, shown
 
     lines = [inspect.getdoc(inspect.getmodule(method)) or ""]
@@ -70,7 +70,7 @@ def describe(method: "type[Method]") -> dict[str, str]:
 
 
 def attack_of(config: "type[RunConfig]") -> str:
-    """The training attack of a method's defaults in a line; empty where there is none."""
+    """The training attack of a method's defaults in a line; empty without one."""
     attack = config.model_fields["attack"].get_default(call_default_factory=True)
     if attack.steps == 0:
         return ""

@@ -29,7 +29,7 @@ class Ratio(click.ParamType):
         try:
             return float(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'natural'.", param, ctx)
+            self.fail(f"{value!r} is neither a number nor 'natural'; write for example 20.", param, ctx)
 
 
 class Radius(click.ParamType):
@@ -42,7 +42,7 @@ class Radius(click.ParamType):
         try:
             return float(read_quotient(value))  # type: ignore[arg-type]
         except ValueError:
-            self.fail(f"{value!r} is no number; write for example 8/255 or 0.03.", param, ctx)
+            self.fail(f"{value!r} is not a number; write for example 8/255 or 0.03.", param, ctx)
 
 
 def dataset_options(command: Command) -> Command:
@@ -63,7 +63,7 @@ def dataset_options(command: Command) -> Command:
 
 
 def printing(name: str, show: Callable[[], None], help_text: str) -> Callable[[Command], Command]:
-    """A flag that prints something and stops, whatever else the command says, as ``--help`` does."""
+    """A flag that prints something and stops, whatever the other options, as ``--help`` does."""
 
     def callback(context: click.Context, parameter: click.Parameter, given: bool) -> None:
         del parameter

@@ -85,7 +85,7 @@ def command(
     an option given twice the last. `--show-config` prints them all; docs/settings.md explains each.
     """
     from ltat.methods import absolute_method
-    from ltat.training.task import resolve
+    from ltat.training.run_data import resolve
 
     if options["method"] is not None:
         options["method"] = absolute_method(options["method"])
@@ -122,7 +122,7 @@ def settings_of(name: str, asked: str | None) -> type[RunConfig]:
 def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The settings of the run that stands in ``out``, so that `--resume --out DIR` needs nothing else.
 
-    None where no run stands there yet and the command says which one to start: a scheduler may give the same
+    None where no run stands there yet and the command names one to start: a scheduler may give the same
     command with --resume first and every time after.
 
     Raises:
@@ -157,8 +157,8 @@ def default_folder(config: RunConfig) -> Path:
 def other_settings(config: RunConfig) -> dict[str, object]:
     """The settings, by the name of their option where they have one, that differ from the defaults of such a run."""
     from ltat.data import find_spec
+    from ltat.training.run_data import resolve
     from ltat.training.run_folder import differing_settings
-    from ltat.training.task import resolve
 
     data = config.data
     same_everywhere = find_spec(data.name).default_ratio != "natural"  # a published set, wherever it lies
@@ -191,7 +191,7 @@ def in_few_words(settings: dict[str, object]) -> list[str]:
 
 
 def train_resumably(config: RunConfig, folder: Path, resume: bool, profile: bool = False) -> "dict[str, Evaluation]":
-    """Train; an interruption tells how to go on."""
+    """Train; an interruption prints the command that resumes."""
     from ltat.training.run import train
 
     try:
@@ -213,4 +213,6 @@ def show_report(report: "dict[str, Evaluation]", folder: Path) -> None:
     click.echo(f"run folder: {folder}")
     failed = [f"{role}: {', '.join(evaluation.failed)}" for role, evaluation in report.items() if evaluation.failed]
     if failed:
-        raise click.ClickException(f"no figure of {'; '.join(failed)}; the flags tell why, `ltat eval` tries again")
+        raise click.ClickException(
+            f"no figure of {'; '.join(failed)}; the flags give the reason, `ltat eval` repeats it"
+        )

@@ -61,7 +61,7 @@ class Augment:
             raise LtatError(f"unknown padding {self.pad_mode!r}; choose one of {', '.join(PADDINGS)}")
 
     def check_images(self, height: int, width: int, channels: int) -> None:
-        """Refuse a reflecting pad that reaches beyond the image, and a policy on images that are no colour images."""
+        """Refuse a reflecting pad larger than the image, and a policy on images that are neither grey nor RGB."""
         if self.pad_mode == "reflect" and self.pad >= min(height, width):
             raise LtatError(
                 f"reflecting {self.pad} pixels needs images larger than {height}x{width}; "
@@ -73,7 +73,7 @@ class Augment:
     def draw(self, n: int, seed: int, epoch: int) -> Draws:
         """The choices for all n places of an epoch's plan, from (seed, epoch, place) alone.
 
-        Each kind has a stream of its own, so that neither the plan's length nor another switch moves it.
+        Each kind has its own stream, so that neither the plan's length nor another switch moves it.
         """
 
         def stream(name: str) -> np.random.Generator:
@@ -89,12 +89,12 @@ class Augment:
         """The augmented images at these positions.
 
         Args:
-            images: uint8 [N, H, W, C], contiguous.
+            images: uint8 [N, H, W, ch], contiguous.
             positions: int64 [B], on the device of ``images``; all of them if None.
             draws: the choices of these B places, on the same device.
 
         Returns:
-            float32 [B, C, H, W] in [0, 1], channels_last.
+            float32 [B, ch, H, W] in [0, 1], channels_last.
         """
         if self.policy is None:
             return self.crop(images, positions, draws)
@@ -102,7 +102,7 @@ class Augment:
         return self.crop(self.alter(chosen, draws), None, draws)
 
     def alter(self, images: Tensor, draws: Draws) -> Tensor:
-        """The images after the policy alone: uint8 [B, H, W, C], as given."""
+        """The images after the policy alone: uint8 [B, H, W, ch], as given."""
         return images if self.policy is None else altered(images, self.policy, draws.policy_seeds)
 
     def crop(self, images: Tensor, positions: Tensor | None, draws: Draws) -> Tensor:
@@ -111,7 +111,7 @@ class Augment:
         return self.cut(floats, draws)
 
     def cut(self, images: Tensor, draws: Draws) -> Tensor:
-        """The images, float32 [B, C, H, W], with their squares set to 0 in place."""
+        """The images, float32 [B, ch, H, W], with their squares set to 0 in place."""
         if not self.cutout:
             return images
         near = [

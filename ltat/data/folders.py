@@ -73,7 +73,7 @@ def load_image_list(
     ``files_dataset``.
 
     Raises:
-        LtatError: a list that is missing or empty, a line that is none (by its number), a path that leads out of
+        LtatError: a list is missing or empty, a line is malformed (by its number), a path leads out of
             ``data_dir``, a label out of range, or what ``files_dataset`` refuses.
     """
     refuse_download(download, "a list of images", data_dir)
@@ -90,7 +90,7 @@ def class_folders(folder: Path, passed_over: Counter[str]) -> list[str]:
     """The folders in a folder, sorted by name, without those that programs leave behind, which are counted.
 
     Raises:
-        LtatError: it is missing, holds no folder, or one whose name is no text.
+        LtatError: it is missing, holds no folder, or one whose name is not UTF-8.
     """
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
@@ -111,21 +111,23 @@ def _no_classes(folder: Path, reason: str | None) -> LtatError:
 
 
 def _is_left_behind(name: str) -> bool:
-    """Whether a program left this folder or file behind; nobody names a class so."""
+    """Whether a program left this folder or file behind; no class has such a name."""
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
 def samples_below(folder: Path, names: list[str], passed_over: Counter[str]) -> Samples:
     """Every image below ``folder/NAME`` with the number of the name, in torchvision's order.
 
-    What is no image and what programs leave behind is counted in ``passed_over``.
+    Other files, and those that programs leave behind, are counted in ``passed_over``.
 
     Raises:
         LtatError: there is none at all.
     """
     samples = [(file, number) for number, name in enumerate(names) for file in _images(folder / name, passed_over)]
     if not samples:
-        raise LtatError(f"{folder} holds no image (of {' '.join(IMAGE_ENDINGS)}){told(passed_over)}; check the folder")
+        raise LtatError(
+            f"{folder} holds no image (of {' '.join(IMAGE_ENDINGS)}){_passed_over_note(passed_over)}; check the folder"
+        )
     return samples
 
 
@@ -145,7 +147,7 @@ def _images(folder: Path, passed_over: Counter[str]) -> Iterator[str]:
                 yield os.path.join(place, name)
 
 
-def told(passed_over: Mapping[str, int]) -> str:
+def _passed_over_note(passed_over: Mapping[str, int]) -> str:
     """What was passed over, for the end of a sentence."""
     return f" (passed over: {listed(passed_over)})" if passed_over else ""
 
@@ -167,12 +169,12 @@ def read_list(path: Path, root: Path, num_classes: int = MAX_CLASSES) -> Samples
 
 def _file_and_label(fields: list[str], where: str) -> tuple[str, int]:
     if len(fields) != 2 or not re.fullmatch("[0-9]{1,9}", fields[1]):
-        raise LtatError(f"{where}: {' '.join(fields)!r} is no image path and label; correct it")
+        raise LtatError(f"{where}: {' '.join(fields)!r} is not an image path and a label; correct it")
     return fields[0].strip(), int(fields[1])
 
 
 def path_below(root: Path, file: str, where: str) -> str:
-    """The file of that relative name below ``root``; ``where`` says who asks for it.
+    """The file of that relative name below ``root``; ``where`` names the line that lists it, for the error.
 
     Raises:
         LtatError: the name leads out of ``root``.
@@ -187,17 +189,17 @@ def text_lines(path: Path) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        LtatError: it cannot be read, or is no text.
+        LtatError: it cannot be read, or is not UTF-8.
     """
     try:
         return read_text(path.expanduser(), _LARGEST_LIST).splitlines()
     except OSError as error:
         raise LtatError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise LtatError(f"{path} is no text file; name another one") from error
+        raise LtatError(f"{path} is not a text file; name another one") from error
 
 
 def refuse_download(download: bool, what: str, data_dir: Path) -> None:
-    """Say that there is no address to fetch this from, if it is asked for."""
+    """Refuse ``--download`` where there is no address to download from."""
     if download:
         raise LtatError(f"{what} cannot be downloaded; put it into {data_dir}")

@@ -16,7 +16,7 @@ def resolve_labels(labels: np.ndarray, num_classes: int | None) -> tuple[np.ndar
         raise LtatError(f"labels are {labels.dtype} of shape {labels.shape}; give a non-empty vector of integers")
     highest = int(labels.max())
     if highest >= MAX_CLASSES:
-        raise LtatError(f"label {highest} is no class number; number the classes from 0 without gaps")
+        raise LtatError(f"label {highest} is not the number of a class; number the classes from 0 without gaps")
     labels = labels.astype(np.int64)
     num_classes = highest + 1 if num_classes is None else num_classes
     check_labels(labels, num_classes)

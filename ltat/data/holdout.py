@@ -23,11 +23,11 @@ def holdout_indices(
     labels, num_classes = resolve_labels(labels, num_classes)
     if not 0 < fraction < 1:
         raise LtatError(f"held-out fraction {fraction} is not between 0 and 1; 0.1 holds out a tenth")
-    held = [
+    held_out = [
         _holdout_class(own, fraction, numpy_generator(seed, "holdout", c), c)
         for c, own in enumerate(images_by_class(labels, num_classes))
     ]
-    validation = np.sort(np.concatenate(held))
+    validation = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), validation, assume_unique=True), validation
 
 

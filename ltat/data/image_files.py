@@ -1,4 +1,4 @@
-"""Images in files of their own, decoded when they are asked for."""
+"""Image files that are decoded on access."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ from ltat.files import require_file
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")
-"""What is decoded, by content: never a format that is a program, such as EPS."""
+"""The formats that are decoded, found by content; never one that is a program, such as EPS."""
 
 MODES = {1: "L", 3: "RGB"}
 _LOSSLESS = {"1": 1, "L": 1, "RGB": 3, "P": 3}  # Pillow's modes that 1 or 3 channels hold without loss
@@ -28,14 +28,14 @@ _MOST_PIXELS = 89_478_485  # of a file, or of it once scaled: where Pillow begin
 _GIANT = 1 << 24  # pixels of a file, from which on one is decoded at a time
 _GIANTS = threading.Lock()
 _THREADS = 4
-_READ_TOGETHER = 64  # headers per task: one at a time, handing over costs more than reading
+_READ_TOGETHER = 64  # headers per call of a worker: for a single one, handing over costs more than reading
 
 Samples = Sequence[tuple[str, int]]
 """Paths and labels, as in torchvision's ``ImageFolder.samples``."""
 
 
 class Header(NamedTuple):
-    """What a file tells about its image before any pixel is decoded."""
+    """The properties of an image that its header gives, without decoding a pixel."""
 
     height: int
     width: int
@@ -56,7 +56,7 @@ class ImageFiles(ImageStore):
         self.shape = (len(paths), *image_shape)
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """Decode the files at these positions, several at a time: uint8 [B, H, W, C].
+        """Decode the files at these positions, several at a time: uint8 [B, H, W, ch].
 
         Raises:
             LtatError: a file that cannot be decoded, or that changed its size since the set was opened.
@@ -106,7 +106,7 @@ def files_dataset(
         image_size: scale the shorter side of each image to this (bilinear with antialiasing) and take the centre
             square, as torchvision's ``Resize`` and ``CenterCrop`` do; None: the images must agree in size.
         channels: 3 converts every image to RGB, 1 to grey; None: the images must agree.
-        passed_over: what lay beside the images and is not read, with its number.
+        passed_over: the number of skipped files and folders, by their kind.
 
     Raises:
         LtatError: a missing or foreign file, transparency, more than 8 bits per channel, images that differ in
@@ -123,7 +123,7 @@ def files_dataset(
 
 
 def open_image_files(paths: Sequence[str], image_size: int | None, channels: int | None) -> ImageFiles:
-    """The images in these files (at least one), once every header has been looked at; see ``files_dataset``."""
+    """The images in these files (at least one), after every header has been checked; see ``files_dataset``."""
     if image_size is not None and not 1 <= image_size <= _LARGEST:
         raise LtatError(f"image size {image_size} is outside 1..{_LARGEST}; give the height and width in pixels")
     if channels is not None and channels not in MODES:
@@ -173,7 +173,7 @@ def _header(path: str) -> Header:
     with opened(path) as image:
         if image.has_transparency_data:
             raise LtatError(f"{path} has transparency (mode {image.mode}), which no network sees; save it without")
-        # Pillow cuts 16-bit colour to 8 bits without a word; only the raw mode of its tiles tells.
+        # Pillow cuts 16-bit colour to 8 bits silently; only the raw mode of its tiles shows it.
         if image.mode.startswith(_DEEP) or ";16" in str(image.tile):
             raise LtatError(f"{path} has more than 8 bits per channel (mode {image.mode}); save it with 8")
         if image.height * image.width > _MOST_PIXELS:

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class ImageStore(ABC):
-    """Stands where an array uint8 [N, H, W, C] could stand, and reads the images asked for.
+    """Stands where an array uint8 [N, H, W, ch] could stand, and reads the images asked for.
 
     A store can be sent to the worker processes of a loader: it holds paths and numbers, no open file.
     """
@@ -24,12 +24,12 @@ class ImageStore(ABC):
         return n * height * width * channels
 
     def __getitem__(self, chosen: slice | np.ndarray) -> np.ndarray:
-        """The images of a slice, or at int64 positions [B] (repeats are allowed): uint8 [B, H, W, C]."""
+        """The images of a slice, or at int64 positions [B] (repeats are allowed): uint8 [B, H, W, ch]."""
         return self.read(np.arange(*chosen.indices(len(self))) if isinstance(chosen, slice) else chosen)
 
     @abstractmethod
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """The images at these positions, int64 [B]: uint8 [B, H, W, C], C-contiguous.
+        """The images at these positions, int64 [B]: uint8 [B, H, W, ch], C-contiguous.
 
         Raises:
             LtatError: a file that cannot be read, by its name.
@@ -41,4 +41,4 @@ class ImageStore(ABC):
 
 
 Images = np.ndarray | ImageStore
-"""uint8 [N, H, W, C], in memory or read on demand."""
+"""uint8 [N, H, W, ch], in memory or read on demand."""

@@ -22,9 +22,9 @@ T = TypeVar("T")
 def load_npz(data_dir: Path, download: bool = False) -> Dataset:
     """Read a folder with ``train.npz`` and ``test.npz``.
 
-    Each holds ``images`` (uint8 [N, H, W, C]) and ``labels`` (integers [N], from 0). Optional: ``index``
+    Each holds ``images`` (uint8 [N, H, W, ch]) and ``labels`` (integers [N], from 0). Optional: ``index``
     (integers [N], positions in an original set) in either, ``class_names`` (strings [C]) in ``train.npz``.
-    Without names there are as many classes as the largest training label says. Nothing in the files is ever
+    Without names there are as many classes as the largest training label requires. Nothing in the files is ever
     executed (no pickles). ``download`` does not apply.
 
     Raises:
@@ -58,7 +58,7 @@ def write_npz(
     """Write a split as a file that ``load_npz`` reads, a few images at a time.
 
     Args:
-        split: what to write; images of a store are read as they are written.
+        split: the images and labels; images of a store are read as they are written.
         path: the file; it appears when it is complete, and a file that stood there is replaced.
         class_names: of the C classes.
         on_progress: called with the images written so far and the number of all.
@@ -120,16 +120,16 @@ def load_positions(path: Path, size: int) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    told = str(error).partition("\n")[0] or type(error).__name__
+    message = str(error).partition("\n")[0] or type(error).__name__
     # NumPy advises allow_pickle=True here, which would run whatever code the file holds.
-    return "it holds Python objects, or is no NumPy file" if "allow_pickle" in told else told
+    return "it holds Python objects, or is not a NumPy file" if "allow_pickle" in message else message
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
     missing = [key for key in ("images", "labels") if key not in arrays]
     if missing:
         raise LtatError(
-            f"{path} has no {missing[0]!r} (it holds {sorted(arrays)}); store images [N, H, W, C] and labels [N]"
+            f"{path} has no {missing[0]!r} (it holds {sorted(arrays)}); store images [N, H, W, ch] and labels [N]"
         )
     length = arrays["images"].shape[0] if arrays["images"].ndim else 0
     for key in ("labels", "index"):
@@ -138,7 +138,7 @@ def _check_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
     index = arrays.get("index", np.arange(length))
     wrong = index[(index < 0) | (index > np.iinfo(np.int64).max)]
     if len(wrong):
-        raise LtatError(f"index in {path} holds {wrong[0]}, which is no position; count the original images from 0")
+        raise LtatError(f"index in {path} holds {wrong[0]}, which is not a position; count the original images from 0")
 
 
 def _check_integers(values: np.ndarray, length: int, name: str) -> None:

@@ -1,10 +1,10 @@
-"""Arrays that have the right type and cannot be what they are given for; each is refused with its remedy."""
+"""Checks that refuse implausible arrays of the right type, each with its remedy."""
 
 import numpy as np
 
 from ltat.errors import LtatError
 
-_LOOKED_AT = 64  # images looked at first, from all over the set
+_CHECKED_FIRST = 64  # images, from all over the set
 _CHANNELS = (1, 3, 4)
 _RANGES = (
     (0, 1, "pixels in [0, 1]; store (images * 255).round().astype(np.uint8)"),
@@ -19,18 +19,18 @@ def check_layout(shape: tuple[int, ...]) -> None:
     """Refuse images whose last axis cannot be that of the channels.
 
     Raises:
-        LtatError: saying what the shape [N, H, W, C] looks like.
+        LtatError: with the likely layout of that shape.
     """
     if shape[3] in _CHANNELS:
         return
     if shape[1] in _CHANNELS and min(shape[2:]) > 4:
-        remedy = "[N, C, H, W]; store images.transpose(0, 2, 3, 1)"
+        remedy = "[N, ch, H, W]; store images.transpose(0, 2, 3, 1)"
     elif shape[2] in _CHANNELS and min(shape[0], shape[1]) > 4:
-        remedy = "[H, W, C, N]; store images.transpose(3, 0, 1, 2)"
+        remedy = "[H, W, ch, N]; store images.transpose(3, 0, 1, 2)"
     elif shape[3] == 2:
         remedy = "grey with transparency; store images[..., :1]"
     else:
-        remedy = f"images of {shape[3]} channels; store grey (1), RGB (3) or RGBA (4) images as [N, H, W, C]"
+        remedy = f"images of {shape[3]} channels; store grey (1), RGB (3) or RGBA (4) images as [N, H, W, ch]"
     raise LtatError(f"images have shape {shape}, which looks like {remedy}")
 
 
@@ -48,12 +48,12 @@ def wrong_kind(images: np.ndarray) -> str:
 
 
 def check_pixels(images: np.ndarray, part: str) -> None:
-    """Refuse uint8 images [N, H, W, C] that are all one value, or none above 1.
+    """Refuse uint8 images [N, H, W, ch] that are all one value, or none above 1.
 
     Raises:
-        LtatError: saying what the values look like.
+        LtatError: with the likely scaling of the values.
     """
-    for some in (images[:: max(1, len(images) // _LOOKED_AT)], images):  # nearly every set is settled by a few
+    for some in (images[:: max(1, len(images) // _CHECKED_FIRST)], images):  # nearly every set is settled by a few
         low, high = int(some.min()), int(some.max())
         if high > 1 and low < high:
             return

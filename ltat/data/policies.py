@@ -1,4 +1,4 @@
-"""Augmentation policies of torchvision, each image with random choices of its own."""
+"""Augmentation policies of torchvision, with random choices for each image."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from ltat.errors import LtatError
 
 Policy = Callable[[Tensor], Tensor]
-"""From an image uint8 [C, H, W] to one of the same shape; its random choices come from torch's CPU generator."""
+"""From an image uint8 [ch, H, W] to one of the same shape; its random choices come from torch's CPU generator."""
 
 
 def randaugment(ops: int = 2, magnitude: int = 8) -> Policy:
@@ -54,12 +54,12 @@ def altered(images: Tensor, policy: Policy, seeds: Tensor) -> Tensor:
     """Each image after the policy, whose random choices depend on the image's seed alone.
 
     Args:
-        images: uint8 [B, H, W, C], on any device.
+        images: uint8 [B, H, W, ch], on any device.
         policy: what to do with each.
         seeds: int64 [B], 0 or more, on the CPU.
 
     Returns:
-        uint8 [B, H, W, C], contiguous, on the same device.
+        uint8 [B, H, W, ch], contiguous, on the same device.
     """
     changed = torch.empty_like(images)
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""What a dataset is: uint8 images, labels, and where each image came from."""
+"""A data set: uint8 images, labels, and the position of each image in its source."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Split:
     """Images and labels of one part (training or test) of a dataset.
 
     Attributes:
-        images: uint8 [N, H, W, C], 0..255: a C-contiguous array, or a store that reads them on demand.
+        images: uint8 [N, H, W, ch], 0..255: a C-contiguous array, or a store that reads them on demand.
         labels: int64 [N], each in [0, num_classes).
         num_classes: number of classes; a class may be empty here (``load_dataset`` refuses that in training).
         indices: int64 [N], position of each image in the set it was taken from.
@@ -60,7 +60,7 @@ class Split:
         return replace(self, images=images, labels=self.labels[indices], indices=self.indices[indices])
 
     def images_on(self, device: torch.device, on_progress: Callable[[int, int], None] | None = None) -> Tensor:
-        """All images on a device, uint8 [N, H, W, C], read and copied there once however often it is asked.
+        """All images on a device, uint8 [N, H, W, ch], read and copied there once, on the first call.
 
         ``on_progress`` is called with (images read, images in all) where they are read from files.
         """
@@ -77,7 +77,7 @@ class Split:
 class Dataset:
     """A training and a test split over the same classes and image shape.
 
-    ``passed_over`` counts what lay beside the images and was not read, by its kind. ``test_imbalance_ratio`` is that of
+    ``passed_over`` counts the skipped files and folders, by their kind. ``test_imbalance_ratio`` is that of
     a test split that was thinned to a long-tailed one, None where the split is the source's own.
     """
 
@@ -167,7 +167,7 @@ def _check_images(images: Images) -> None:
         known = wrong_kind(images) if isinstance(images, np.ndarray) else "; store them as uint8, 0..255"
         raise LtatError(f"images are {kind}{broken}{known}")
     if images.ndim != 4 or 0 in images.shape:
-        raise LtatError(f"images have shape {images.shape}; store them as [N, H, W, C], none of them 0")
+        raise LtatError(f"images have shape {images.shape}; store them as [N, H, W, ch], none of them 0")
     if not images.flags.c_contiguous:
         raise LtatError("images are not C-contiguous; pass np.ascontiguousarray(images)")
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltat.config import TrainSection
 from ltat.engine.graphs import Graphs
 from ltat.engine.precision import autocast, dtype_of
 from ltat.engine.working_copy import Untraceable, WorkingCopy
@@ -90,6 +91,11 @@ class StepNetwork(nn.Module):
             return WorkingCopy(self.model, dtype, self.compiled)
         except Untraceable as why:
             return why
+
+
+def step_network(model: nn.Module, settings: TrainSection) -> StepNetwork:
+    """``model`` as the ``train`` settings say that a step runs it."""
+    return StepNetwork(model, settings.precision, settings.compile, Graphs() if settings.graph else None)
 
 
 def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

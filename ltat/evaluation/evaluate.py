@@ -50,7 +50,7 @@ def evaluate(
     """Accuracy of ``model`` on ``data``, clean and under each attack.
 
     Robust means correct before and after the attack, so no robust accuracy can exceed the clean one. The model
-    runs in eval mode and is restored. If one of several attacks raises, it has no figure, and a flag says why.
+    runs in eval mode and is restored. If one of several attacks raises, it has no figure, and a flag gives the reason.
 
     Args:
         model: images fp32 [B, ch, H, W] in [0, 1] → logits [B, C].

@@ -41,7 +41,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise images [B, C, H, W]."""
+        """Normalise images [B, ch, H, W]."""
         return (x - self.mean) / self.std
 
 
@@ -73,15 +73,15 @@ class Classifier(nn.Module):
         self.normalize = nn.Identity() if normalize is None else Normalize(*normalize, in_channels)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """Normalised images [B, C, H, W] to features [B, d]."""
+        """Normalised images [B, ch, H, W] to features [B, d]."""
         raise NotImplementedError
 
     def features(self, x: Tensor) -> Tensor:
-        """Penultimate features [B, d] of images [B, C, H, W] in [0, 1]."""
+        """Penultimate features [B, d] of images [B, ch, H, W] in [0, 1]."""
         return self.trunk(self.normalize(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, num_classes] of images [B, C, H, W] in [0, 1]."""
+        """Logits [B, num_classes] of images [B, ch, H, W] in [0, 1]."""
         return self.classifier(self.features(x))
 
     @property

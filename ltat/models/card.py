@@ -1,4 +1,4 @@
-"""A saved model: ``NAME.safetensors`` (weights) and ``NAME.json`` (a card that says what they are)."""
+"""A saved model: ``NAME.safetensors`` (weights) and ``NAME.json`` (a card that describes them)."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from ltat.models.registry import MODELS, build_model
 
 CARD_FORMAT = 1
 _SUFFIX = ".safetensors"
-Number = Annotated[int, Field(lt=2**63)]  # build_model says which make a network
+Number = Annotated[int, Field(lt=2**63)]  # build_model checks which make a network
 _LARGEST_CARD = 1 << 26  # bytes; a million class names are far less
 TRIES, PAUSE = 5, 0.05  # to read a card and its weights as one; seconds between two tries
 _NORMALIZE = ("normalize.mean", "normalize.std")  # in the file only, so that no plain network takes it without a word

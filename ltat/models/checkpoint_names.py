@@ -21,7 +21,7 @@ class Contents:
     Attributes:
         tensors: by their whole name, the keys of nested mappings and the parts of parameter names joined by dots.
         mapping: for each of these names that of the mapping it stands in.
-        unnamed: where averages lie as bare lists of tensors, which tell no names.
+        unnamed: places of averages that are bare lists of tensors, without names.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -34,7 +34,7 @@ class Dialect:
     """A project's names for the weights of one of our networks.
 
     Attributes:
-        names: its name of each entry of our state dict; what it does not store is left out.
+        names: its name of each entry of our state dict, without those that it does not store.
         unused: what its names begin with where its forward pass reads nothing.
         zero: names of what we have no place for, and which therefore must be zero.
     """
@@ -91,7 +91,7 @@ def copies(model: Classifier, found: Contents) -> dict[str, Dialect]:
 
 
 def closest(model: Classifier, found: Contents) -> tuple[str, Dialect]:
-    """The place and the dialect that share most names with the network, for an error that tells what is missing."""
+    """The place and the dialect that share most names with the network, for an error that names the missing tensors."""
     best, most = ("", dialects(model)[0]), 0
     for dialect in dialects(model):
         shared: dict[str, int] = {}

@@ -14,13 +14,13 @@ _LONGEST = 40  # characters of a name
 def check_classes(model: Classifier, names: Sequence[str], remedy: str, whose: str = "the model") -> None:
     """Refuse a network whose classes are not those of the data, as far as both have names.
 
-    Names that only number the classes ("0", "1", …) say nothing and are compared with nothing.
+    Names that only number the classes ("0", "1", …) are not compared.
 
     Args:
         model: a network, as ``load_model`` gives it.
         names: of the data's classes, in the order of their labels.
         remedy: what maps the classes by name, for the error.
-        whose: what the network is, for the error.
+        whose: the network's description, for the error.
 
     Raises:
         LtatError: other names, or the same in another order; with both lists.
@@ -53,10 +53,10 @@ def order_classes(model: Classifier, names: Sequence[str]) -> list[int]:
         return list(range(len(own)))
     for whose, known in (("the model", own), ("the data", wanted)):
         if not _told(known):
-            raise LtatError(f"{whose} tells no class names, so nothing can be mapped by name; leave the mapping out")
+            raise LtatError(f"{whose} has no class names to map by; leave the mapping out")
         if len(set(known)) < len(known):
             twice = next(name for name in known if known.count(name) > 1)
-            raise LtatError(f"two classes of {whose} are called {_shown(twice)}; give each class a name of its own")
+            raise LtatError(f"two classes of {whose} are called {_shown(twice)}; give each class another name")
     missing = [name for name in wanted if name not in own]
     if missing:
         raise LtatError(

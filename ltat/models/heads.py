@@ -1,4 +1,4 @@
-"""Last layers by name, so that a saved model can say which one it has."""
+"""Last layers by name, which a saved model records."""
 
 import math
 from collections.abc import Callable
@@ -46,12 +46,12 @@ def put_head(model: Classifier, name: str) -> None:
     """Give ``model`` a new last layer, with weights from torch's global generator.
 
     Raises:
-        LtatError: an unknown name, or a model whose last layer does not tell the number of its features.
+        LtatError: an unknown name, or a model whose last layer has no ``in_features``.
     """
     if name not in HEADS:
         raise LtatError(f"unknown head {name!r}; choose one of {', '.join(HEADS)}")
     width = getattr(getattr(model, "classifier", None), "in_features", None)
     if not isinstance(width, int):
-        raise LtatError(f"the last layer of {type(model).__name__} does not tell its features; use one of ltat.models")
+        raise LtatError(f"the last layer of {type(model).__name__} has no in_features; use a model of ltat.models")
     model.replace_classifier(HEADS[name](width, model.num_classes))
     model.head = name

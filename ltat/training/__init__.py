@@ -2,6 +2,7 @@
 
 from ltat.training.preparing import prepare
 from ltat.training.run import train
-from ltat.training.trainer import Stage, Trainer
+from ltat.training.stage import Stage
+from ltat.training.trainer import Trainer
 
 __all__ = ["Stage", "Trainer", "prepare", "train"]

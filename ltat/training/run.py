@@ -17,14 +17,17 @@ from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.attacks import left_out
 from ltat.evaluation.flags import SELECTED_ON_TEST
 from ltat.models import load_weights, read_card
+from ltat.training.checkpoints import save_checkpoint, saved_row
 from ltat.training.environment import determinism, environment_record
-from ltat.training.fitting import adjustment, corrects_prior, fit, save_checkpoint, saved_row
-from ltat.training.preparing import Plan, prepare, teacher_path
+from ltat.training.fitting import fit
+from ltat.training.index_record import index_record
+from ltat.training.preparing import PreparedRun, prepare
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunFolder
 from ltat.training.run_lock import locked, require_unlocked
-from ltat.training.task import index_record
-from ltat.training.trainer import Stage
+from ltat.training.stage import Stage
+from ltat.training.teacher import teacher_path
+from ltat.training.validation import adjustment, corrects_prior
 
 
 def train(
@@ -46,7 +49,7 @@ def train(
         out: the run folder; it must not hold another run, and is locked until this one ends.
         resume: continue the run that stands there.
         reporter: where progress is shown; a new one on standard error when left out.
-        teacher: a network from images [B, C, H, W] in [0, 1] to logits [B, classes], for a method that distils, in
+        teacher: a network from images [B, ch, H, W] in [0, 1] to logits [B, C], for a method that distils, in
             place of ``teacher.path``. It is copied, stays as it is, and must be handed in again to resume.
         profile: write a Chrome trace of a few steps of each stage into the folder, ``trace-STAGE.json``.
 
@@ -60,29 +63,29 @@ def train(
         folder = RunFolder(Path(out), shown.say)
         folder.require_vacant(resume)
         require_unlocked(folder.path)
-        plan = prepare(config, shown.evaluation, teacher)
-        for line in remarks(plan):
+        run = prepare(config, shown.evaluation, teacher)
+        for line in remarks(run):
             shown.say(line)
         with locked(folder.path, shown.say):
-            folder.open(plan.config, index_record(plan.data, plan.config, given_networks(plan.config, teacher)), resume)
-            folder.record_environment(environment_record(plan.student.device))
-            return run_stages(plan, folder, shown, profile)
+            folder.open(run.config, index_record(run.data, run.config, given_networks(run.config, teacher)), resume)
+            folder.record_environment(environment_record(run.student.device))
+            return run_stages(run, folder, shown, profile)
 
 
-def remarks(plan: Plan) -> list[str]:
+def remarks(run: PreparedRun) -> list[str]:
     """What the user should know of the data and of the evaluation before the training, not after it."""
-    data, threat = plan.data.dataset, plan.student.method.threat
+    data, threat = run.data.dataset, run.student.method.threat
     read = [f"data: passed over {listed(data.passed_over)}"] if data.passed_over else []
-    return read + left_out(plan.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
+    return read + left_out(run.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
 
 
-def run_stages(plan: Plan, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:
+def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:
     """Train the teacher, where there is one to train, then the student, and evaluate them."""
-    with determinism(plan.config.train.deterministic), dead_workers_told():
-        if plan.teacher is not None:
-            train_teacher(plan.teacher, plan, folder, reporter, profile)
-        fit(plan.student, plan.data, folder, STUDENT_FILES, reporter, profile)
-    return write_report(plan, folder, reporter)
+    with determinism(run.config.train.deterministic), dead_workers_told():
+        if run.teacher is not None:
+            train_teacher(run.teacher, run, folder, reporter, profile)
+        fit(run.student, run.data, folder, STUDENT_FILES, reporter, profile)
+    return write_report(run, folder, reporter)
 
 
 def given_networks(config: RunConfig, handed: nn.Module | None = None) -> dict[str, str | None]:
@@ -119,46 +122,46 @@ def tensors_sha256(tensors: Mapping[str, object]) -> str:
     return digest.hexdigest()
 
 
-def train_teacher(stage: Stage, plan: Plan, folder: RunFolder, reporter: Reporter, profile: bool = False) -> None:
+def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> None:
     """Train the teacher stage and leave its model with the weights to distil from, saved as ``teacher``."""
-    settings = getattr(plan.config, "teacher", None)
+    settings = getattr(run.config, "teacher", None)
     assert settings is not None
     stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
-    fit(stage, plan.data, folder, TEACHER_FILES, reporter, profile)
+    fit(stage, run.data, folder, TEACHER_FILES, reporter, profile)
     if settings.ckpt == "best":
         row = saved_row(folder.path / f"{TEACHER_FILES.best}.safetensors")
         load_weights(stage.model, folder.path / TEACHER_FILES.best)
-        save_checkpoint(stage, plan.data, folder, TEACHER_FILES.last, row, best=True)
+        save_checkpoint(stage, run.data, folder, TEACHER_FILES.last, row, best=True)
     stage.model.train(settings.mode == "train").requires_grad_(False)
 
 
-def write_report(plan: Plan, folder: RunFolder, reporter: Reporter) -> dict[str, Evaluation]:
+def write_report(run: PreparedRun, folder: RunFolder, reporter: Reporter) -> dict[str, Evaluation]:
     """Evaluate the teacher, the best and the last student on the test set into ``report.json``."""
     names = {"best": STUDENT_FILES.best, "last": STUDENT_FILES.last}
     report = {}
-    if plan.teacher is not None:
-        report["teacher"] = evaluate_checkpoint(plan, plan.teacher, folder, "teacher", TEACHER_FILES.last, reporter)
+    if run.teacher is not None:
+        report["teacher"] = evaluate_checkpoint(run, run.teacher, folder, "teacher", TEACHER_FILES.last, reporter)
     for role, name in names.items():
         if (folder.path / f"{name}.safetensors").exists():
-            report[role] = evaluate_checkpoint(plan, plan.student, folder, role, name, reporter)
+            report[role] = evaluate_checkpoint(run, run.student, folder, role, name, reporter)
     folder.write_json("report.json", {role: evaluation.to_json() for role, evaluation in report.items()})
     return report
 
 
 def evaluate_checkpoint(
-    plan: Plan, stage: Stage, folder: RunFolder, role: str, name: str, reporter: Reporter
+    run: PreparedRun, stage: Stage, folder: RunFolder, role: str, name: str, reporter: Reporter
 ) -> Evaluation:
     """One checkpoint of the run on the test set, as its method deploys it, by the ``eval`` settings."""
-    config = plan.config
+    config = run.config
     network = copy.deepcopy(stage.model)
     load_weights(network, folder.path / name)
     evaluation = evaluate(
         network,
-        plan.data.dataset,
+        run.data.dataset,
         attacks=config.eval.attacks,
         threat=stage.method.threat,
-        train_counts=plan.data.dataset.train.counts.tolist(),
-        adjust=adjustment(stage, plan.data),
+        train_counts=run.data.dataset.train.counts.tolist(),
+        adjust=adjustment(stage, run.data),
         n_examples=config.eval.n_examples,
         batch_size=config.eval.batch_size,
         seed=config.seed.train,

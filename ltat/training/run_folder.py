@@ -13,9 +13,9 @@ from ltat.config.renamed import with_new_names
 from ltat.config.sections import Tree
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, exists, read_bytes, read_text
+from ltat.training.epoch_metrics import Row
 from ltat.training.state_file import State, before, newest_state, write_state
 
-Row = dict[str, Any]
 FREE_TO_CHANGE = ("train.device", "loader.", "eval.", "data.download")  # on resuming: they change nothing trained
 UNSAVED = "teacher_buffers"
 LATER = ("classes", UNSAVED)  # entries of indices.json that run folders of former versions do not have
@@ -66,7 +66,7 @@ class RunFolder:
 
         Args:
             config: the resolved settings.
-            indices: what :func:`ltat.training.task.index_record` tells of the data.
+            indices: what :func:`ltat.training.index_record.index_record` tells of the data.
             resume: whether a run that stands here is to be continued.
 
         Raises:

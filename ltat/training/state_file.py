@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ltat.errors import LtatError
 from ltat.files import read_bytes, replacing
+from ltat.training.finite import LIMIT, non_finite_tensor
 
 State = dict[str, Any]
 MARK = b"ltat state 1 "
 TORCH_MARK = b"PK\x03\x04"  # of a zip file
 PARTS = {"epoch": int, "model": dict, "optimizer": dict, "scaler": dict, "rows": list, "best": dict}
-LIMIT = 1e18  # of weights, momentum and statistics: their squares still fit into fp32
 
 
 class Unusable(Exception):
@@ -104,19 +103,9 @@ def _check_content(state: State) -> None:
         raise Unusable(f"its rows are not those of {state['epoch']} epochs")
     if not -1 <= state["best"]["score"] <= 100 or not 0 <= state["best"]["epoch"] <= state["epoch"]:
         raise Unusable("its best epoch is none of it")
-    wild = wild_tensor({name: state.get(name, {}) for name in ("model", "optimizer", "average")})
+    wild = non_finite_tensor({name: state.get(name, {}) for name in ("model", "optimizer", "average")})
     if wild:
         raise Unusable(f"{wild} is not finite, or beyond {LIMIT:g}")
-
-
-def wild_tensor(tree: object, name: str = "") -> str | None:
-    """The dotted name of the first floating tensor in nested containers with NaN, infinity or a value above LIMIT."""
-    if isinstance(tree, Tensor):
-        tame = not tree.is_floating_point() or bool((tree.isfinite() & (tree.abs() <= LIMIT)).all())
-        return None if tame else name
-    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    found = (wild_tensor(part, f"{name}.{key}" if name else str(key)) for key, part in parts)
-    return next((where for where in found if where), None)
 
 
 def newest_state(path: Path) -> tuple[State, str | None] | None:

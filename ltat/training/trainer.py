@@ -9,83 +9,27 @@ The teacher and the student are trained by this same loop, with another method a
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltat.config import RunConfig, TrainSection
-from ltat.data import Batch, Loader
+from ltat.data import Batch
 from ltat.engine.captured_update import CapturedUpdate, CudaRecorder, why_update_not_captured
-from ltat.engine.graphs import Graphs
-from ltat.engine.network import StepNetwork
+from ltat.engine.network import step_network
 from ltat.errors import LtatError
-from ltat.methods import LossTerms, Method, Step
+from ltat.methods import LossTerms, Step
 from ltat.methods.awp import perturbed_weights
-from ltat.models import Classifier
 from ltat.seeding import torch_generator
 from ltat.training.averaging import build_average
+from ltat.training.epoch_metrics import EpochMetrics, Row
+from ltat.training.finite import non_finite_tensor
 from ltat.training.optimizer import build_optimizer, set_learning_rate
 from ltat.training.schedule import learning_rate
-from ltat.training.state_file import wild_tensor
+from ltat.training.stage import Stage
 
-Row = dict[str, Any]
 FINITE_CHECK_STEPS = 50  # on a GPU, where reading the loss would stall every step
-
-
-@dataclass
-class Stage:
-    """Everything that one run of the loop needs.
-
-    ``name`` tells the stages of a run apart, in the metrics and in the random streams.
-    """
-
-    name: str
-    config: RunConfig
-    model: Classifier
-    method: Method
-    loader: Loader
-    device: torch.device
-
-
-@dataclass
-class EpochSums:
-    """Sums over an epoch, kept on the device so that no step waits for the host."""
-
-    classes: int
-    device: torch.device
-    logs: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    correct: Tensor = field(init=False)
-    seen: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.correct = torch.zeros(self.classes, device=self.device)
-        self.seen = torch.zeros(self.classes, device=self.device)
-
-    @torch.no_grad()
-    def add(self, terms: LossTerms, labels: Tensor) -> None:
-        """Count one step."""
-        self.steps += 1
-        for name, value in {"loss": terms.loss.detach(), **terms.logs}.items():
-            self.logs[name] = self.logs.get(name, 0) + value
-        hits = (terms.logits.argmax(dim=1) == labels).float()
-        self.correct.index_add_(0, labels, hits)
-        self.seen.index_add_(0, labels, torch.ones_like(hits))
-
-    def row(self) -> Row:
-        """The epoch's means: losses, and accuracy on the training attack in percent, overall and per class."""
-        correct, seen = self.correct.tolist(), self.seen.tolist()
-        means: Row = {name: float(total) / self.steps for name, total in self.logs.items()}
-        means["train_adv"] = 100 * sum(correct) / sum(seen)
-        means["train_adv_per_class"] = [100 * c / n if n else None for c, n in zip(correct, seen, strict=True)]
-        return means
-
-
-def in_precision(model: Classifier, settings: TrainSection) -> StepNetwork:
-    """The network as a training step runs it."""
-    return StepNetwork(model, settings.precision, settings.compile, Graphs() if settings.graph else None)
 
 
 class Trainer:
@@ -99,7 +43,7 @@ class Trainer:
     def __init__(self, stage: Stage, on_step: Callable[[int], None] = lambda images: None) -> None:
         self.stage = stage
         self.on_step = on_step
-        self.network = in_precision(stage.model, stage.config.train)
+        self.network = step_network(stage.model, stage.config.train)
         scaled = stage.config.train.precision == "fp16"
         self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
@@ -123,7 +67,7 @@ class Trainer:
         lr = learning_rate(stage.config.schedule, stage.config.optim.lr, epoch, epochs)
         set_learning_rate(self.optimizer, lr)
         counts = self.class_counts(epoch)
-        sums = EpochSums(len(counts), stage.device)
+        sums = EpochMetrics(len(counts), stage.device)
         started = time.perf_counter()
         self.network.train()
         stage.method.begin_epoch(epoch)
@@ -135,7 +79,7 @@ class Trainer:
             self._require_finite(sums, epoch, index)
         stage.method.end_epoch(epoch)
         self._require_finite(sums, epoch, index=None)
-        self._require_tame_state(epoch)
+        self._require_finite_state(epoch)
         self.average.end_epoch(epoch, stage.loader)
         self.epoch = epoch
         row = {"stage": stage.name, "epoch": epoch, "lr": lr, **sums.row()}
@@ -179,12 +123,12 @@ class Trainer:
 
         return captured.run(update, (*step.batch, step.x_adv))
 
-    def _require_tame_state(self, epoch: int) -> None:
-        wild = wild_tensor({"model": self.stage.model.state_dict(), "optimizer": self.optimizer.state_dict()})
+    def _require_finite_state(self, epoch: int) -> None:
+        wild = non_finite_tensor({"model": self.stage.model.state_dict(), "optimizer": self.optimizer.state_dict()})
         if wild:
             raise self._diverged(f"tensor {wild}", epoch)
 
-    def _require_finite(self, sums: EpochSums, epoch: int, index: int | None) -> None:
+    def _require_finite(self, sums: EpochMetrics, epoch: int, index: int | None) -> None:
         look = index is None or self.stage.device.type == "cpu" or (index + 1) % FINITE_CHECK_STEPS == 0
         if look and not torch.isfinite(sums.logs["loss"]):
             raise self._diverged("loss", epoch)

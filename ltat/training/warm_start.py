@@ -3,24 +3,9 @@
 from collections.abc import Sequence
 
 from ltat.config import RunConfig
-from ltat.data import Split
 from ltat.errors import LtatError
 from ltat.models import Classifier, load_weights, read_card
-from ltat.models.base import Normalization
 from ltat.models.classes import match_classes
-from ltat.training.task import pixel_statistics
-
-
-def normalization(config: RunConfig, train: Split) -> Normalization | None:
-    """The mean and deviation inside the network: the saved model's where the run starts from one.
-
-    Its weights belong to its own figures; those of another subset would change the network.
-    """
-    if config.model.normalize == "none":
-        return None
-    if config.model.weights is not None:
-        return read_card(config.model.weights).normalize
-    return pixel_statistics(train)
 
 
 def start_from(model: Classifier, config: RunConfig, class_names: Sequence[str]) -> None:

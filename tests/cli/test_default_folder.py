@@ -7,7 +7,7 @@ import pytest
 from ltat.cli.train import default_folder
 from ltat.config import load_config
 from ltat.methods import find_method
-from ltat.training.task import resolve
+from ltat.training.run_data import resolve
 
 
 def name(*assignments: str, recipe: str | None = None) -> str:

@@ -7,8 +7,8 @@ from ltat.evaluation.attacks import parse_attack
 from ltat.methods import METHODS, find_method
 from ltat.models import MODELS
 from ltat.training.preparing import check_selection
+from ltat.training.run_data import resolve
 from ltat.training.schedule import learning_rate
-from ltat.training.task import resolve
 
 OWN = {name for name in list_recipes() if "faithful" in name or name == "pgd-at/rice"}
 

@@ -227,7 +227,7 @@ COLOUR_DAMAGES = {
 }
 GREY_DAMAGES = {
     "address elsewhere": (lambda f: put(f.rows["image"], 7, 9), "image 7 has the address 9"),
-    "other shape": (lambda f: put(f.fields["arguments"], (0, 0), 9), "no uint8 arrays of shape"),
+    "other shape": (lambda f: put(f.fields["arguments"], (0, 0), 9), "not uint8 arrays of shape"),
 }
 CASES = [
     *(("colour", *case) for case in (DAMAGES | COLOUR_DAMAGES).values()),
@@ -331,7 +331,7 @@ def test_a_sidecar_that_does_not_fit_is_reported(copy, changes, fragment):
 def test_a_sidecar_that_is_none_is_reported(copy, text):
     path = copy("colour")
     sidecar_path(path).write_text(text)
-    with pytest.raises(LtatError, match=r"is no sidecar of a .beton file .*; write it again"):
+    with pytest.raises(LtatError, match=r"is not the sidecar of a .beton file .*; write it again"):
         read_beton(path)
 
 
@@ -341,7 +341,7 @@ def test_a_jpeg_that_cannot_be_decoded_is_reported_by_its_number(copy):
     start = int(parts.table["pointer"][7])
     parts.content[start : start + int(parts.table["size"][7])] = 0
     sign(path)
-    with pytest.raises(LtatError, match="image 7 is no jpeg that can be decoded"):
+    with pytest.raises(LtatError, match="image 7 is not a jpeg that can be decoded"):
         opened(path).images[:]
 
 
@@ -375,7 +375,7 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
         load_beton(tmp_path)
     for path in (tmp_path / "train.beton", sidecar_path(tmp_path / "train.beton")):
         shutil.copy(path, tmp_path / path.name.replace("train", "test"))
-    with pytest.raises(LtatError, match=r"test.beton was written as train.beton; give it its name back"):
+    with pytest.raises(LtatError, match=r"test.beton was written as train.beton; rename it to that"):
         load_beton(tmp_path)
     (tmp_path / "test.beton.json").unlink()
     with pytest.raises(LtatError, match=r"test.beton has no test.beton.json"):

@@ -262,7 +262,7 @@ def test_a_jpeg_that_cannot_be_decoded_is_reported_by_its_number(splits, tmp_pat
     parts.content[start : start + 20] = 0
     sign(tmp_path / "jpeg.beton")
     split = opened(tmp_path / "jpeg.beton").subset(np.arange(5, N))
-    with pytest.raises(LtatError, match="image 7 is no jpeg that can be decoded"):
+    with pytest.raises(LtatError, match="image 7 is not a jpeg that can be decoded"):
         list(FfcvLoader(split, ShufflePlan(len(split), 0), workers=1, **SETTINGS).epoch(0))
 
 

@@ -360,7 +360,7 @@ def test_an_index_list_may_have_spaces_tabs_and_empty_lines(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "fragment"),
     [
-        (["train/ant/0.png 0", "train/ant/1.png"], r"train\.txt, line 2: 'train/ant/1.png' is no image path and label"),
+        (["train/ant/0.png 0", "train/ant/1.png"], r"train\.txt, line 2: 'train/ant/1.png' is not an image path and a"),
         (["train/ant/0.png 0", "train/ant/1.png -1"], "line 2"),
         (["train/ant/0.png 1.5"], "line 1"),
         (["7"], "line 1"),
@@ -370,7 +370,7 @@ def test_an_index_list_may_have_spaces_tabs_and_empty_lines(tmp_path):
         (["train/ant/0.png 0", "train/bee/0.png 2"], r"class 1 \(1\) has no training image"),
         (["train/ant/0.png 0", "train/bee/0.png 1"], r"test\.txt, line 5: label 2 is outside 0\.\.1"),
         (["train/ant/0.png 12345678"], r"label 12345678 is outside 0\.\.999999"),
-        (["train/ant/0.png " + "1" * 5000], "line 1: .* is no image path and label"),
+        (["train/ant/0.png " + "1" * 5000], "line 1: .* is not an image path and a label"),
         ([], "names no image"),
     ],
 )
@@ -393,7 +393,7 @@ def test_an_index_list_that_is_missing_or_no_text_is_reported(tmp_path):
         load_dataset("imagelist", tmp_path, **lists)
     lists["test_list"].unlink()
     lists["test_list"].write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(LtatError, match=r"test\.txt is no text file"):
+    with pytest.raises(LtatError, match=r"test\.txt is not a text file"):
         load_dataset("imagelist", tmp_path, **lists)
 
 

@@ -16,7 +16,7 @@ from ltat.evaluation import evaluate
 from ltat.methods import find_method
 from ltat.models import build_model, read_card, save_model
 from ltat.training import train
-from ltat.training.task import load_data, resolve
+from ltat.training.run_data import load_data, resolve
 from tests.training.tiny import tiny_config
 
 RATIO = 4.0

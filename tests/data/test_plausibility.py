@@ -21,7 +21,7 @@ def written(folder, images=IMAGES, labels=LABELS, test_images=None, test_labels=
     [
         (
             lambda images: images.transpose(0, 3, 1, 2),
-            r"looks like \[N, C, H, W\]; store images.transpose\(0, 2, 3, 1\)",
+            r"looks like \[N, ch, H, W\]; store images.transpose\(0, 2, 3, 1\)",
         ),
         (lambda images: images[..., :2], "grey with transparency"),
         (lambda images: np.concatenate([images] * 3, axis=-1), "images of 9 channels"),

@@ -28,11 +28,10 @@ from ltat.methods import METHODS, AtBsl, LossTerms, Step, find_method
 from ltat.models import build_model
 from ltat.training import Trainer, train
 from ltat.training.environment import determinism, pick_device
-from ltat.training.fitting import updated_as
-from ltat.training.preparing import build_stage, initial_weights
+from ltat.training.launch_report import updated_as
 from ltat.training.reporting import Reporter
-from ltat.training.task import TaskData, load_data, resolve
-from ltat.training.trainer import Stage
+from ltat.training.run_data import RunData, load_data, resolve
+from ltat.training.stage import Stage, build_stage, initial_weights
 from tests.attacks.pretended_cuda import PretendedCuda
 from tests.attacks.recording import Recorder, UpdateRecorder
 from tests.marks import needs_cuda
@@ -52,7 +51,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
     """What captures in place of CUDA; what looks at a value on a CPU only does not, as on a GPU."""
     recorder = UpdateRecorder()
     monkeypatch.setattr("ltat.training.trainer.CudaRecorder", lambda device: recorder)
-    monkeypatch.setattr("ltat.training.trainer.Graphs", lambda: Graphs(Recorder()))
+    monkeypatch.setattr("ltat.engine.network.Graphs", lambda: Graphs(Recorder()))
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     kernel = import_module("ltat.ops.balanced_kd")
     monkeypatch.setattr(kernel, "_check_values", lambda target, log_prior: None)
@@ -62,7 +61,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
 
 
 @cache
-def digits() -> TaskData:
+def digits() -> RunData:
     return load_data(resolve(tiny_config(*SHORT)))
 
 

@@ -19,7 +19,7 @@ from ltat.methods import METHODS, LossTerms, Method, Step, find_method
 from ltat.methods.awp import adversarial_weights, perturbed_weights
 from ltat.training import Trainer, prepare, train
 from ltat.training.schedule import learning_rate
-from ltat.training.trainer import Stage
+from ltat.training.stage import Stage
 from tests.methods.making import SERVED, loss_of, make_method, step_of
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
 from tests.training.tiny import tiny_config

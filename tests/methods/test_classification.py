@@ -230,5 +230,5 @@ def test_ldam_refuses_the_weights_of_a_teacher_with_a_linear_layer():
 
 
 def test_ldam_refuses_a_network_whose_last_layer_it_cannot_reach():
-    with pytest.raises(LtatError, match="Table does not tell its features"):
+    with pytest.raises(LtatError, match="Table has no in_features"):
         make("ldam-drw").prepare_model(Table())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ltat.errors import LtatError
-from ltat.training.task import resolve
+from ltat.training.run_data import resolve
 from tests.methods.making import attack_of, loss_of, make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, logits64

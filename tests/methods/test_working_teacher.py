@@ -18,8 +18,8 @@ from ltat.methods.self_distill import SelfDistill
 from ltat.methods.teachers import TaughtMethod
 from ltat.models import Classifier, build_model, load_model
 from ltat.training import Trainer, prepare, train
-from ltat.training.preparing import first_images
 from ltat.training.reporting import Reporter
+from ltat.training.run_data import first_images
 from tests.attacks.recording import Recorder
 from tests.methods.making import attack_of, loss_of, make_method, objective_of
 from tests.training.tiny import tiny_config

@@ -71,9 +71,9 @@ def test_a_mapped_network_can_be_saved(tmp_path):
     ("own", "data", "says"),
     [
         ("abc", ("a", "b", "d"), "no class 'd'"),
-        ("abc", (), "the data tells no class names"),
-        ("abc", ("0", "1", "2"), "the data tells no class names"),
-        ("012", ("a", "b", "c"), "the model tells no class names"),
+        ("abc", (), "the data has no class names"),
+        ("abc", ("0", "1", "2"), "the data has no class names"),
+        ("012", ("a", "b", "c"), "the model has no class names"),
         ("aab", ("a", "b"), "two classes of the model are called 'a'"),
         ("abc", ("a", "a"), "two classes of the data are called 'a'"),
     ],

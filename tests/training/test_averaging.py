@@ -14,7 +14,7 @@ from torch import Tensor
 from ltat.errors import LtatError
 from ltat.models import load_model, read_card
 from ltat.training import Trainer, prepare, train
-from ltat.training.fitting import evaluate_stage
+from ltat.training.validation import evaluate_stage
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
 from tests.training.tiny import saved_state, tiny_config
 

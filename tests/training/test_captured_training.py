@@ -7,7 +7,7 @@ from ltat.engine.graphs import Graphs
 from ltat.errors import LtatError
 from ltat.models import load_model
 from ltat.training import Trainer, prepare, train
-from ltat.training.fitting import attacked_as
+from ltat.training.launch_report import attacked_as
 from ltat.training.preparing import check_graph
 from tests.attacks.recording import Recorder, UpdateRecorder
 from tests.marks import needs_cuda
@@ -20,7 +20,7 @@ SMALL_LAST_BATCH = ("train.drop_last=false", "train.epochs=2", "select.set=none"
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """What captures in place of CUDA; a CPU is not refused."""
     recorder = Recorder()
-    monkeypatch.setattr("ltat.training.trainer.Graphs", lambda: Graphs(recorder))
+    monkeypatch.setattr("ltat.engine.network.Graphs", lambda: Graphs(recorder))
     monkeypatch.setattr("ltat.training.trainer.CudaRecorder", lambda device: UpdateRecorder())
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     return recorder

@@ -12,7 +12,8 @@ from ltat.data import ClassSamplingPlan, FixedPlan, ImageStore, ProgressivePlan,
 from ltat.errors import LtatError
 from ltat.methods import find_method
 from ltat.training import prepare
-from ltat.training.task import SAMPLING, build_augment, build_loader, build_plan, load_data, resolve
+from ltat.training.batches import SAMPLING, build_augment, build_loader, build_plan
+from ltat.training.run_data import load_data, resolve
 from tests.training.tiny import tiny_config
 
 CPU = torch.device("cpu")

@@ -17,11 +17,11 @@ from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.evaluation import evaluate
 from ltat.models import build_model, load_model, read_card, save_model
-from ltat.training import Trainer, fitting, prepare, train
+from ltat.training import Trainer, prepare, train, validation
 from ltat.training.environment import determinism
+from ltat.training.epoch_metrics import EpochMetrics
 from ltat.training.reporting import Reporter
-from ltat.training.task import load_data, resolve
-from ltat.training.trainer import EpochSums
+from ltat.training.run_data import load_data, resolve
 from tests.training.tiny import tiny_config
 
 
@@ -155,7 +155,9 @@ def test_autoattack_of_one_checkpoint_does_not_meet_the_state_of_another(run_tin
 
 def test_training_evaluation_and_card_share_the_threat_model(run_tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(fitting, "evaluate", lambda *a, **settings: seen.append(settings) or evaluate(*a, **settings))
+    monkeypatch.setattr(
+        validation, "evaluate", lambda *a, **settings: seen.append(settings) or evaluate(*a, **settings)
+    )
     folder = run_tiny("run", "method=at-bsl", "attack.norm=l2", "attack.eps=0.7", "train.precision=bf16")
     report = json.loads((folder / "report.json").read_text())
     for part in report.values():
@@ -327,7 +329,7 @@ def test_a_run_that_is_no_longer_finite_stops(run_tiny, lr: str):
 def test_the_last_step_of_an_epoch_is_checked_where_others_are_not(monkeypatch):
     stage = prepare(tiny_config("method=pgd-at", "train.epochs=1")).student
     trainer = Trainer(stage)
-    sums = EpochSums(10, torch.device("cpu"))
+    sums = EpochMetrics(10, torch.device("cpu"))
     sums.logs["loss"] = torch.tensor(float("nan"))
     stage.device = torch.device("cuda")  # where the loss is read every FINITE_CHECK_STEPS only
     trainer._require_finite(sums, 1, index=3)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ltat.errors import LtatError
+from ltat.training.finite import LIMIT
 from ltat.training.run_folder import RunFolder
-from ltat.training.state_file import LIMIT, Unusable, before, read_state, write_state
+from ltat.training.state_file import Unusable, before, read_state, write_state
 from tests.training.states import state
 
 

@@ -9,7 +9,7 @@ from ltat.errors import LtatError
 
 
 def load_beton(data_dir: Path, download: bool = False) -> Dataset:
-    """Look at ``train.beton`` and ``test.beton`` in a folder; the images are read when a loader asks for them.
+    """Check ``train.beton`` and ``test.beton`` in a folder; the images are read when a loader requests them.
 
     ``download`` does not apply.
 
@@ -28,7 +28,7 @@ def load_beton(data_dir: Path, download: bool = False) -> Dataset:
 def _part(data_dir: Path, part: str) -> Beton:
     beton = read_beton(data_dir / f"{part}.beton")
     if beton.sidecar.part != part:
-        raise LtatError(f"{beton.path} was written as {beton.sidecar.part}.beton; give it its name back")
+        raise LtatError(f"{beton.path} was written as {beton.sidecar.part}.beton; rename it to that")
     return beton
 
 

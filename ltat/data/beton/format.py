@@ -1,4 +1,4 @@
-"""A .beton file as what it is: bytes of unknown origin, looked at from end to end before anything trusts them.
+"""Checks of a .beton file: bytes of unknown origin, verified from end to end before they are used.
 
 FFCV's own reader checks nothing, and its loader then copies from whatever address the file names. The layout, all of
 it little-endian: a header; one descriptor per field; one row of metadata per sample, which for an image holds the
@@ -45,8 +45,8 @@ class Beton:
 
     Attributes:
         path: the file.
-        stamp: the file's size and time when it was looked at.
-        sidecar: what it holds.
+        stamp: the file's size and time when it was checked.
+        sidecar: its contents as recorded when it was written.
         pointers: int64 [N], where the bytes of each image begin.
         sizes: int64 [N], how many they are.
         labels: int64 [N].
@@ -63,7 +63,7 @@ class Beton:
 
 
 def read_beton(path: Path) -> Beton:
-    """Look at a .beton file and its sidecar; the images themselves stay where they are.
+    """Check a .beton file and its sidecar; the images are not loaded.
 
     FFCV is not needed, and nothing in the file is executed.
 
@@ -90,7 +90,7 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def metadata_type(colour: bool) -> np.dtype:
-    """One row of metadata: the image's (colour images have a field type of their own), the label, the index."""
+    """One row of metadata: the image's (colour images have another field type), the label, the index."""
     return np.dtype([("image", _COLOUR if colour else "<u8"), ("label", "<i8"), ("index", "<i8")], align=True)
 
 
@@ -101,7 +101,7 @@ def data_start(samples: int, colour: bool, page_size: int) -> int:
 
 
 def look_through(path: Path, sidecar: Sidecar) -> Beton:
-    """Everything in the file that says where the images are and what they are, compared with the sidecar.
+    """Compare the file's records of the place and kind of every image with the sidecar.
 
     Raises:
         LtatError: anything that does not fit.
@@ -133,7 +133,7 @@ def _header(path: Path, content: np.ndarray, sidecar: Sidecar) -> np.ndarray:
         raise _broken(path, f"it is of version {header['version']} with {header['fields']} fields, not ours")
     page_size = int(header["page_size"])
     if page_size < SMALLEST_PAGE or page_size & (page_size - 1):
-        raise _broken(path, f"its page size of {page_size} bytes is no power of 2 from {SMALLEST_PAGE} on")
+        raise _broken(path, f"its page size of {page_size} bytes is not a power of 2 from {SMALLEST_PAGE} on")
     if header["samples"] != sidecar.images:
         raise _broken(path, f"it has {header['samples']} images and its sidecar counts {sidecar.images}")
     return header
@@ -146,7 +146,7 @@ def _check_fields(path: Path, content: np.ndarray, sidecar: Sidecar) -> None:
     if found["type"].tolist() != expected or names != [name.encode() for name in FIELDS]:
         raise _broken(path, f"its fields are not an image, a label and an index (types {found['type'].tolist()})")
     if not sidecar.colour and found["arguments"][0].tobytes() != _array_arguments(sidecar.shape):
-        raise _broken(path, f"its images are no uint8 arrays of shape {sidecar.shape}")
+        raise _broken(path, f"its images are not uint8 arrays of shape {sidecar.shape}")
 
 
 def _array_arguments(shape: tuple[int, ...]) -> bytes:
@@ -177,14 +177,14 @@ def _table(
 
 def _check_images(path: Path, images: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, sidecar: Sidecar) -> None:
     height, width, channels = sidecar.shape
-    facts: dict[str, tuple[np.ndarray, np.ndarray | int]] = {}  # what was found, what it must be
+    columns: dict[str, tuple[np.ndarray, np.ndarray | int]] = {}  # by name: found, expected
     if sidecar.colour:
-        facts |= {"height": (images["height"], height), "width": (images["width"], width)}
-        facts |= {"mode": (images["mode"], MODES[sidecar.mode])}
-    facts["address"] = (images["pointer"] if sidecar.colour else images, pointers)
+        columns |= {"height": (images["height"], height), "width": (images["width"], width)}
+        columns |= {"mode": (images["mode"], MODES[sidecar.mode])}
+    columns["address"] = (images["pointer"] if sidecar.colour else images, pointers)
     if sidecar.mode == "raw":
-        facts["size"] = (sizes, height * width * channels)
-    for name, (found, expected) in facts.items():
+        columns["size"] = (sizes, height * width * channels)
+    for name, (found, expected) in columns.items():
         wrong = np.flatnonzero(found != expected)
         if len(wrong):
             raise _broken(path, f"image {wrong[0]} has the {name} {found[wrong[0]]}, which cannot be")

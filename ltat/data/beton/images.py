@@ -22,7 +22,7 @@ class BetonImages(ImageStore):
 
     Attributes:
         path: the file.
-        stamp: the file's size and time when it was looked at.
+        stamp: the file's size and time when it was checked.
         mode: "raw" or "jpeg".
         image_shape: height, width, channels.
         rows: int64 [N], which of the file's images these are.
@@ -50,7 +50,7 @@ class BetonImages(ImageStore):
         return len(self.rows), *self.image_shape
 
     def read(self, positions: np.ndarray) -> np.ndarray:
-        """The images at these positions, int64 [B]: uint8 [B, H, W, C]; see ``ImageStore``."""
+        """The images at these positions, int64 [B]: uint8 [B, H, W, ch]; see ``ImageStore``."""
         images = np.zeros((len(positions), *self.image_shape), np.uint8)
         copy = self._decode if self.mode == "jpeg" else self._copy
         for image, position in zip(images, positions.tolist(), strict=True):
@@ -64,7 +64,7 @@ class BetonImages(ImageStore):
         return BetonImages(self.path, self.stamp, self.mode, self.image_shape, *chosen)
 
     def check_unchanged(self) -> None:
-        """Refuse a file that is no longer the one that was looked at: its addresses would point anywhere.
+        """Refuse a file that has changed since it was checked: its addresses could point anywhere.
 
         Raises:
             LtatError: it was replaced, altered or removed.
@@ -77,8 +77,8 @@ class BetonImages(ImageStore):
             raise LtatError(f"{self.path} was changed after it was checked; load the data again")
 
     def undecodable(self, position: int) -> LtatError:
-        """What to say of an image whose jpeg bytes are broken."""
-        return LtatError(f"{self.path}: image {self.rows[position]} is no jpeg that can be decoded; write it again")
+        """The error on an image whose jpeg bytes are broken."""
+        return LtatError(f"{self.path}: image {self.rows[position]} is not a jpeg that can be decoded; write it again")
 
     @cached_property
     def _content(self) -> np.ndarray:

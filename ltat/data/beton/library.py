@@ -12,7 +12,7 @@ INSTALL = "python -m ltat.install_ffcv"
 
 
 def load_ffcv() -> None:
-    """Import FFCV (three seconds) and mend what it does to the rest of the process.
+    """Import FFCV (three seconds) and undo its effects on the rest of the process.
 
     It sets torch's number of threads: on import, for every loader, and from every loader's thread. And every loader
     turns a type that Numba shares among all functions into a read-only one, which breaks functions compiled before.

@@ -76,13 +76,13 @@ def read_sidecar(path: Path) -> Sidecar:
     """The sidecar of the .beton file at ``path``.
 
     Raises:
-        LtatError: it is missing, cannot be read, or is no such sidecar.
+        LtatError: it is missing, cannot be read, or is not a sidecar.
     """
     beside = sidecar_path(path)
     if not path.is_file():  # a pipe would be waited for
         raise LtatError(f"there is no file {path}; check --data-dir, or write it with {PREPARE}")
     if not beside.is_file():
-        raise LtatError(f"{path} has no {beside.name} beside it, so nothing says whether it is whole; {REMEDY}")
+        raise LtatError(f"{path} has no {beside.name} beside it, so it cannot be verified; {REMEDY}")
     try:
         text = read_bytes(beside, _LARGEST)
     except OSError as error:
@@ -92,7 +92,7 @@ def read_sidecar(path: Path) -> Sidecar:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise LtatError(f"{beside} is no sidecar of a .beton file ({where}: {first['msg']}); {REMEDY}") from error
+        raise LtatError(f"{beside} is not the sidecar of a .beton file ({where}: {first['msg']}); {REMEDY}") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -23,14 +23,14 @@ from ltat.data.beton.images import BetonImages
 from ltat.errors import LtatError
 
 STALLED_AFTER = 120.0  # seconds without a batch
-_LISTEN = 0.5  # seconds between two looks at whether the thread still lives
+_LISTEN = 0.5  # seconds between two checks that the thread is alive
 _LAST_WAIT = 5.0  # seconds for a thread to end; one that hangs in a read cannot be ended
 
 
 class Served(NamedTuple):
-    """One batch, in buffers that FFCV writes again a few batches later: copy what is to be kept."""
+    """One batch, in buffers that FFCV writes again a few batches later: copy them to keep them."""
 
-    pixels: np.ndarray  # uint8 [B, H, W, C]
+    pixels: np.ndarray  # uint8 [B, H, W, ch]
     failed: np.ndarray  # uint8 [B], 1 where a jpeg could not be decoded
 
 
@@ -41,7 +41,7 @@ class Stream(Loader):
         images: the images; the file is the one that was checked.
         batch_size: images per batch.
         workers: Numba threads of the operation.
-        pad_mode: what lies outside a shifted image, as in ``ltat.ops.gather_augment``.
+        pad_mode: padding of a shifted image, as in ``ltat.ops.gather_augment``.
 
     Raises:
         LtatError: the file was changed since it was checked.
@@ -65,7 +65,7 @@ class Stream(Loader):
     def serve(self, positions: np.ndarray, shift: np.ndarray, mirrored: np.ndarray) -> Generator[Served]:
         """The images at these positions, batch after batch.
 
-        FFCV hands its operations the entries of the order as they are, so that an entry may say more than a number.
+        FFCV hands its operations the entries of the order as they are, so that an entry may hold more than a number.
 
         Args:
             positions: int64 [n], positions in the images.
@@ -181,7 +181,7 @@ class _Epoch(EpochIterator):
         """The next batch, or None after the last."""
         begun = time.monotonic()
         while True:
-            alive = self.is_alive()  # asked first: what a thread hands over before its end is still taken
+            alive = self.is_alive()  # read first, so that a batch of a thread that ends meanwhile is still taken
             try:
                 result = self.output_queue.get(timeout=_LISTEN if alive else 0)
             except Empty:

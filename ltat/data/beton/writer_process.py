@@ -21,14 +21,14 @@ from ltat.data.beton.library import load_ffcv
 from ltat.data.images import Images
 from ltat.errors import LtatError
 
-_SAMPLES_AT_ONCE = 16  # a worker takes so many, and then tells that they are done
+_SAMPLES_AT_ONCE = 16  # per chunk of a worker, which reports progress after each
 _FFCV_MODES = {"raw": "raw", "jpeg": "jpg"}
 _LONGEST = 1000  # characters of a message: it passes through the pipe in one piece, even from a process that is killed
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What is to be written; the arrays are those of ``Split``."""
+    """The file to write; the arrays are those of ``Split``."""
 
     path: Path
     images: Images
@@ -41,7 +41,7 @@ class Job:
 
 
 class Message(NamedTuple):
-    """What the writer tells: images done (0 when it begins), that the file is complete, or why it failed."""
+    """A report of the writer: images done (0 when it begins), that the file is complete, or why it failed."""
 
     done: int = 0
     complete: bool = False
@@ -52,19 +52,19 @@ Messages = SimpleQueue[Message]
 
 
 def run_writer(job: Job, messages: Messages) -> None:
-    """Write the file; to be called in a new process that has children of its own."""
+    """Write the file; call this in a new process, which starts workers as its children."""
     os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     _silence()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     multiprocessing.set_start_method("fork", force=True)
-    _telling(messages, _write, job, messages)
+    _reporting(messages, _write, job, messages)
     messages.put(Message(complete=True))
 
 
 def _silence() -> None:
-    """The reasons come as messages; what FFCV and its workers print besides belongs to nobody."""
+    """Failures arrive as messages; the output of FFCV and its workers is discarded."""
     with open(os.devnull, "w") as nowhere:
         for stream in (1, 2):
             os.dup2(nowhere.fileno(), stream)
@@ -80,14 +80,14 @@ def _end_with_parent() -> None:
 def _tell_of_dead_workers(messages: Messages, workers: list[multiprocessing.Process]) -> None:
     while True:
         codes = [worker.exitcode for worker in workers if worker.exitcode]
-        if codes:  # one that failed has told its own reason before
+        if codes:  # a worker that failed has reported its reason before
             how = f"was killed ({signal.Signals(-codes[0]).name})" if codes[0] < 0 else f"ended with code {codes[0]}"
             messages.put(Message(failed=f"a worker {how}; free some memory or use fewer workers"))
             return
         time.sleep(0.1)
 
 
-def _telling(messages: Messages, act: Callable[..., None], *arguments: Any) -> None:
+def _reporting(messages: Messages, act: Callable[..., None], *arguments: Any) -> None:
     """Call ``act``; an exception becomes a message, and this process ends."""
     try:
         act(*arguments)
@@ -109,8 +109,8 @@ def _write(job: Job, messages: Messages) -> None:
     from ffcv import writer  # noqa: PLC0415
     from ffcv.fields import IntField, NDArrayField, RGBImageField  # noqa: PLC0415
 
-    class TellingWriter(writer.DatasetWriter):
-        """FFCV's writer, whose workers tell why they fail, and whose shared memory ends with its processes."""
+    class ReportingWriter(writer.DatasetWriter):
+        """FFCV's writer, whose workers report why they fail, and whose shared memory ends with its processes."""
 
         metadata_sm: Any
 
@@ -121,7 +121,7 @@ def _write(job: Job, messages: Messages) -> None:
             self.metadata_sm = _SharedMemory(self.num_samples * self.metadata_type.itemsize)
 
         def _write_common(self, num_samples: int, chunks: Any, work: Callable[..., None], arguments: Any) -> None:
-            super()._write_common(num_samples, chunks, partial(_telling, messages, work), arguments)
+            super()._write_common(num_samples, chunks, partial(_reporting, messages, work), arguments)
 
     messages.put(Message())
     workers: list[multiprocessing.Process] = []
@@ -138,8 +138,8 @@ def _write(job: Job, messages: Messages) -> None:
         else NDArrayField(np.dtype("u1"), job.images.shape[1:])
     )
     fields = dict(zip(FIELDS, (image, IntField(), IntField()), strict=True))
-    telling = TellingWriter(str(job.path), fields, page_size=job.page_size, num_workers=job.workers)
-    telling.from_indexed_dataset(_Samples(job), chunksize=_SAMPLES_AT_ONCE)
+    reporting = ReportingWriter(str(job.path), fields, page_size=job.page_size, num_workers=job.workers)
+    reporting.from_indexed_dataset(_Samples(job), chunksize=_SAMPLES_AT_ONCE)
 
 
 class _SharedMemory:

@@ -1,7 +1,7 @@
 """Writing a split as a .beton file, complete or not at all.
 
 FFCV's writer waits for ever for a worker that died, and leaves what it has written so far under the file's name. So
-it runs in a process of its own, which is watched from here and ended, with all its workers, when anything goes wrong.
+it runs in a separate process, which is supervised here and ended, with all its workers, on any failure.
 """
 
 import contextlib
@@ -138,10 +138,12 @@ def _end(process: multiprocessing.process.BaseProcess) -> None:
 
 
 def _heard(process: multiprocessing.process.BaseProcess, messages: "SimpleQueue[Message]", path: Path) -> Iterator[int]:
-    """Images written so far, whenever the writer says so, until it is done."""
+    """Images written so far, at each report of the writer, until it is done."""
     last, begun = time.monotonic(), False
     while True:
-        alive = process.is_alive()  # asked first: what a process says before its end is still heard
+        alive = (
+            process.is_alive()
+        )  # read first, so that the messages of a process that ends meanwhile are still received
         if not messages.empty():
             message, last, begun = messages.get(), time.monotonic(), True
             if message.failed:
@@ -182,6 +184,6 @@ def _sidecar(split: Split, path: Path, written: Path, class_names: tuple[str, ..
 
 
 def _check_written(beton: Beton, split: Split) -> None:
-    """On a nearly full disk a write can be short without an error; the file is looked at before it gets its name."""
+    """Check the file before it gets its name: on a nearly full disk a write can be short without an error."""
     if not (np.array_equal(beton.labels, split.labels) and np.array_equal(beton.indices, split.indices)):
         raise LtatError(f"{beton.path} does not hold the labels that were to be written; write it again")

@@ -20,14 +20,14 @@ UNCHANGED = Augment(pad=0, flip=False)
 class Batch(NamedTuple):
     """What training and evaluation see of the data."""
 
-    images: Tensor  # float32 [B, C, H, W] in [0, 1], channels_last
+    images: Tensor  # float32 [B, ch, H, W] in [0, 1], channels_last
     labels: Tensor  # int64 [B]
     indices: Tensor  # int64 [B], positions in the split
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a loader is to serve of one epoch, on the host.
+    """The images that a loader serves in one epoch, on the host.
 
     Attributes:
         positions: int64 [n], positions in the split, batch after batch.

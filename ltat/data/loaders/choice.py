@@ -36,7 +36,7 @@ def make_loader(
     workers: int | None = None,
     **settings: Any,
 ) -> Loader:
-    """The loader of that kind, or with ``auto`` the one that suits; its ``why`` says which it is and why.
+    """The loader of that kind, or with ``auto`` the one that suits; its ``why`` gives the choice and the reason.
 
     Args:
         split: the images and labels.

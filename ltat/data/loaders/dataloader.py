@@ -58,7 +58,7 @@ class TorchLoader(Loader):
 
 
 class _Reading(Dataset[Tensor | str]):
-    """Item k is batch k: uint8 [B, H, W, C], or the sentence of what went wrong."""
+    """Item k is batch k: uint8 [B, H, W, ch], or the sentence of what went wrong."""
 
     def __init__(self, images: Images, augment: Augment, order: Order) -> None:
         self.images, self.augment, self.order = images, augment, order
@@ -105,5 +105,5 @@ def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
                     raise LtatError(pixels)
                 yield pixels
     finally:
-        # An exception keeps the iterator alive, and with it the workers, for as long as it is looked at itself.
+        # An exception keeps the iterator alive, and with it the workers, for as long as it is referenced itself.
         getattr(batches, "_shutdown_workers", lambda: None)()

@@ -60,7 +60,7 @@ class FfcvLoader(Loader):
                 yield Batch(images, self._labels[chosen], chosen)
 
     def _served(self, order: Order) -> Generator[Tensor]:
-        """The pixels of each batch on the device, uint8 [B, H, W, C]; a policy wants them where they were."""
+        """The pixels of each batch on the device, uint8 [B, H, W, ch]; a policy wants them where they were."""
         positions, moved = order.positions.numpy(), order.draws
         shift, mirrored = moved.shift.numpy(), moved.mirrored.numpy()
         if self.augment.policy is not None:
@@ -74,7 +74,7 @@ class FfcvLoader(Loader):
     def _placed(self, pixels: Tensor) -> Tensor:
         """The pixels on the device, before FFCV writes their buffer again.
 
-        On a GPU by a stream of their own: the host waits for this copy, not for the computation before it.
+        On a GPU on a separate stream: the host waits for this copy, not for the computation before it.
         """
         if self._copying is None:
             return pixels

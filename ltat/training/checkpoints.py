@@ -1,0 +1,111 @@
+"""The checkpoints of a stage: its newest and its best weights, and going on from the state beside them."""
+
+from pathlib import Path
+
+from ltat import __version__
+from ltat.arguments import shown
+from ltat.errors import LtatError
+from ltat.models import read_card, save_model
+from ltat.models.card import saved_tensors
+from ltat.training.averaging import average_record
+from ltat.training.epoch_metrics import Row
+from ltat.training.run_data import RunData
+from ltat.training.run_folder import RunFolder, StageFiles
+from ltat.training.stage import Stage
+from ltat.training.trainer import Trainer
+from ltat.training.validation import corrects_prior
+
+NOTHING_YET: Row = {"score": -1.0, "epoch": 0}
+
+
+def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFiles) -> tuple[list[Row], Row]:
+    """Take up a stage where its folder left it; returns the figures of its epochs, and those of the best one.
+
+    Raises:
+        LtatError: the saved state belongs to another network or is not one.
+    """
+    stage = trainer.stage
+    state = folder.load_state(files.state)
+    if state is None:
+        folder.restore_metrics(stage.name, [])
+        stage.method.initialise(stage.model)
+        return [], NOTHING_YET
+    rows, best = state["rows"], state["best"]
+    try:
+        if rows[-1]["stage"] != stage.name or state["epoch"] > stage.config.train.epochs:
+            raise ValueError(f"it is of epoch {state['epoch']} of stage {rows[-1]['stage']!r}")
+        trainer.load_state_dict(state)
+    except Exception as error:  # of whatever type: it is the file that is wrong
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        where = folder.path / files.state
+        raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
+    folder.restore_metrics(stage.name, rows)
+    save_weights(trainer.outcome, data, folder, files, rows[-1], best)
+    check_best(folder, files, best, state["epoch"])
+    return rows, best
+
+
+def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> None:
+    """Look, before training goes on, at the best weights so far, which the state of ``epoch`` does not hold.
+
+    Raises:
+        LtatError: they are damaged, or of another epoch.
+    """
+    path = folder.path / f"{files.best}.safetensors"
+    if not best["epoch"]:
+        return
+    if not path.exists():
+        return folder.say(f"warning: {path} of epoch {best['epoch']} is lost; only a better epoch writes another")
+    saved_tensors(path)
+    found = saved_row(path)["epoch"]
+    later = found > epoch  # written before its state was lost; it is trained again
+    if found != best["epoch"] and not later:
+        raise LtatError(f"{path} is of epoch {found} and the best was {best['epoch']}; delete it to go on without")
+
+
+def saved_row(path: Path) -> Row:
+    """What the card of a checkpoint tells of its epoch.
+
+    Raises:
+        LtatError: the card is damaged, or names no epoch.
+    """
+    row = read_card(path).extra
+    epoch = row.get("epoch")
+    if not isinstance(epoch, int) or isinstance(epoch, bool):
+        raise LtatError(
+            f"the card of {path} names no epoch ({shown(epoch)}); restore its card, or delete it to go on without"
+        )
+    return row
+
+
+def save_weights(stage: Stage, data: RunData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:
+    """Write the newest weights, and the best where the newest are the best."""
+    save_checkpoint(stage, data, folder, files.last, row, best=False)
+    if row["epoch"] == best["epoch"]:
+        save_checkpoint(stage, data, folder, files.best, row, best=True)
+
+
+def save_checkpoint(stage: Stage, data: RunData, folder: RunFolder, name: str, row: Row, *, best: bool) -> None:
+    """Write the stage's weights and their card."""
+    config = stage.config
+    extra = {
+        "ltat": __version__,
+        "stage": stage.name,
+        "method": config.method,
+        "epoch": row["epoch"],
+        "dataset": config.data.name,
+        "imbalance_ratio": config.data.imbalance_ratio,
+        "test_imbalance_ratio": config.data.test_imbalance_ratio,
+        "imbalance": config.data.imbalance,
+        "class_order": config.data.class_order,
+        "subset_seed": config.seed.subset,
+        "train_counts": data.dataset.train.counts.tolist(),
+        "threat_model": {"norm": config.attack.norm, "eps": config.attack.eps},
+        "eval_tau": config.eval.tau,
+        "corrects_prior": corrects_prior(stage),
+        "select": config.select.set,
+        "best": best,
+        "score": row.get("score"),
+        **average_record(config, row["epoch"]),
+    }
+    save_model(stage.model, folder.path / name, extra=extra, class_names=data.dataset.class_names)

@@ -1,0 +1,41 @@
+"""How the steps of a stage are launched, as lines for a person: what network the attack runs on, which graphs."""
+
+import torch
+
+from ltat.attacks.captured import why_not_captured
+from ltat.attacks.modes import attack_mode
+from ltat.data import Batch
+from ltat.engine.captured_update import why_update_not_captured
+from ltat.training.run_data import RunData
+from ltat.training.trainer import Trainer
+
+
+def attacked_as(trainer: Trainer, data: RunData) -> str:
+    """Which form of the network the training attack runs on, and how, in words."""
+    attack = trainer.stage.config.attack
+    folded = attack.fold and attack.mode == "eval"
+    form = (
+        trainer.network.describe_folded() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
+    )
+    return f"{form}{launched_as(trainer, data) if trainer.stage.config.train.graph else ''}"
+
+
+def launched_as(trainer: Trainer, data: RunData) -> str:
+    """Whether the attack's steps are one CUDA graph, or why not, in words."""
+    stage, attack = trainer.stage, trainer.stage.config.attack
+    if attack.mode != "eval":  # building an objective in such a mode may move running statistics
+        return f", step by step: mode={attack.mode}"
+    image = torch.zeros(1, stage.model.in_channels, *data.train.images.shape[1:3], device=stage.device)
+    first = torch.zeros(1, dtype=torch.long, device=stage.device)
+    with attack_mode(trainer.network, attack.mode):
+        objective = stage.method.objective(trainer.step(Batch(image, first, first), 1, 0, trainer.class_counts(1)))
+    why = why_not_captured(trainer.network, objective, steps=attack.steps)
+    return f", step by step: {why}" if why else ", one CUDA graph"
+
+
+def updated_as(trainer: Trainer) -> str:
+    """Whether the update is one CUDA graph, or why not, in words."""
+    why = why_update_not_captured(trainer.network, trainer.stage.method)
+    if trainer.captured is not None:
+        why = trainer.captured.why_not
+    return f"step by step: {why}" if why else "as one CUDA graph"

@@ -1,0 +1,96 @@
+"""A rehearsal: one step of training on a copy of the stage, before the run folder is made."""
+
+import copy
+import io
+from dataclasses import replace
+
+import torch
+
+from ltat.data import Batch
+from ltat.engine.network import step_network
+from ltat.errors import LtatError
+from ltat.methods import LossTerms, Method, Step
+from ltat.methods.awp import perturbed_weights
+from ltat.seeding import torch_generator
+from ltat.training.error_context import rephrased
+from ltat.training.optimizer import build_optimizer
+from ltat.training.run_data import RunData, first_images
+from ltat.training.stage import Stage
+
+
+def rehearse(stage: Stage, data: RunData) -> None:
+    """One step of the first and of the last epoch on a copy, attack and update.
+
+    The batch has as many images as the smallest of an epoch will have, at most two.
+
+    Raises:
+        LtatError: the step fails.
+    """
+    trial = copy.deepcopy((stage.model, stage.method))
+    settings, method = stage.config.train, trial[1]
+    network = step_network(trial[0], settings).train()
+    last = stage.loader.plan.size(1) % stage.loader.batch_size
+    n = 1 if stage.loader.batch_size == 1 or (last == 1 and not settings.drop_last) else 2
+    pixels = first_images(data, n, stage.device)
+    labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
+    batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
+    what = f"a training step on images {tuple(pixels.shape)} fails"
+    with rephrased(what, "change the model, the method or the batches"):
+        method.initialise(trial[0])
+        for epoch in dict.fromkeys((1, settings.epochs)):
+            counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
+            noise = torch_generator(0, "rehearsal", device=stage.device)
+            rehearse_step(method, Step(network, batch, epoch, settings.epochs, counts, batch.images, noise))
+        build_optimizer(trial[0], stage.config.optim).step()
+        check_state(method)
+
+
+def rehearse_step(method: Method, step: Step) -> None:
+    """All that a method does in an epoch of one batch, up to the gradients."""
+    method.begin_epoch(step.epoch)
+    step = replace(step, x_adv=method.attack(step))
+    with perturbed_weights(step, method.config, method.loss):
+        terms = method.loss(step)
+        check_terms(terms, step, method)
+        terms.loss.backward()
+    method.end_step(step, terms.detached())
+    method.end_epoch(step.epoch)
+
+
+def check_terms(terms: object, step: Step, method: Method) -> None:
+    """Look at what a method's loss returned.
+
+    Raises:
+        LtatError: not what :class:`ltat.methods.LossTerms` describes, or no finite loss.
+    """
+    if not isinstance(terms, LossTerms):
+        raise LtatError(f"loss() of {type(method).__name__} returns a {type(terms).__name__}; return LossTerms")
+    wanted = (len(step.batch.labels), len(step.class_counts))
+    for name, value, shape in (("loss", terms.loss, ()), ("logits", terms.logits, wanted)):
+        _require_shape(name, value, shape)
+    for name, value in dict(terms.logs).items():
+        _require_shape(f"logs[{name!r}]", value, ())
+    served = bool(step.class_counts[step.batch.labels].all())  # the prior of a class that is never drawn is 0
+    if served and not terms.loss.isfinite():
+        raise LtatError(f"the loss of the first step is {terms.loss.item()}; lower the constants of the loss")
+
+
+def _require_shape(name: str, value: object, shape: tuple[int, ...]) -> None:
+    found = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+    if found != shape:
+        raise LtatError(f"{name} of the method's LossTerms is {found}; return a tensor of shape {shape}")
+
+
+def check_state(method: Method) -> None:
+    """Write and read the method's state as the file to resume from does.
+
+    Raises:
+        LtatError: it holds more than tensors, numbers, strings and containers of them.
+    """
+    file = io.BytesIO()
+    try:
+        torch.save(method.state_dict(), file)
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    except Exception:  # torch raises many types for what it cannot write or will not read
+        name = type(method).__name__
+        raise LtatError(f"state_dict() of {name} cannot be kept; return tensors, numbers and strings only") from None

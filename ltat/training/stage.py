@@ -1,0 +1,70 @@
+"""A stage of a run, the teacher's or the student's: its network, method, batches and settings."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ltat.config import RunConfig
+from ltat.data import Loader
+from ltat.errors import LtatError
+from ltat.methods import Method, find_method
+from ltat.models import Classifier, build_model
+from ltat.seeding import torch_generator
+from ltat.training.batches import build_loader
+from ltat.training.error_context import rephrased
+from ltat.training.normalization import normalization
+from ltat.training.run_data import RunData
+from ltat.training.warm_start import start_from
+
+
+@dataclass
+class Stage:
+    """Everything that one run of the loop needs.
+
+    ``name`` tells the stages of a run apart, in the metrics and in the random streams.
+    """
+
+    name: str
+    config: RunConfig
+    model: Classifier
+    method: Method
+    loader: Loader
+    device: torch.device
+
+
+def build_stage(
+    name: str,
+    config: RunConfig,
+    data: RunData,
+    device: torch.device,
+    teacher: nn.Module | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Stage:
+    """Loader, method and model of one stage; new weights depend on the training seed and the stage only."""
+    loader = build_loader(data.train, config, device, on_progress)
+    counts = torch.as_tensor(loader.class_counts(1), device=device)
+    building = rephrased(f"method {config.method} cannot be built", "correct it, or its settings")
+    with building, initial_weights(config.seed.train, name):
+        method = find_method(config.method)(config, counts, teacher)
+        model = build_model(
+            config.model.name,
+            num_classes=data.train.num_classes,
+            in_channels=data.train.images.shape[-1],
+            normalize=normalization(config, data.train),
+        )
+        model = method.prepare_model(model)
+        if not isinstance(model, Classifier):
+            raise LtatError(f"prepare_model() of {config.method} returns a {type(model).__name__}; return the network")
+    start_from(model, config, data.dataset.class_names)
+    return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
+
+
+@contextmanager
+def initial_weights(seed: int, stage: str) -> Iterator[None]:
+    """Inside, torch's CPU generator is the stage's own; outside it is as before, on every device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(torch_generator(seed, f"{stage}/init").initial_seed())
+        yield

@@ -1,0 +1,68 @@
+"""The teacher of a run that is given: a checkpoint, or a module from Python."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ltat.attacks.checks import trial_logits
+from ltat.config import RunConfig
+from ltat.errors import LtatError
+from ltat.models import Classifier, load_model
+from ltat.models.classes import match_classes
+from ltat.training.run_data import RunData, first_images
+
+
+def teacher_path(config: RunConfig) -> str | None:
+    """The checkpoint that is named as the teacher, if the method has one and one is named."""
+    return getattr(getattr(config, "teacher", None), "path", None)
+
+
+def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Classifier | None:
+    """The teacher of a checkpoint, where one is named, in the memory layout of training.
+
+    Raises:
+        LtatError: it cannot be read, takes images of another number of channels, or knows other classes.
+    """
+    path = teacher_path(config)
+    if path is None:
+        return None
+    teacher = load_model(path, device=device).to(memory_format=torch.channels_last)
+    channels = data.train.images.shape[-1]
+    if teacher.in_channels != channels:
+        raise LtatError(
+            f"the teacher {path} takes images of {teacher.in_channels} channels and the data have {channels}; "
+            "name another teacher"
+        )
+    match_teacher(teacher, config, data)
+    return teacher
+
+
+def handed_teacher(teacher: nn.Module, config: RunConfig, data: RunData, device: torch.device) -> nn.Module:
+    """A copy of a module handed in as the teacher, on ``device`` and tried on two images.
+
+    Raises:
+        LtatError: the method has no teacher, another one is named, or this one does not fit the images and classes.
+    """
+    if not hasattr(config, "teacher"):
+        raise LtatError(f"method {config.method!r} has no teacher and one was handed in; leave it out")
+    if teacher_path(config):
+        raise LtatError(f"teacher.path={teacher_path(config)} names a teacher and another was handed in; give one")
+    teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
+    match_teacher(teacher, config, data)
+    images = first_images(data, 2, device)
+    found, wanted = tuple(trial_logits(teacher, images, "the teacher").shape), (len(images), data.train.num_classes)
+    if found != wanted:
+        raise LtatError(f"the teacher answers {found} and not logits {wanted}; hand in one of the data's classes")
+    return teacher
+
+
+def match_teacher(teacher: nn.Module, config: RunConfig, data: RunData) -> None:
+    """See that the teacher's classes are the data's, as far as names are known; ``teacher.classes_by_name`` maps them.
+
+    Raises:
+        LtatError: they are other ones, or cannot be mapped.
+    """
+    if isinstance(teacher, Classifier):
+        by_name = getattr(config, "teacher").classes_by_name  # noqa: B009  (only methods with a teacher have one)
+        match_classes(teacher, data.dataset.class_names, "teacher.classes_by_name", by_name, "the teacher")
