@@ -134,4 +134,6 @@ def test_rslad_with_igdm_weighs_its_base_by_the_mean_over_images_alone(classes: 
     teacher, student = network(1, classes).eval()(batch.images), network(0, classes)
     adv, clean = kl(teacher, student(x_adv)), kl(teacher, student(batch.images))
     expected = (5 * adv + clean).item() / 6
-    assert method.distil(network(0, classes), batch, x_adv).loss.item() == pytest.approx(expected, rel=1e-5)
+    assert method.distil(step_of(method, network(0, classes), batch, x_adv)).loss.item() == pytest.approx(
+        expected, rel=1e-5
+    )
