@@ -94,6 +94,20 @@ class CudaRecorder:
         self.graph = None
 
 
+class EagerUpdate(Generic[T]):
+    """An update that is launched kernel by kernel, because of ``why_not``."""
+
+    def __init__(self, why_not: str) -> None:
+        self.why_not: str | None = why_not
+
+    def begin_epoch(self) -> None:
+        """Nothing is kept from epoch to epoch."""
+
+    def run(self, update: Callable[..., T], inputs: Sequence[Tensor]) -> T:
+        """``update(*inputs)``."""
+        return update(*inputs)
+
+
 class CapturedUpdate(Generic[T]):
     """The update of one stage, by a graph where one has been recorded in this epoch.
 
@@ -185,3 +199,15 @@ def _cloned(nest: Any) -> Any:
         return {name: _cloned(value) for name, value in nest.items()}
     parts = [_cloned(part) for part in nest]
     return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
+
+
+def update_runner(network: StepNetwork, reads: object, device: torch.device) -> EagerUpdate[Any] | CapturedUpdate[Any]:
+    """What runs the updates of ``network``: by a CUDA graph where one may hold them.
+
+    Args:
+        network: as the steps run it.
+        reads: the object that computes the loss.
+        device: of the training.
+    """
+    why_not = why_update_not_captured(network, reads)
+    return EagerUpdate(why_not) if why_not else CapturedUpdate(CudaRecorder(device), reads)

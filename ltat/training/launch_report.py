@@ -5,7 +5,6 @@ import torch
 from ltat.attacks.captured import why_not_captured
 from ltat.attacks.modes import attack_mode
 from ltat.data import Batch
-from ltat.engine.captured_update import why_update_not_captured
 from ltat.training.run_data import RunData
 from ltat.training.trainer import Trainer
 
@@ -35,7 +34,5 @@ def launched_as(trainer: Trainer, data: RunData) -> str:
 
 def updated_as(trainer: Trainer) -> str:
     """Whether the update is one CUDA graph, or why not, in words."""
-    why = why_update_not_captured(trainer.network, trainer.stage.method)
-    if trainer.captured is not None:
-        why = trainer.captured.why_not
+    why = trainer.runner.why_not
     return f"step by step: {why}" if why else "as one CUDA graph"

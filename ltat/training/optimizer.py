@@ -32,3 +32,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group the learning rate ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state dict whose momentum fits the weights: torch takes any, and the fused step reads beyond it.
+
+    Raises:
+        ValueError: the momentum has another shape than its weights.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        momentum = kept.get("momentum_buffer")
+        if momentum is not None and momentum.shape != parameter.shape:
+            raise ValueError(f"momentum {tuple(momentum.shape)} for weights {tuple(parameter.shape)}")

@@ -243,7 +243,7 @@ def _of(record: Row, name: str) -> Row:
 
 
 def _hashes(indices: object) -> dict[str, str]:
-    """The checksum of each list of images and each given network that can be told."""
+    """The checksum of each list of images and each given network that has one."""
     entries = indices.items() if isinstance(indices, dict) else ()
     return {name: entry["sha256"] for name, entry in entries if isinstance(entry, dict) and "sha256" in entry}
 

@@ -50,7 +50,7 @@ SHORT = (
 def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
     """What captures in place of CUDA; what looks at a value on a CPU only does not, as on a GPU."""
     recorder = UpdateRecorder()
-    monkeypatch.setattr("ltat.training.trainer.CudaRecorder", lambda device: recorder)
+    monkeypatch.setattr("ltat.engine.captured_update.CudaRecorder", lambda device: recorder)
     monkeypatch.setattr("ltat.engine.network.Graphs", lambda: Graphs(Recorder()))
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     kernel = import_module("ltat.ops.balanced_kd")

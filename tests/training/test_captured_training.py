@@ -21,7 +21,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """What captures in place of CUDA; a CPU is not refused."""
     recorder = Recorder()
     monkeypatch.setattr("ltat.engine.network.Graphs", lambda: Graphs(recorder))
-    monkeypatch.setattr("ltat.training.trainer.CudaRecorder", lambda device: UpdateRecorder())
+    monkeypatch.setattr("ltat.engine.captured_update.CudaRecorder", lambda device: UpdateRecorder())
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     return recorder
 

@@ -19,7 +19,6 @@ from ltat.evaluation import evaluate
 from ltat.models import build_model, load_model, read_card, save_model
 from ltat.training import Trainer, prepare, train, validation
 from ltat.training.environment import determinism
-from ltat.training.epoch_metrics import EpochMetrics
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import load_data, resolve
 from tests.training.tiny import tiny_config
@@ -324,17 +323,6 @@ def test_what_cannot_work_fails_before_anything_is_written(tmp_path: Path, assig
 def test_a_run_that_is_no_longer_finite_stops(run_tiny, lr: str):
     with pytest.raises(LtatError, match="no longer finite"):
         run_tiny("run", "method=pgd-at", f"optim.lr={lr}", "train.epochs=1")
-
-
-def test_the_last_step_of_an_epoch_is_checked_where_others_are_not(monkeypatch):
-    stage = prepare(tiny_config("method=pgd-at", "train.epochs=1")).student
-    trainer = Trainer(stage)
-    sums = EpochMetrics(10, torch.device("cpu"))
-    sums.logs["loss"] = torch.tensor(float("nan"))
-    stage.device = torch.device("cuda")  # where the loss is read every FINITE_CHECK_STEPS only
-    trainer._require_finite(sums, 1, index=3)
-    with pytest.raises(LtatError, match="no longer finite"):
-        trainer._require_finite(sums, 1, index=None)
 
 
 def test_a_loader_worker_that_dies_during_a_step_is_one_sentence(tmp_path, monkeypatch):
