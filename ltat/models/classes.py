@@ -25,7 +25,7 @@ def check_classes(model: Classifier, names: Sequence[str], remedy: str, whose: s
     Raises:
         LtatError: other names, or the same in another order; with both lists.
     """
-    own, data = _told(model.class_names), _told(names)
+    own, data = _known(model.class_names), _known(names)
     if own and data and own != data:
         raise LtatError(
             f"{whose} has the classes {_listed(own, data)} and the data {_listed(data, own)}; "
@@ -49,10 +49,10 @@ def order_classes(model: Classifier, names: Sequence[str]) -> list[int]:
         LtatError: names are not known or occur twice, or the network has no class of that name.
     """
     own, wanted = model.class_names, tuple(names)
-    if own == wanted and _told(own):
+    if own == wanted and _known(own):
         return list(range(len(own)))
     for whose, known in (("the model", own), ("the data", wanted)):
-        if not _told(known):
+        if not _known(known):
             raise LtatError(f"{whose} has no class names to map by; leave the mapping out")
         if len(set(known)) < len(known):
             twice = next(name for name in known if known.count(name) > 1)
@@ -87,7 +87,7 @@ def _take_rows(model: Classifier, rows: list[int]) -> None:
         layer.out_features = len(rows)
 
 
-def _told(names: Sequence[str]) -> tuple[str, ...]:
+def _known(names: Sequence[str]) -> tuple[str, ...]:
     """The names, or none where they only number the classes."""
     return () if list(names) == [str(number) for number in range(len(names))] else tuple(names)
 

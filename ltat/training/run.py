@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.config import RunConfig
-from ltat.data.loaders.dataloader import dead_workers_told
+from ltat.data.loaders.dataloader import dead_workers_reported
 from ltat.data.split import listed
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
@@ -81,7 +81,7 @@ def remarks(run: PreparedRun) -> list[str]:
 
 def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:
     """Train the teacher, where there is one to train, then the student, and evaluate them."""
-    with determinism(run.config.train.deterministic), dead_workers_told():
+    with determinism(run.config.train.deterministic), dead_workers_reported():
         if run.teacher is not None:
             train_teacher(run.teacher, run, folder, reporter, profile)
         fit(run.student, run.data, folder, STUDENT_FILES, reporter, profile)

@@ -77,7 +77,7 @@ class _Reading(Dataset[Tensor | str]):
 
 
 @contextmanager
-def dead_workers_told() -> Iterator[None]:
+def dead_workers_reported() -> Iterator[None]:
     """The end of a DataLoader's worker as a sentence; torch raises it by a signal, wherever the program then stands.
 
     Raises:
@@ -99,7 +99,7 @@ def dead_workers_told() -> Iterator[None]:
 def _checked(read: "DataLoader[Tensor | str]") -> Iterator[Tensor]:
     batches = iter(read)
     try:
-        with dead_workers_told():
+        with dead_workers_reported():
             for pixels in batches:
                 if isinstance(pixels, str):
                     raise LtatError(pixels)
