@@ -11,10 +11,11 @@ from bench import plain_at_bsl
 from bench._harness import Run, modes_to_try
 from bench.plain_at_bsl import Recipe
 from ltat.config import RunConfig, load_config
+from ltat.config.resolving import resolve
 from ltat.data import Dataset, Split
 from ltat.methods import find_method
 from ltat.models import build_model
-from ltat.training.run_data import RunData, resolve
+from ltat.training.run_data import RunData
 from ltat.training.stage import build_stage
 from ltat.training.trainer import Trainer
 
@@ -44,9 +45,10 @@ class Task:
     base: str | None = None
 
     def config(self, *more: str) -> RunConfig:
-        """The settings of an AT-BSL run, with what the data set decides."""
+        """The settings of an AT-BSL run, complete."""
         given = ["method=at-bsl", "select.set=none", f"train.device={self.device}", *self.settings, *more]
-        return resolve(load_config(lambda name: find_method(name).Config, recipe=self.base, assignments=given))
+        asked = load_config(lambda name: find_method(name).Config, recipe=self.base, assignments=given)
+        return resolve(asked, self.train.num_classes)
 
     @property
     def recipe(self) -> Recipe:
@@ -61,8 +63,8 @@ class Task:
             momentum=optim.momentum,
             weight_decay=optim.wd,
             batch_size=config.train.batch_size,
-            pad=config.aug.pad or 0,
-            flip=bool(config.aug.flip),
+            pad=config.aug.pad,
+            flip=config.aug.flip,
         )
 
 

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "ltat"
 LAYERS = (
     "__init__ arguments errors files installed install_ffcv interrupts memory native seeding streams temporaries units",
     "ops",
-    "config",
     "data",
     "models",
+    "config",
     "engine",
     "attacks",
     "methods",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltat.cli.options import comma_separated
-from ltat.config import load_config
+from ltat.config import Asked, load_config
 from ltat.config.loading import set_by_path
 from ltat.config.recipes import find_recipe, list_recipes
 from ltat.errors import LtatError
@@ -57,7 +57,7 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
             atomic_write_text(json_file, json.dumps(figures, indent=2) + "\n")
     finally:
         Console().print(render(figures, seeds))
-    tested = tested_on({config.data.test_imbalance_ratio for own in configs.values() for config in own})
+    tested = tested_on({asked.config.data.test_imbalance_ratio for own in configs.values() for asked in own})
     click.echo(f"last checkpoint, {tested}, {seeds} seed(s), mean ± standard deviation; run folders: {out}")
 
 
@@ -83,7 +83,7 @@ def chosen_methods(names: str | None) -> list[str]:
     return list(methods.values())
 
 
-def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[RunConfig]":
+def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[Asked[RunConfig]]":
     """The settings of a method's runs, with training seeds 0, 1, …; the first is tried.
 
     Raises:
@@ -131,7 +131,7 @@ def protocol(method: str, recipe: str | None, dataset: str | None) -> dict[str, 
     return tree
 
 
-def run_all(configs: "dict[str, list[RunConfig]]", out: Path) -> dict[str, Figures]:
+def run_all(configs: "dict[str, list[Asked[RunConfig]]]", out: Path) -> dict[str, Figures]:
     """Train and evaluate every run into ``out/METHOD/sSEED``; the figures by method."""
     from ltat.methods import method_label
     from ltat.training import train
@@ -139,10 +139,11 @@ def run_all(configs: "dict[str, list[RunConfig]]", out: Path) -> dict[str, Figur
     figures: dict[str, Figures] = {}
     for method, own in configs.items():
         label = method_label(method)
-        for config in own:
-            click.echo(f"{label}, seed {config.seed.train}", err=True)
+        for asked in own:
+            seed = asked.config.seed.train
+            click.echo(f"{label}, seed {seed}", err=True)
             try:
-                report = train(config, out / label / f"s{config.seed.train}", resume=True)
+                report = train(asked, out / label / f"s{seed}", resume=True)
             except KeyboardInterrupt:
                 again = shlex.join(["ltat", *sys.argv[1:]])
                 raise click.ClickException(f"interrupted; continue with `{again}`") from None

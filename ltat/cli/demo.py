@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ltat.config import RunConfig, from_toml, load_config
+from ltat.config import Asked, RunConfig, from_toml, load_config
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text
 
@@ -48,22 +48,22 @@ def command(out: Path, n_examples: int | None, assignments: tuple[str, ...]) -> 
     from ltat.training.run_lock import locked
 
     started = time.perf_counter()
-    configs = {out / name: checked_config(recipe, assignments, n_examples) for name, recipe in RECIPES.items()}
-    for folder, config in configs.items():
-        check_replaceable(folder, config)
+    runs = {out / name: checked_settings(recipe, assignments, n_examples) for name, recipe in RECIPES.items()}
+    for folder, asked in runs.items():
+        check_replaceable(folder, asked.config)
     with locked(out, lambda line: click.echo(line, err=True)):
-        for folder, config in configs.items():
+        for folder, asked in runs.items():
             with locked(folder, lambda line: None):  # no run of `ltat train` loses its folder
                 make_room(folder)
-            train(config, folder)
-        evaluations = compare(out, configs[out / "self-distill"])
+            train(asked, folder)
+        evaluations = compare(out, runs[out / "self-distill"].config, n_examples)
     Console().print(render_table(evaluations))
     click.echo("accuracies in percent; the tail is the rarest class; AutoAttack is `standard`")
-    click.echo(f"run folders: {', '.join(map(str, configs))}")
+    click.echo(f"run folders: {', '.join(map(str, runs))}")
     click.echo(f"{time.perf_counter() - started:.0f} s in all")
 
 
-def checked_config(recipe: str, assignments: tuple[str, ...], n_examples: int | None) -> RunConfig:
+def checked_settings(recipe: str, assignments: tuple[str, ...], n_examples: int | None) -> Asked[RunConfig]:
     """The settings of one run of the demo, checked for every mistake that they can contain.
 
     Raises:
@@ -72,15 +72,15 @@ def checked_config(recipe: str, assignments: tuple[str, ...], n_examples: int | 
     from ltat.methods import find_method
     from ltat.training import prepare
 
-    config = load_config(
+    asked = load_config(
         lambda name: find_method(name).Config,
         recipe=recipe,
         settings={"eval.n_examples": n_examples},
         assignments=assignments,
         decided=DECIDED,
     )
-    prepare(config)
-    return config
+    prepare(asked)
+    return asked
 
 
 def check_replaceable(folder: Path, config: RunConfig) -> None:
@@ -123,7 +123,7 @@ def make_room(folder: Path) -> None:
     atomic_write_text(folder / MARKER, "")
 
 
-def compare(out: Path, config: RunConfig) -> list[Any]:
+def compare(out: Path, config: RunConfig, n_examples: int | None) -> list[Any]:
     """Evaluate the demo's three models under :data:`ATTACKS`, with the settings of ``config``."""
     from ltat.attacks import ThreatModel
     from ltat.data import load_dataset
@@ -145,7 +145,7 @@ def compare(out: Path, config: RunConfig) -> list[Any]:
                     attacks=ATTACKS,
                     threat=ThreatModel(**extra["threat_model"]),
                     train_counts=extra["train_counts"],
-                    n_examples=config.eval.n_examples,
+                    n_examples=n_examples,
                     batch_size=config.eval.batch_size,
                     name=name,
                     on_progress=reporter.evaluation,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltat.cli.options import dataset_options, printing
-from ltat.config import RunConfig, from_toml, load_config
+from ltat.config import Asked, RunConfig, from_toml, load_config
 from ltat.config.recipes import find_recipe, list_recipes
 from ltat.config.reference import commented_toml
 from ltat.errors import LtatError
@@ -84,24 +84,24 @@ def command(
     Settings come from the method's published ones, then the recipe, then the options, then --set: later wins, and of
     an option given twice the last. `--show-config` prints them all; docs/settings.md explains each.
     """
+    from ltat.config.resolving import for_dataset
     from ltat.methods import absolute_method
-    from ltat.training.run_data import resolve
 
     if options["method"] is not None:
         options["method"] = absolute_method(options["method"])
     settings = {NAMES[name]: value for name, value in options.items()}
     standing = resumed_settings(out, recipe, settings) if resume and out is not None else None
-    config = load_config(
+    asked = load_config(
         lambda name: settings_of(name, options["method"]),
         recipe=recipe or standing,
         settings=settings,
         assignments=assignments,
     )
     if show_config:
-        click.echo(commented_toml(resolve(config)), nl=False)
+        click.echo(commented_toml(for_dataset(asked).config), nl=False)
         return
-    folder = out or default_folder(resolve(config))
-    show_report(train_resumably(config, folder, resume, profile), folder)
+    folder = out or default_folder(asked)
+    show_report(train_resumably(asked, folder, resume, profile), folder)
 
 
 def settings_of(name: str, asked: str | None) -> type[RunConfig]:
@@ -142,10 +142,12 @@ def resumed_settings(out: Path, recipe: str | None, settings: dict[str, Any]) ->
     return standing
 
 
-def default_folder(config: RunConfig) -> Path:
+def default_folder(asked: Asked[RunConfig]) -> Path:
     """runs/DATASET-RATIO-MODEL-METHOD-sSEED, then what else sets the run apart from one by the method's defaults."""
+    from ltat.config.resolving import for_dataset
     from ltat.methods import method_label
 
+    config = for_dataset(asked).config
     data = config.data
     ratio = data.imbalance_ratio if data.imbalance_ratio == "natural" else f"ir{data.imbalance_ratio:g}"
     label = method_label(config.method)
@@ -156,8 +158,8 @@ def default_folder(config: RunConfig) -> Path:
 
 def other_settings(config: RunConfig) -> dict[str, object]:
     """The settings, by the name of their option where they have one, that differ from the defaults of such a run."""
+    from ltat.config.resolving import for_dataset
     from ltat.data import find_spec
-    from ltat.training.run_data import resolve
     from ltat.training.run_folder import differing_settings
 
     data = config.data
@@ -169,7 +171,7 @@ def other_settings(config: RunConfig) -> dict[str, object]:
         "model": {"name": config.model.name},
         "seed": {"train": config.seed.train},
     }
-    plain = resolve(type(config).model_validate(named)).model_dump(mode="json")
+    plain = for_dataset(Asked(type(config).model_validate(named))).config.model_dump(mode="json")
     own = config.model_dump(mode="json")
     options = {setting: option for option, setting in NAMES.items()}
     return {options.get(name, name): at_path(own, name) for name in differing_settings(plain, own)}
@@ -190,12 +192,14 @@ def in_few_words(settings: dict[str, object]) -> list[str]:
     return [hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]]
 
 
-def train_resumably(config: RunConfig, folder: Path, resume: bool, profile: bool = False) -> "dict[str, Evaluation]":
+def train_resumably(
+    asked: Asked[RunConfig], folder: Path, resume: bool, profile: bool = False
+) -> "dict[str, Evaluation]":
     """Train; an interruption prints the command that resumes."""
     from ltat.training.run import train
 
     try:
-        return train(config, folder, resume=resume, profile=profile)
+        return train(asked, folder, resume=resume, profile=profile)
     except KeyboardInterrupt:
         if not (folder / "config.toml").exists():
             raise click.ClickException("interrupted before the run began; nothing was written") from None

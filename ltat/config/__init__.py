@@ -1,5 +1,10 @@
-"""The typed settings of a run (:mod:`sections`), and where they come from (:mod:`recipes`, :mod:`loading`)."""
+"""The typed settings of a run (:mod:`sections`), and where they come from (:mod:`recipes`, :mod:`loading`).
 
+:mod:`ltat.config.resolving` makes the settings of the run of those that are asked for.
+"""
+
+from ltat.config.asked import Asked
+from ltat.config.decided import Decided, left_out
 from ltat.config.loading import load_config
 from ltat.config.recipes import list_recipes
 from ltat.config.sections import (
@@ -26,6 +31,7 @@ from ltat.config.sections import (
 from ltat.config.toml import from_toml, to_toml
 
 __all__ = [
+    "Asked",
     "AttackSection",
     "AugmentSection",
     "AverageSection",
@@ -33,6 +39,7 @@ __all__ = [
     "BalancedSection",
     "BslSection",
     "DataSection",
+    "Decided",
     "EvalSection",
     "LossSection",
     "ModelSection",
@@ -45,6 +52,7 @@ __all__ = [
     "SelectSection",
     "TrainSection",
     "from_toml",
+    "left_out",
     "list_recipes",
     "load_config",
     "named_epoch",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ltat.config.asked import Asked
 from ltat.config.recipes import find_recipe
 from ltat.config.renamed import todays_name, with_new_names
 from ltat.config.sections import RunConfig, Tree, plain
@@ -67,7 +68,7 @@ def load_config(
     assignments: Sequence[str] = (),
     default_method: str = "self-distill",
     decided: Mapping[str, str] = MappingProxyType({}),
-) -> RunConfig:
+) -> Asked[RunConfig]:
     """Put a run's settings together: method defaults, then the recipe, then ``settings``, then ``assignments``.
 
     Args:
@@ -99,7 +100,7 @@ def load_config(
     below, given = with_new_names(below, chosen), with_new_names(given, chosen)
     tree = chosen.over(below, {**given, "method": method})
     _refuse_second_teacher(given, tree)
-    return validated(chosen, tree)
+    return Asked(validated(chosen, tree))
 
 
 def _refuse_decided(assigned: Tree, decided: Mapping[str, str]) -> None:

@@ -1,18 +1,24 @@
 """Every setting of a run, typed, with the defaults the field shares.
 
 A training method adds sections of its own, or other defaults, by subclassing :class:`RunConfig`; see
-:mod:`ltat.methods`. A setting left out (``None``) is filled from the data set when the run starts, and the
-resolved configuration is saved with the run.
+:mod:`ltat.methods`. A setting that the data or the method decide where it is left out is :data:`Decided`, and
+:meth:`RunConfig.by_dataset` and :meth:`RunConfig.by_method` say what it is; the complete settings are saved with the
+run. Only a file or folder that need not be given, and a change to image files that is not asked for, is ``None``.
 """
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ltat.config.decided import Decided, left_out
 from ltat.errors import LtatError
 from ltat.units import MAX_EPOCHS, MAX_STEPS, check_image_size, check_length, check_ratio
+
+if TYPE_CHECKING:
+    from ltat.data import DatasetSpec
 
 Tree = dict[str, Any]
 
@@ -47,6 +53,12 @@ def passing(check: Callable[[str, Any], None], name: str) -> AfterValidator:
     return AfterValidator(keep)
 
 
+def absolute(path: str) -> str:
+    """The path from the root, so that a run finds its files again when it is resumed from another folder."""
+    return str(Path(path).expanduser().absolute())
+
+
+FilePath = Annotated[str, AfterValidator(absolute)]
 Ratio = Annotated[Quotient, passing(check_ratio, "data.imbalance_ratio")]
 TestRatio = Annotated[Quotient, passing(check_ratio, "data.test_imbalance_ratio")]
 ImageSize = Annotated[int, passing(check_image_size, "data.image_size")]
@@ -113,17 +125,17 @@ class DataSection(Section):
 
     name: str = "cifar10"
     """The data set, a name that `ltat data` lists: `cifar10`, `cifar100`, `digits`, `imagefolder`, `npz` and others."""
-    dir: str | None = None
+    dir: FilePath | None = None
     """The folder that holds its files; `digits` needs none."""
     image_size: ImageSize | None = None
     """Side in pixels, 1 to 4096, to which image files are scaled and cropped; left out, they keep their size."""
     channels: Literal[1, 3] | None = None
     """Channels of image files: 1 (grey) or 3 (RGB); left out, those of the files."""
-    train_list: str | None = None
+    train_list: FilePath | None = None
     """For `imagelist`: the text file of training images, a line `PATH LABEL` each."""
-    test_list: str | None = None
+    test_list: FilePath | None = None
     """For `imagelist`: the text file of test images."""
-    imbalance_ratio: Ratio | Literal["natural"] | None = None
+    imbalance_ratio: Decided[Ratio | Literal["natural"]] = left_out()
     """Largest class over smallest, at least 1, or `natural` for all images; left out, the data set's usual one."""
     test_imbalance_ratio: TestRatio | Literal["natural"] = "natural"
     """The same of the test set, drawn by the same seed, profile and class order; `natural` keeps it whole."""
@@ -131,14 +143,20 @@ class DataSection(Section):
     """Profile of the subset: `exp` (exponential decay over the classes) or `step` (the last half is small)."""
     class_order: str = "label"
     """Which classes are large: `label` (the first ones) or `permuted` (drawn by `seed.subset`)."""
-    split_file: str | None = None
+    split_file: FilePath | None = None
     """A .npy or .npz file with the positions of the subset, in place of a drawn one."""
     download: bool = False
     """Whether CIFAR's files may be downloaded into `data.dir`."""
     sampling: str = "natural"
     """What an epoch serves: `natural`, `balanced`, `class_balanced`, `square_root`, `progressive` or `file`."""
-    plan_file: str | None = None
+    plan_file: FilePath | None = None
     """For `data.sampling=file`: a .npy file with the positions of an epoch."""
+
+    @model_validator(mode="after")
+    def _plan_is_used(self) -> Self:
+        if self.plan_file is not None and self.sampling != "file":
+            raise LtatError(f"data.plan_file is not used by data.sampling={self.sampling}; set it to file")
+        return self
 
 
 class BalancedSection(Section):
@@ -157,9 +175,9 @@ class BalancedSection(Section):
 class AugmentSection(Section):
     """The augmentation of training images: policy, random crop, flip, Cutout, in this order (docs/data.md)."""
 
-    pad: Natural | None = None
+    pad: Decided[Natural] = left_out()
     """Pixels added at each side before the random crop; left out, the data set's usual (4 for CIFAR)."""
-    flip: bool | None = None
+    flip: Decided[bool] = left_out()
     """Whether images are mirrored with probability 1/2; left out, the data set's usual."""
     pad_mode: Literal["zero", "reflect"] = "zero"
     """What is padded: `zero` or `reflect`."""
@@ -178,8 +196,8 @@ class LoaderSection(Section):
 
     kind: str = "auto"
     """`resident` (images on the device), `ffcv` (.beton files), `torch` (DataLoader) or `auto`, the first that fits."""
-    workers: Natural | None = None
-    """Processes or threads that read images; left out, one less than the cores."""
+    workers: Natural | Literal["auto"] = "auto"
+    """Processes or threads that read images; `auto` is one less than the cores."""
     share: Annotated[Quotient, Field(gt=0, le=1)] = 0.25
     """With `auto`: the share of the free device memory that resident images may take, above 0 to 1."""
 
@@ -191,7 +209,7 @@ class ModelSection(Section):
     """Architecture, a name of `ltat.models`: `resnet18`, `wrn34-10`, `preactresnet18` and others."""
     normalize: Literal["none", "train"] = "none"
     """`train` puts the training set's mean and deviation inside the model; `none` feeds it pixels in [0, 1]."""
-    weights: str | None = None
+    weights: FilePath | None = None
     """A saved model to start from, whose own mean and deviation stay inside; left out, random weights."""
     classes_by_name: bool = False
     """Whether the outputs of `model.weights` are permuted where its class names are the data's in another order."""
@@ -314,7 +332,7 @@ class SelectSection(Section):
 
     set: Literal["val", "test", "none"] = "val"
     """`val` (held-out training images), `test` (the test set, as the papers do; every report says so) or `none`."""
-    metric: str | None = None
+    metric: Decided[str] = left_out()
     """An attack of `ltat.evaluate`; left out, `pgd10` on held-out images and `pgd20` on the test set."""
     every: Count = 1
     """Epochs between two candidates; the last epoch is always one."""
@@ -329,8 +347,8 @@ class EvalSection(Section):
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
     """What is measured: `clean`, `fgsm`, `pgd20`, `cw20`, `aa` and others (docs/evaluation.md)."""
-    n_examples: Count | None = None
-    """Test images to use, the same of every class first; left out, all."""
+    n_examples: Count | Literal["all"] = "all"
+    """Test images to use, the same of every class first, or `all`."""
     batch_size: Count = 256
     """Images in a batch of evaluation."""
     tau: NonNegative = 0.0
@@ -342,7 +360,7 @@ class SeedSection(Section):
 
     subset: Seed = 0
     """Of the long-tailed subset; 0 is the published one on CIFAR."""
-    db: Seed | None = None
+    db: Decided[Seed] = left_out()
     """Of the balanced sub-dataset D_B; left out, as `seed.subset`."""
     train: Seed = 0
     """Of weights, order, augmentation and attacks."""
@@ -409,3 +427,21 @@ class RunConfig(Section):
     select: SelectSection = SelectSection()
     eval: EvalSection = EvalSection()
     seed: SeedSection = SeedSection()
+
+    def by_dataset(self, usual: "DatasetSpec") -> Tree:
+        """What each setting is that is left out and that the data set or another setting decides, by dotted name."""
+        return {
+            "data.imbalance_ratio": "natural" if self.data.split_file else usual.default_ratio,
+            "aug.pad": usual.pad,
+            "aug.flip": usual.flip,
+            "seed.db": self.seed.subset,
+            "select.metric": "pgd20" if self.select.set == "test" else "pgd10",
+        }
+
+    def by_method(self, num_classes: int) -> Tree:
+        """What each setting of the method is that is left out, for that many classes, by dotted name.
+
+        A method's class adds its own.
+        """
+        del num_classes
+        return {}

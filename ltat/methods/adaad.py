@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ltat.config import AttackSection, ScheduleSection, TrainSection
-from ltat.config.sections import Quotient
+from ltat.config.sections import Quotient, Tree
 from ltat.methods.distillation import Distillation, DistillationConfig, KdSection
-from ltat.methods.divergences import Reduction, kl
+from ltat.methods.divergences import kl
 from ltat.methods.step import LossTerms, Step
 
 
@@ -39,6 +39,11 @@ class AdaadConfig(DistillationConfig):
     train: TrainSection = TrainSection(epochs=200)
     kd: AdaadSection = AdaadSection()
 
+    def by_method(self, num_classes: int) -> Tree:
+        """The mean of the divergence: elementmean on CIFAR-10, batchmean above 10 classes."""
+        mean = "elementmean" if num_classes <= 10 else "batchmean"
+        return super().by_method(num_classes) | {"kd.reduction": mean}
+
 
 class Adaad(Distillation):
     """alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) )."""
@@ -46,19 +51,14 @@ class Adaad(Distillation):
     Config: ClassVar[type[AdaadConfig]] = AdaadConfig
     config: AdaadConfig
 
-    @staticmethod
-    def published_reduction(num_classes: int) -> Reduction:
-        """elementmean on CIFAR-10, batchmean above 10 classes."""
-        return "elementmean" if num_classes <= 10 else "batchmean"
-
     def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) )."""
         kd, x = self.config.kd, step.batch.images
         student_clean = step.model(x) if kd.clean_forward or kd.share < 1 else None
         student_adv = step.model(step.x_adv) if student_adv is None else student_adv
-        adv = kl(self.teacher_logits(step.x_adv), student_adv, self.reduction)
+        adv = kl(self.teacher_logits(step.x_adv), student_adv, self.config.kd.reduction)
         if student_clean is None or kd.share == 1:
             return LossTerms(adv, student_adv, {"kd_adv": adv})
-        clean = kl(self.teacher_logits(x), student_clean, self.reduction)
+        clean = kl(self.teacher_logits(x), student_clean, self.config.kd.reduction)
         loss = kd.share * adv + (1 - kd.share) * clean
         return LossTerms(loss, student_adv, {"kd_adv": adv, "kd_clean": clean})

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ltat.config import AttackSection, OptimSection, ScheduleSection, TrainSection
-from ltat.config.sections import Positive, Quotient
+from ltat.config.sections import Positive, Quotient, Tree
 from ltat.methods.distillation import Distillation, DistillationConfig, KdSection
-from ltat.methods.divergences import Reduction, kl
+from ltat.methods.divergences import kl
 from ltat.methods.step import LossTerms, Step
 
 
@@ -43,6 +43,10 @@ class ArdConfig(DistillationConfig):
     train: TrainSection = TrainSection(epochs=200)
     kd: ArdSection = ArdSection()
 
+    def by_method(self, num_classes: int) -> Tree:
+        """The mean of the divergence: elementmean on both data sets."""
+        return super().by_method(num_classes) | {"kd.reduction": "elementmean"}
+
 
 class Ard(Distillation):
     """alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y )."""
@@ -50,17 +54,11 @@ class Ard(Distillation):
     Config: ClassVar[type[ArdConfig]] = ArdConfig
     config: ArdConfig
 
-    @staticmethod
-    def published_reduction(num_classes: int) -> Reduction:
-        """elementmean on both data sets."""
-        del num_classes
-        return "elementmean"
-
     def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y )."""
         kd, x = self.config.kd, step.batch.images
         student_adv = step.model(step.x_adv) if student_adv is None else student_adv
-        divergence = kl(self.teacher_logits(x), student_adv, self.reduction, kd.temp)
+        divergence = kl(self.teacher_logits(x), student_adv, self.config.kd.reduction, kd.temp)
         student_clean = step.model(x) if kd.clean_forward or kd.share < 1 else None
         if student_clean is None or kd.share == 1:
             return LossTerms(divergence, student_adv, {"kd": divergence})

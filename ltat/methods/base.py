@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ltat.attacks import Objective, ThreatModel
 from ltat.config import RunConfig
+from ltat.config.resolving import require_complete
 from ltat.methods.attacking import check_attack, training_attack
 from ltat.methods.awp import check_awp
 from ltat.methods.objectives import inner_objective
@@ -37,7 +38,7 @@ class Method:
     """Base of every training method. A subclass names its settings, ``Config``, and implements :meth:`loss`.
 
     Args:
-        config: the run's settings, an instance of the class's ``Config``.
+        config: the run's complete settings, an instance of the class's ``Config``.
         class_counts: images of each class that the first epoch serves, [C], on the training device.
         teacher: a network with the same classes, for methods that distil.
 
@@ -50,7 +51,8 @@ class Method:
     corrects_prior = False  # whether the loss makes up for the class frequencies: a post-hoc adjustment repeats that
 
     def __init__(self, config: RunConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
-        self.config = self.resolve(config, len(class_counts))
+        require_complete(config)
+        self.config = config
         self.teacher = teacher
         self.threat = ThreatModel(norm=config.attack.norm, eps=config.attack.eps)
         check_attack(config, teacher)
@@ -94,11 +96,6 @@ class Method:
     def remarks(self) -> tuple[str, ...]:
         """What a run prints about the method when training begins, a line each."""
         return ()
-
-    @classmethod
-    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
-        """The settings with every one filled that the number of classes decides, as they are saved with the run."""
-        return config
 
     @classmethod
     def teacher_config(cls, config: RunConfig) -> RunConfig | None:

@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ltat.config import AttackSection, RunConfig, Section, named_epoch
-from ltat.config.sections import NonNegative, Positive, Quotient
+from ltat.config import AttackSection, Decided, RunConfig, Section, left_out, named_epoch
+from ltat.config.sections import NonNegative, Positive, Quotient, Tree
 from ltat.errors import LtatError
 from ltat.methods.attacking import training_attack
 from ltat.methods.base import Method
@@ -39,7 +39,7 @@ class DafaSection(Section):
     """TRADES' β, 0 or more."""
     warmup: Positive = 0.64
     """Epochs before the weights act: up to 1 a share of the epochs, above 1 an epoch."""
-    scale: NonNegative | None = None
+    scale: Decided[NonNegative] = left_out()
     """λ, 0 or more; left out, the authors': 1 up to ten classes, 1.5 above."""
     floor: Annotated[Quotient, Field(ge=0, lt=1)] = 0.1
     """Least weight of a class, from 0 to below 1; where λ gives less, λ is lowered."""
@@ -51,6 +51,10 @@ class DafaConfig(RunConfig):
     method: Literal["dafa"] = "dafa"
     attack: AttackSection = AttackSection(loss="kl-self")
     dafa: DafaSection = DafaSection()
+
+    def by_method(self, num_classes: int) -> Tree:
+        """λ of the authors: 1 on CIFAR-10, 1.5 on CIFAR-100 (and on STL-10)."""
+        return super().by_method(num_classes) | {"dafa.scale": 1.0 if num_classes <= 10 else 1.5}
 
 
 class Dafa(Method):
@@ -71,13 +75,6 @@ class Dafa(Method):
         self.weights = torch.ones(len(class_counts), device=class_counts.device)
         self.gathered: Tensor | None = None
 
-    @classmethod
-    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
-        """Fill lambda, which the number of classes decides."""
-        assert isinstance(config, DafaConfig)
-        scale = published_scale(num_classes) if config.dafa.scale is None else config.dafa.scale
-        return config.model_copy(update={"dafa": config.dafa.model_copy(update={"scale": scale})})
-
     def begin_epoch(self, epoch: int) -> None:
         """Start to gather in the last epoch of the warm-up."""
         classes = len(self.weights)
@@ -96,7 +93,6 @@ class Dafa(Method):
             # A row of probabilities sums to 1: the row sums are the images. An absent class keeps the weight 1.
             similarity = self.gathered / self.gathered.sum(dim=1, keepdim=True).clamp(min=1)
             dafa = self.config.dafa
-            assert dafa.scale is not None  # resolve() has filled it
             weights = above(class_weights(similarity, dafa.scale), dafa.floor)
             self.weights, self.gathered = weights.to(self.weights), None
 
@@ -120,11 +116,6 @@ class Dafa(Method):
         kl = kl_divergence(clean, adv).mean()
         logs = {"cls": cls, "kl": kl, "w_min": self.weights.min(), "w_max": self.weights.max()}
         return LossTerms(cls + self.config.dafa.beta * kl, adv, logs)
-
-
-def published_scale(num_classes: int) -> float:
-    """The authors' lambda: 1 on CIFAR-10, 1.5 on CIFAR-100 (and on STL-10)."""
-    return 1.0 if num_classes <= 10 else 1.5
 
 
 def class_weights(similarity: Tensor, scale: float) -> Tensor:

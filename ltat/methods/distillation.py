@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ltat.attacks import ThreatModel
-from ltat.config import RunConfig, Section
+from ltat.config import Decided, Section, left_out
 from ltat.methods.attacking import training_attack
 from ltat.methods.divergences import Reduction
 from ltat.methods.step import LossTerms, Step
@@ -13,7 +13,7 @@ from ltat.methods.teachers import TaughtConfig, TaughtMethod, TeacherSection
 class KdSection(Section):
     """How the divergence from the teacher is averaged, and over what ball the training attack runs."""
 
-    reduction: Reduction | None = None
+    reduction: Decided[Reduction] = left_out()
     """Mean of the divergence: `batchmean`, `elementmean`, `10xelementmean` or `sum`; left out, the reference code's."""
     swap_step_eps: bool = False
     """Whether the training attack takes step ε and radius `attack.step_size`, the mistake of the SAAD repository."""
@@ -30,24 +30,6 @@ class Distillation(TaughtMethod):
     """Base of the distillation methods; a subclass implements :meth:`distil`, the paper's loss."""
 
     config: DistillationConfig
-
-    @classmethod
-    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
-        """Fill the reduction that the number of classes decides."""
-        assert isinstance(config, DistillationConfig)
-        reduction = config.kd.reduction or cls.published_reduction(num_classes)
-        return config.model_copy(update={"kd": config.kd.model_copy(update={"reduction": reduction})})
-
-    @staticmethod
-    def published_reduction(num_classes: int) -> Reduction:
-        """The mean that the reference code takes of the divergence."""
-        raise NotImplementedError
-
-    @property
-    def reduction(self) -> Reduction:
-        """The mean in use."""
-        assert self.config.kd.reduction is not None  # resolve() has filled it
-        return self.config.kd.reduction
 
     def attack(self, step: Step) -> Tensor:
         """PGD, with ``kd.swap_step_eps`` in a ball of the step size by steps of the radius."""

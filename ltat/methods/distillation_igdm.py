@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ltat.config import AttackSection, OptimSection, RunConfig, ScheduleSection, TrainSection
+from ltat.config import AttackSection, OptimSection, ScheduleSection, TrainSection
+from ltat.config.sections import Tree
 from ltat.errors import LtatError
 from ltat.methods.adaad import Adaad, AdaadConfig, AdaadSection
 from ltat.methods.ard import Ard, ArdConfig, ArdSection
@@ -50,6 +51,10 @@ class ArdIgdmConfig(ArdConfig):
     kd: ArdSection = ArdSection(temp=1.0, reduction="batchmean", clean_forward=False)
     igdm: IgdmSection = IgdmSection()
 
+    def by_method(self, num_classes: int) -> Tree:
+        """The mean of the divergence, and the weight of the IGDM term."""
+        return super().by_method(num_classes) | {"igdm.alpha": published_alpha(num_classes)}
+
 
 class RsladIgdmConfig(RsladConfig):
     """RSLAD as the IGDM authors run it."""
@@ -60,6 +65,10 @@ class RsladIgdmConfig(RsladConfig):
     train: TrainSection = LENGTH
     kd: RsladSection = RsladSection(reduction="batchmean", guard=0)
     igdm: IgdmSection = IgdmSection()
+
+    def by_method(self, num_classes: int) -> Tree:
+        """The mean of the divergence, and the weight of the IGDM term."""
+        return super().by_method(num_classes) | {"igdm.alpha": published_alpha(num_classes)}
 
 
 class AdaadIgdmConfig(AdaadConfig):
@@ -72,6 +81,10 @@ class AdaadIgdmConfig(AdaadConfig):
     kd: AdaadIgdmSection = AdaadIgdmSection(reduction="batchmean", clean_forward=False)
     igdm: IgdmSection = IgdmSection()
 
+    def by_method(self, num_classes: int) -> Tree:
+        """The mean of the divergence, and the weight of the IGDM term."""
+        return super().by_method(num_classes) | {"igdm.alpha": published_alpha(num_classes)}
+
 
 IgdmConfig = ArdIgdmConfig | RsladIgdmConfig | AdaadIgdmConfig
 
@@ -80,14 +93,6 @@ class WithIgdm(Distillation):
     """A distillation method with L_IGDM on top: inherit from this first, from the method second."""
 
     config: IgdmConfig
-
-    @classmethod
-    def resolve(cls, config: RunConfig, num_classes: int) -> RunConfig:
-        """Fill what the number of classes decides: the base method's reduction, and alpha."""
-        config = super().resolve(config, num_classes)
-        assert isinstance(config, IgdmConfig)
-        alpha = published_alpha(num_classes) if config.igdm.alpha is None else config.igdm.alpha
-        return config.model_copy(update={"igdm": config.igdm.model_copy(update={"alpha": alpha})})
 
     def loss(self, step: Step) -> LossTerms:
         """L_AD + alpha w(e) L_IGDM."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import frozen_batch_norm_statistics
-from ltat.config import Section
+from ltat.config import Decided, Section, left_out
 from ltat.config.sections import Count, NonNegative, Positive
 from ltat.methods.divergences import Reduction
 from ltat.methods.step import Step
@@ -26,12 +26,12 @@ T = TypeVar("T")
 class IgdmSection(Section):
     """The IGDM term (Lee, Cho, Kim; ICLR 2025; arXiv 2312.03286)."""
 
-    alpha: NonNegative | None = None
+    alpha: Decided[NonNegative] = left_out()
     """Weight α of the term; left out, 1, and 10 above ten classes (the authors' release has 20 on CIFAR-100)."""
     ramp: Literal["linear", "none"] = "linear"
     """`linear` (the weight rises from 0 as e/E over the epochs) or `none`."""
-    ramp_len: Count | None = None
-    """Epochs over which the weight rises; left out, all (the authors' code: 200)."""
+    ramp_len: Count | Literal["all"] = "all"
+    """Epochs over which the weight rises, or `all` of the run (the authors' code: 200)."""
     temp: Positive = 1.0
     """Temperature of the divergence, above 0."""
     reduction: Reduction = "batchmean"
@@ -49,10 +49,9 @@ def published_alpha(num_classes: int) -> float:
 
 def weight_of(settings: IgdmSection, step: Step) -> float:
     """alpha w(e): alpha, or rising to it linearly over ``ramp_len`` epochs."""
-    assert settings.alpha is not None  # resolve() of the method has filled it
     if settings.ramp == "none":
         return settings.alpha
-    return settings.alpha * min(1.0, step.epoch / (settings.ramp_len or step.epochs))
+    return settings.alpha * min(1.0, step.epoch / (step.epochs if settings.ramp_len == "all" else settings.ramp_len))
 
 
 def mirrored(settings: IgdmSection, step: Step) -> Tensor:

@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ltat.config import AttackSection, OptimSection, ScheduleSection, TrainSection
-from ltat.config.sections import NonNegative, Quotient
+from ltat.config.sections import NonNegative, Quotient, Tree
 from ltat.methods.distillation import Distillation, DistillationConfig, KdSection
-from ltat.methods.divergences import REDUCTIONS, Reduction, kl_terms
+from ltat.methods.divergences import REDUCTIONS, kl_terms
 from ltat.methods.step import LossTerms, Step
 
 
@@ -41,17 +41,17 @@ class RsladConfig(DistillationConfig):
     train: TrainSection = TrainSection(epochs=300)
     kd: RsladSection = RsladSection()
 
+    def by_method(self, num_classes: int) -> Tree:
+        """The mean of the divergence: elementmean on CIFAR-10, ten times that above 10 classes."""
+        mean = "elementmean" if num_classes <= 10 else "10xelementmean"
+        return super().by_method(num_classes) | {"kd.reduction": mean}
+
 
 class Rslad(Distillation):
     """5/6 KL( T(x) || S(x') ) + 1/6 KL( T(x) || S(x) )."""
 
     Config: ClassVar[type[RsladConfig]] = RsladConfig
     config: RsladConfig
-
-    @staticmethod
-    def published_reduction(num_classes: int) -> Reduction:
-        """elementmean on CIFAR-10, ten times that above 10 classes."""
-        return "elementmean" if num_classes <= 10 else "10xelementmean"
 
     def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """5/6 K(x') + 1/6 K(x), with K(u) = KL( T(x) || S(u) )."""
@@ -67,4 +67,4 @@ class Rslad(Distillation):
         log_p, log_q = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
         guard = self.config.kd.guard
         terms = log_p.exp() * ((log_p.exp() + guard).log() - log_q) if guard else kl_terms(log_p, log_q)
-        return REDUCTIONS[self.reduction](terms)
+        return REDUCTIONS[self.config.kd.reduction](terms)

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ltat.config import LossSection, RunConfig, Section
-from ltat.config.sections import NonNegative
+from ltat.config import Decided, LossSection, Section, left_out
+from ltat.config.sections import NonNegative, Tree
 from ltat.errors import LtatError
 from ltat.methods.classification import ClassificationConfig, ClassificationMethod
 from ltat.methods.igdm import IgdmSection, mirrored, published_alpha, student_on_both, student_plus, weight_of
@@ -44,7 +44,7 @@ class DistillSection(IgdmSection):
 
     form: Literal["igdm", "kl_adv", "kl_clean", "kl_adv+igdm"] = "igdm"
     """The term: `igdm`, `kl_adv` (KL on x'), `kl_clean` (KL on x) or `kl_adv+igdm`."""
-    alpha: NonNegative | None = None
+    alpha: Decided[NonNegative] = left_out()
     """Weight α of the term; left out, 1, and for `igdm` above ten classes 10."""
     reduction: Literal["batchmean", "elementmean"] = "batchmean"
     """Mean of the divergence: `batchmean` or `elementmean`."""
@@ -69,6 +69,11 @@ class SelfDistillConfig(ClassificationConfig, TaughtConfig):
     kd: DistillSection = DistillSection()
     student: StudentSection = StudentSection()
 
+    def by_method(self, num_classes: int) -> Tree:
+        """The teacher's architecture, and the weight of the distillation term."""
+        alpha = published_alpha(num_classes) if self.kd.form == "igdm" else 1.0
+        return super().by_method(num_classes) | {"kd.alpha": alpha}
+
 
 class SelfDistill(ClassificationMethod, TaughtMethod):
     """Balanced softmax plus distillation from the balanced self-teacher."""
@@ -78,22 +83,12 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
 
     def __init__(self, config: SelfDistillConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
-        alpha = self.config.kd.alpha or 0.0
-        if config.kd.mix == "convex" and alpha > 1:
-            raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {alpha:g}; lower kd.alpha")
+        if config.kd.mix == "convex" and config.kd.alpha > 1:
+            raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {config.kd.alpha:g}; lower kd.alpha")
         if config.kd.on_biased and not self.chosen.in_balanced_kd:
             raise LtatError(f"kd.on_biased adds the prior of loss.cls=bsl and loss.cls is {config.loss.cls}; drop it")
         if config.student.init == "teacher" and config.model.weights is not None:
             raise LtatError(f"student.init=teacher and model.weights={config.model.weights} name two starts; drop one")
-
-    @classmethod
-    def resolve(cls, config: RunConfig, num_classes: int) -> "SelfDistillConfig":
-        """Fill the weight alpha that the number of classes decides."""
-        assert isinstance(config, SelfDistillConfig)
-        if config.kd.alpha is not None:
-            return config
-        alpha = published_alpha(num_classes) if config.kd.form == "igdm" else 1.0
-        return config.model_copy(update={"kd": config.kd.model_copy(update={"alpha": alpha})})
 
     def initialise(self, model: Classifier) -> None:
         """Start from the teacher's weights where ``student.init`` says so."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import Objective
-from ltat.config import AugmentSection, ModelSection, RunConfig, ScheduleSection, Section
-from ltat.config.sections import Count, Epochs, NonNegative
+from ltat.config import AugmentSection, Decided, ModelSection, RunConfig, ScheduleSection, Section, left_out
+from ltat.config.sections import Count, Epochs, FilePath, NonNegative, Tree
 from ltat.engine.precision import dtype_of
 from ltat.engine.working_copy import FrozenCopy, Untraceable
 from ltat.errors import LtatError
@@ -26,13 +26,13 @@ from ltat.models import Classifier
 class TeacherSection(Section):
     """The teacher: a checkpoint, or a network that is trained on D_B first."""
 
-    path: str | None = None
+    path: FilePath | None = None
     """A saved model; `--teacher` sets it."""
     classes_by_name: bool = False
     """Whether the teacher's outputs are permuted where its class names are the data's in another order."""
     train: Literal["balanced", "none"] = "balanced"
     """`balanced` trains the teacher on D_B first, where `teacher.path` names none; `none` does not."""
-    model: str | None = None
+    model: Decided[str] = left_out()
     """Architecture of the teacher that is trained; left out, the student's."""
     epochs: Epochs = 30
     """Epochs of the teacher stage."""
@@ -56,6 +56,15 @@ class TaughtConfig(RunConfig):
     """The settings of a method with a teacher."""
 
     teacher: TeacherSection = TeacherSection()
+
+    def by_method(self, num_classes: int) -> Tree:
+        """The teacher that is trained has the student's architecture."""
+        return super().by_method(num_classes) | {"teacher.model": self.model.name}
+
+
+def teacher_settings(config: RunConfig) -> TeacherSection | None:
+    """The settings of the teacher, or ``None`` for a method without one."""
+    return config.teacher if isinstance(config, TaughtConfig) else None
 
 
 class TaughtMethod(Method):
@@ -150,7 +159,7 @@ def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
         db=config.db,
         aug=config.aug if teacher.aug == "same" else AugmentSection(pad=0, flip=False),
         loader=config.loader,
-        model=ModelSection(name=teacher.model or config.model.name, normalize=config.model.normalize),
+        model=ModelSection(name=teacher.model, normalize=config.model.normalize),
         attack=config.attack.model_copy(update={"loss": "ce"}),
         optim=config.optim.model_copy(update={"lr": teacher.base_lr}),
         schedule=teacher.schedule,

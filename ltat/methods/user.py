@@ -70,6 +70,7 @@ HOOKS = {
 """What the trainer gives each hook."""
 
 FORMER_HOOKS = {
+    "resolve": "make the setting ltat.config.Decided and say in Config.by_method what it is where it is left out",
     "deployed": "build what it adds into the network, in prepare_model",
     "perturbed_weights": "set awp.gamma, or override attack or loss",
     "radius_scale": "override attack and give its scale to ltat.methods.attacking.training_attack",

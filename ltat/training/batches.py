@@ -52,7 +52,7 @@ def balanced_plan(split: Split, config: RunConfig) -> BalancedPlan:
         split.labels,
         split.num_classes,
         db.gamma,
-        db_seed=config.seed.subset if config.seed.db is None else config.seed.db,
+        db_seed=config.seed.db,
         seed=config.seed.train,
         resample=db.resample,
         remainder=db.remainder,
@@ -89,7 +89,7 @@ def build_augment(config: RunConfig) -> Augment:
     """
     aug = config.aug
     policy = find_policy(aug.policy, aug.ra_ops, aug.ra_magnitude)
-    return Augment(aug.pad or 0, bool(aug.flip), aug.pad_mode, policy, aug.cutout)
+    return Augment(aug.pad, aug.flip, aug.pad_mode, policy, aug.cutout)
 
 
 def build_loader(
@@ -107,7 +107,7 @@ def build_loader(
         build_plan(split, config),
         kind=config.loader.kind,
         share=config.loader.share,
-        workers=config.loader.workers,
+        workers=None if config.loader.workers == "auto" else config.loader.workers,
         batch_size=config.train.batch_size,
         augment=build_augment(config),
         seed=config.seed.train,

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ltat.attacks import ThreatModel
-from ltat.config import RunConfig
+from ltat.config import Asked, RunConfig
+from ltat.config.resolving import for_dataset, resolve
 from ltat.errors import LtatError
 from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
@@ -18,7 +19,7 @@ from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
 from ltat.training.error_context import located
 from ltat.training.rehearsal import rehearse
-from ltat.training.run_data import RunData, load_data, resolve
+from ltat.training.run_data import RunData, load_data
 from ltat.training.schedule import learning_rate
 from ltat.training.stage import Stage, build_stage
 from ltat.training.teacher import handed_teacher, load_teacher
@@ -40,7 +41,7 @@ class PreparedRun:
 
 
 def prepare(
-    config: RunConfig,
+    settings: Asked[RunConfig] | RunConfig,
     on_progress: Callable[[str, int, int], None] | None = None,
     teacher: nn.Module | None = None,
 ) -> PreparedRun:
@@ -53,12 +54,13 @@ def prepare(
         LtatError: the first thing that would stop the run later.
     """
     reading = partial(on_progress, "reading the images") if on_progress else None
-    config = resolve(config)
-    device = pick_device(config.train.device)
-    check_graph(config, device)
-    data = load_data(config)
-    method = find_method(config.method)
-    config = method.resolve(config, data.train.num_classes)
+    asked = settings if isinstance(settings, Asked) else Asked(settings)
+    known = for_dataset(asked).config
+    device = pick_device(known.train.device)
+    check_graph(known, device)
+    data = load_data(known)
+    method = find_method(known.method)
+    config = resolve(asked, data.train.num_classes)
     check_evaluation(config, data)
     given = load_teacher(config, data, device) if teacher is None else handed_teacher(teacher, config, data, device)
     teacher_config = None if given is not None else method.teacher_config(config)
@@ -94,11 +96,11 @@ def check_evaluation(config: RunConfig, data: RunData) -> None:
     threat, values = ThreatModel(config.attack.norm, config.attack.eps), math.prod(data.dataset.image_shape)
     for name, length in (("attack.eps", config.attack.eps), ("attack.step_size", config.attack.step_size)):
         check_length(name, length, config.attack.norm, values=values)
-    for name in (*config.eval.attacks, config.select.metric or "clean"):
+    for name in (*config.eval.attacks, config.select.metric):
         parse_attack(name, threat, values)
-    asked, there = config.eval.n_examples or 0, len(data.dataset.test)
-    if asked > there:
-        raise LtatError(f"eval.n_examples={asked} is more than the {there} test images; lower it or leave it out")
+    wanted, there = config.eval.n_examples, len(data.dataset.test)
+    if wanted != "all" and wanted > there:
+        raise LtatError(f"eval.n_examples={wanted} is more than the {there} test images; lower it or leave it out")
 
 
 def checked_stage(

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ltat.config import RunConfig
+from ltat.config import Asked, RunConfig
 from ltat.data.loaders.dataloader import dead_workers_reported
 from ltat.data.split import listed
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.attacks import left_out
 from ltat.evaluation.flags import SELECTED_ON_TEST
+from ltat.methods.teachers import teacher_settings
 from ltat.models import load_weights, read_card
 from ltat.training.checkpoints import save_checkpoint, saved_row
 from ltat.training.environment import determinism, environment_record
@@ -31,7 +32,7 @@ from ltat.training.validation import adjustment, corrects_prior
 
 
 def train(
-    config: RunConfig,
+    settings: Asked[RunConfig] | RunConfig,
     out: str | Path,
     *,
     resume: bool = False,
@@ -39,13 +40,13 @@ def train(
     teacher: nn.Module | None = None,
     profile: bool = False,
 ) -> dict[str, Evaluation]:
-    """Train by ``config`` into the run folder ``out`` and evaluate the result on the test set.
+    """Train by ``settings`` into the run folder ``out`` and evaluate the result on the test set.
 
     Everything is checked before the folder is made, so wrong use leaves nothing behind. An interrupted run goes
     on with ``resume=True`` from its last complete epoch and, on a CPU, ends bit-identical to an uninterrupted one.
 
     Args:
-        config: settings, as from :func:`ltat.config.load_config`.
+        settings: what :func:`ltat.config.load_config` returns, or settings made in Python.
         out: the run folder; it must not hold another run, and is locked until this one ends.
         resume: continue the run that stands there.
         reporter: where progress is shown; a new one on standard error when left out.
@@ -63,11 +64,12 @@ def train(
         folder = RunFolder(Path(out), shown.say)
         folder.require_vacant(resume)
         require_unlocked(folder.path)
-        run = prepare(config, shown.evaluation, teacher)
+        run = prepare(settings, shown.evaluation, teacher)
         for line in remarks(run):
             shown.say(line)
         with locked(folder.path, shown.say):
-            folder.open(run.config, index_record(run.data, run.config, given_networks(run.config, teacher)), resume)
+            record = index_record(run.data, run.config, given_networks(run.config, teacher))
+            folder.open(run.config, run.data.train.num_classes, record, resume)
             folder.record_environment(environment_record(run.student.device))
             return run_stages(run, folder, shown, profile)
 
@@ -124,7 +126,7 @@ def tensors_sha256(tensors: Mapping[str, object]) -> str:
 
 def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> None:
     """Train the teacher stage and leave its model with the weights to distil from, saved as ``teacher``."""
-    settings = getattr(run.config, "teacher", None)
+    settings = teacher_settings(run.config)
     assert settings is not None
     stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
     fit(stage, run.data, folder, TEACHER_FILES, reporter, profile)
@@ -162,7 +164,7 @@ def evaluate_checkpoint(
         threat=stage.method.threat,
         train_counts=run.data.dataset.train.counts.tolist(),
         adjust=adjustment(stage, run.data),
-        n_examples=config.eval.n_examples,
+        n_examples=None if config.eval.n_examples == "all" else config.eval.n_examples,
         batch_size=config.eval.batch_size,
         seed=config.seed.train,
         device=stage.device,

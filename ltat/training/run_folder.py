@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ltat.config import RunConfig, from_toml, to_toml
+from ltat.config import Asked, RunConfig, from_toml, to_toml
 from ltat.config.loading import validated
 from ltat.config.renamed import with_new_names
+from ltat.config.resolving import resolve
 from ltat.config.sections import Tree
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, exists, read_bytes, read_text
@@ -59,13 +60,15 @@ class RunFolder:
         self.path = path
         self.say = say
         self._config: RunConfig | None = None
+        self._num_classes = 0
         self._hashes: dict[str, str] = {}
 
-    def open(self, config: RunConfig, indices: Row, resume: bool) -> None:
+    def open(self, config: RunConfig, num_classes: int, indices: Row, resume: bool) -> None:
         """Begin a run here, or continue the one that stands here.
 
         Args:
-            config: the resolved settings.
+            config: the complete settings.
+            num_classes: of the data, by which settings are decided that an older version did not save.
             indices: what :func:`ltat.training.index_record.index_record` tells of the data.
             resume: whether a run that stands here is to be continued.
 
@@ -73,7 +76,7 @@ class RunFolder:
             LtatError: a run stands here and ``resume`` is off, its settings or its data are other ones or are lost,
                 or the folder cannot be written.
         """
-        self._config, self._hashes = config, _hashes(indices)
+        self._config, self._num_classes, self._hashes = config, num_classes, _hashes(indices)
         self.require_vacant(resume)
         if (self.path / "config.toml").exists():
             self._require_same_settings(from_toml(self.path / "config.toml"))
@@ -104,7 +107,8 @@ class RunFolder:
             raise LtatError(
                 f"{what} a run of method {saved.get('method')!r}, not {self._config.method!r}; name another --out"
             )
-        standing = validated(type(self._config), with_new_names(saved, type(self._config)))
+        kind = type(self._config)
+        standing = resolve(Asked(validated(kind, with_new_names(saved, kind))), self._num_classes)
         changed = differing_settings(standing.model_dump(mode="json"), self._config.model_dump(mode="json"))
         if changed:
             raise LtatError(

@@ -8,6 +8,7 @@ from torch import nn
 from ltat.attacks.checks import trial_logits
 from ltat.config import RunConfig
 from ltat.errors import LtatError
+from ltat.methods.teachers import TeacherSection, teacher_settings
 from ltat.models import Classifier, load_model
 from ltat.models.classes import match_classes
 from ltat.training.run_data import RunData, first_images
@@ -15,7 +16,8 @@ from ltat.training.run_data import RunData, first_images
 
 def teacher_path(config: RunConfig) -> str | None:
     """The checkpoint that is named as the teacher, if the method has one and one is named."""
-    return getattr(getattr(config, "teacher", None), "path", None)
+    settings = teacher_settings(config)
+    return None if settings is None else settings.path
 
 
 def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Classifier | None:
@@ -24,17 +26,17 @@ def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Clas
     Raises:
         LtatError: it cannot be read, takes images of another number of channels, or knows other classes.
     """
-    path = teacher_path(config)
-    if path is None:
+    settings = teacher_settings(config)
+    if settings is None or settings.path is None:
         return None
-    teacher = load_model(path, device=device).to(memory_format=torch.channels_last)
+    teacher = load_model(settings.path, device=device).to(memory_format=torch.channels_last)
     channels = data.train.images.shape[-1]
     if teacher.in_channels != channels:
         raise LtatError(
-            f"the teacher {path} takes images of {teacher.in_channels} channels and the data have {channels}; "
+            f"the teacher {settings.path} takes images of {teacher.in_channels} channels and the data have {channels}; "
             "name another teacher"
         )
-    match_teacher(teacher, config, data)
+    match_teacher(teacher, settings, data)
     return teacher
 
 
@@ -44,12 +46,13 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: RunData, device:
     Raises:
         LtatError: the method has no teacher, another one is named, or this one does not fit the images and classes.
     """
-    if not hasattr(config, "teacher"):
+    settings = teacher_settings(config)
+    if settings is None:
         raise LtatError(f"method {config.method!r} has no teacher and one was handed in; leave it out")
-    if teacher_path(config):
-        raise LtatError(f"teacher.path={teacher_path(config)} names a teacher and another was handed in; give one")
+    if settings.path:
+        raise LtatError(f"teacher.path={settings.path} names a teacher and another was handed in; give one")
     teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
-    match_teacher(teacher, config, data)
+    match_teacher(teacher, settings, data)
     images = first_images(data, 2, device)
     found, wanted = tuple(trial_logits(teacher, images, "the teacher").shape), (len(images), data.train.num_classes)
     if found != wanted:
@@ -57,12 +60,12 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: RunData, device:
     return teacher
 
 
-def match_teacher(teacher: nn.Module, config: RunConfig, data: RunData) -> None:
+def match_teacher(teacher: nn.Module, settings: TeacherSection, data: RunData) -> None:
     """See that the teacher's classes are the data's, as far as names are known; ``teacher.classes_by_name`` maps them.
 
     Raises:
         LtatError: they are other ones, or cannot be mapped.
     """
     if isinstance(teacher, Classifier):
-        by_name = getattr(config, "teacher").classes_by_name  # noqa: B009  (only methods with a teacher have one)
-        match_classes(teacher, data.dataset.class_names, "teacher.classes_by_name", by_name, "the teacher")
+        names, by_name = data.dataset.class_names, settings.classes_by_name
+        match_classes(teacher, names, "teacher.classes_by_name", by_name, "the teacher")

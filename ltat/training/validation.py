@@ -18,12 +18,11 @@ def validate(stage: Stage, data: RunData, epoch: int) -> Row:
     if select.set == "none" or not competes:
         return {}
     split = data.val if data.val is not None else data.dataset.test
-    metric = select.metric or "pgd10"
-    measured = evaluate_stage(stage, split, ("clean", metric), adjustment(stage, data)).to_json()
+    measured = evaluate_stage(stage, split, ("clean", select.metric), adjustment(stage, data)).to_json()
     return {
-        "select": f"{select.set}_{metric}",
-        "score": measured[metric]["balanced"],
-        "val": {name: {k: measured[name][k] for k in ("overall", "balanced")} for name in ("clean", metric)},
+        "select": f"{select.set}_{select.metric}",
+        "score": measured[select.metric]["balanced"],
+        "val": {name: {k: measured[name][k] for k in ("overall", "balanced")} for name in ("clean", select.metric)},
     }
 
 

@@ -28,5 +28,5 @@ def test_an_epoch_that_was_done_is_in_out_when_the_next_part_is_cut_off(
 
 def test_the_teacher_trains_for_one_epoch_only(tmp_path: Path):
     given = short_training.settings(tmp_path, "cpu", epochs=4)
-    config = load_config(lambda method: find_method(method).Config, assignments=given)
+    config = load_config(lambda method: find_method(method).Config, assignments=given).config
     assert (config.teacher.epochs, config.train.epochs) == (1, 4)

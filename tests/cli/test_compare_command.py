@@ -57,10 +57,11 @@ def test_wrong_use_is_reported_before_the_first_run(arguments, fragment, tmp_pat
 
 @pytest.mark.parametrize("recipe", [name for name in list_recipes() if name.startswith("unified/")])
 def test_under_a_unified_protocol_only_the_method_differs(recipe):
-    configs = [
-        load_config(lambda name: find_method(name).Config, recipe=recipe, settings={"method": method}).model_dump()
+    asked = [
+        load_config(lambda name: find_method(name).Config, recipe=recipe, settings={"method": method})
         for method in METHODS
     ]
+    configs = [each.config.model_dump() for each in asked]
     for section in ("data", "model", "optim", "schedule", "train", "eval"):
         assert all(config[section] == configs[0][section] for config in configs), section
     assert {config["select"]["set"] for config in configs} == {"none"}  # and so by what measure does not matter

@@ -7,12 +7,11 @@ import pytest
 from ltat.cli.train import default_folder
 from ltat.config import load_config
 from ltat.methods import find_method
-from ltat.training.run_data import resolve
 
 
 def name(*assignments: str, recipe: str | None = None) -> str:
-    config = load_config(lambda method: find_method(method).Config, recipe=recipe, assignments=assignments)
-    return str(default_folder(resolve(config)))
+    asked = load_config(lambda method: find_method(method).Config, recipe=recipe, assignments=assignments)
+    return str(default_folder(asked))
 
 
 def test_the_methods_defaults_need_no_more_words():

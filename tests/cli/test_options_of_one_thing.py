@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from ltat.cli import compare, demo
 from ltat.cli.main import main
-from ltat.config import RunConfig
+from ltat.config import Asked, RunConfig
 from ltat.errors import LtatError
 from ltat.models import build_model, save_model
 
@@ -28,7 +28,12 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RunConfig]]:
     """The settings of the runs that a comparison would make; nothing is looked at or trained."""
     configs: dict[str, list[RunConfig]] = {}
     monkeypatch.setattr("ltat.training.prepare", lambda config: None)
-    monkeypatch.setattr(compare, "run_all", lambda planned, out: configs.update(planned) or {})
+
+    def keep(planned: dict[str, list[Asked[RunConfig]]], out: Path) -> dict[str, object]:
+        configs.update({method: [asked.config for asked in own] for method, own in planned.items()})
+        return {}
+
+    monkeypatch.setattr(compare, "run_all", keep)
     return configs
 
 
@@ -42,7 +47,7 @@ def test_a_comparison_obeys_the_data_set_that_is_named_beside_a_recipe(compared:
     """`--recipe unified/digits --dataset npz` printed figures of digits."""
     done = run("compare", "--recipe", "unified/digits", "--dataset", "npz", "--data-dir", "mine", "--methods", "ard")
     assert done.exit_code == 0, done.output
-    assert {(own.data.name, own.data.dir) for own in compared["ard"]} == {("npz", "mine")}
+    assert {(own.data.name, own.data.dir) for own in compared["ard"]} == {("npz", str(Path("mine").absolute()))}
     assert {own.model.name for own in compared["ard"]} == {"small"}  # the protocol is the recipe's
 
 
@@ -61,8 +66,8 @@ def test_a_teacher_of_the_recipe_goes_before_a_self_teacher_in_a_comparison(
     recipe.write_text('method = "ard"\n[data]\nname = "digits"\n[teacher]\npath = "t"\n')
     assert run("compare", "--recipe", recipe, "--methods", "ard", "--seeds", 2).exit_code == 0
     assert [(own.teacher.path, own.teacher.train, own.seed.train) for own in compared["ard"]] == [
-        ("t", "none", 0),
-        ("t", "none", 1),
+        (str(Path("t").absolute()), "none", 0),
+        (str(Path("t").absolute()), "none", 1),
     ]
     assert run("compare", "--methods", "ard", "--seeds", 1).exit_code == 0
     assert compared["ard"][0].teacher.train == "balanced"
@@ -104,7 +109,7 @@ def test_a_setting_has_one_name():
 def test_a_teacher_is_named_or_trained_not_both(teacher: list[str]):
     base = ["--method", "self-distill", "--dataset", "digits", *teacher, "--set"]
     assert "leave one out" in refused("train", *base, "teacher.train=balanced", "--show-config")
-    assert 'path = "t"' in shown(*base, "teacher.train=none")
+    assert f'path = "{Path("t").absolute()}"' in shown(*base, "teacher.train=none")
 
 
 def test_eval_replaces_no_checkpoint_by_its_report(tmp_path: Path):
@@ -147,11 +152,11 @@ def test_what_a_data_set_does_not_take_is_refused(arguments: list[Any], tmp_path
 )
 def test_the_demo_refuses_what_it_decides_itself(setting: str):
     with pytest.raises(LtatError, match="leave it out"):
-        demo.checked_config("demo/digits-at-bsl", (setting,), None)
+        demo.checked_settings("demo/digits-at-bsl", (setting,), None)
 
 
 def test_the_demo_hands_its_number_of_examples_to_both_runs():
-    config = demo.checked_config("demo/digits-at-bsl", ("eval.batch_size=7",), 20)
+    config = demo.checked_settings("demo/digits-at-bsl", ("eval.batch_size=7",), 20).config
     assert (config.eval.n_examples, config.eval.batch_size) == (20, 7)
 
 

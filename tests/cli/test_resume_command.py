@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from ltat.cli.main import main
-from ltat.config import RunConfig, load_config, to_toml
+from ltat.config import Asked, RunConfig, load_config, to_toml
 from ltat.methods import find_method
 
 
@@ -17,34 +17,34 @@ def run(*arguments: object) -> Result:
 @pytest.fixture
 def standing(tmp_path: Path) -> Path:
     """A folder that holds the settings of an AT-BSL run."""
-    config = load_config(lambda name: find_method(name).Config, settings={"method": "at-bsl", "data.name": "digits"})
+    asked = load_config(lambda name: find_method(name).Config, settings={"method": "at-bsl", "data.name": "digits"})
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.toml").write_text(to_toml(config))
+    (tmp_path / "run" / "config.toml").write_text(to_toml(asked.config))
     return tmp_path / "run"
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Asked[RunConfig]]:
     """The settings that training was called with; nothing is trained."""
     configs = []
     monkeypatch.setattr("ltat.training.run.train", lambda config, folder, resume, profile: configs.append(config) or {})
     return configs
 
 
-def test_resuming_nothing_is_no_training_by_defaults(tmp_path: Path, started: list[RunConfig]):
+def test_resuming_nothing_is_no_training_by_defaults(tmp_path: Path, started: list[Asked[RunConfig]]):
     done = run("--resume", "--out", tmp_path / "typo", "--epochs", 3)
     assert done.exit_code == 2 and "typo holds no run to resume" in done.output
     assert not started and not list(tmp_path.iterdir())
 
 
-def test_a_full_command_with_resume_starts_where_nothing_stands(tmp_path: Path, started: list[RunConfig]):
+def test_a_full_command_with_resume_starts_where_nothing_stands(tmp_path: Path, started: list[Asked[RunConfig]]):
     done = run("--resume", "--out", tmp_path / "new", "--dataset", "digits", "--method", "at-bsl")
     assert done.exit_code == 0, done.output
-    assert started[0].method == "at-bsl"
+    assert started[0].config.method == "at-bsl"
 
 
 @pytest.mark.parametrize("other", [["--method", "pgd-at"], ["--recipe", "demo/digits-self-distill"]])
-def test_a_run_of_another_method_is_reported_as_such(other: list[str], standing: Path, started: list[RunConfig]):
+def test_a_run_of_another_method_is_reported_as_such(other: list[str], standing: Path, started: list[Asked[RunConfig]]):
     done = run("--resume", "--out", standing, *other)
     assert done.exit_code == 2 and "holds a run of method 'at-bsl'" in done.output
     assert not started

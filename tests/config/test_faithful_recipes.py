@@ -3,19 +3,19 @@
 import pytest
 
 from ltat.config import RunConfig, list_recipes, load_config
+from ltat.config.resolving import resolve
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import METHODS, find_method
 from ltat.models import MODELS
 from ltat.training.preparing import check_selection
-from ltat.training.run_data import resolve
 from ltat.training.schedule import learning_rate
 
 OWN = {name for name in list_recipes() if "faithful" in name or name == "pgd-at/rice"}
 
 
 def load(name: str, *assignments: str) -> RunConfig:
-    config = load_config(lambda method: find_method(method).Config, recipe=name, assignments=assignments)
-    return resolve(config)
+    asked = load_config(lambda method: find_method(method).Config, recipe=name, assignments=assignments)
+    return resolve(asked, 10 if asked.config.data.name == "cifar10" else 100)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"natural", "self-distill"}))
@@ -75,9 +75,7 @@ def test_distillation_runs_on_the_whole_set_and_trains_no_teacher_of_its_own(nam
 @pytest.mark.parametrize(("dataset", "alpha"), [("cifar10", 1), ("cifar100", 10)])
 @pytest.mark.parametrize("base", ["ard", "rslad", "adaad"])
 def test_igdm_takes_its_weight_from_the_data_set(base: str, dataset: str, alpha: int):
-    config = load(f"{base}+igdm/faithful", f"data.name={dataset}")
-    resolved = find_method(config.method).resolve(config, 10 if dataset == "cifar10" else 100)
-    assert resolved.igdm.alpha == alpha
+    assert load(f"{base}+igdm/faithful", f"data.name={dataset}").igdm.alpha == alpha
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ def config_of(name: str) -> type[RunConfig]:
 
 
 def load(**arguments) -> RunConfig:
-    return load_config(config_of, **arguments)
+    return load_config(config_of, **arguments).config
 
 
 def test_a_radius_written_as_a_quotient_is_that_number():
@@ -85,7 +86,7 @@ def test_a_list_needs_no_brackets_but_a_word_with_a_comma_stays_a_word():
     assert load(assignments=["eval.attacks=clean,pgd20"]).eval.attacks == ("clean", "pgd20")
     assert load(assignments=["eval.attacks=clean"]).eval.attacks == ("clean",)
     assert load(assignments=["schedule.milestones=0.5, 0.75"]).schedule.milestones == (0.5, 0.75)
-    assert load(assignments=["data.dir=a,b"]).data.dir == "a,b"
+    assert load(assignments=["data.dir=a,b"]).data.dir == str(Path("a,b").absolute())
     assert load(assignments=["eval.attacks=clean", 'eval.attacks=["pgd2"]']).eval.attacks == ("pgd2",)
     with pytest.raises(LtatError, match=r"eval\.attack'"):
         load(assignments=["eval.attack=clean,pgd20"])

@@ -34,7 +34,7 @@ def test_the_rows_of_the_tables_and_the_recipes_are_the_same():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_the_setting_that_its_name_says(name: str):
-    config = load_config(lambda method: find_method(method).Config, recipe=name)
+    config = load_config(lambda method: find_method(method).Config, recipe=name).config
     _, setting, row = name.split("/")
     dataset, ratio, network = setting.split("-", maxsplit=2)
     assert (config.data.name, config.data.imbalance_ratio) == (DATASETS[dataset], int(ratio.removeprefix("ir")))

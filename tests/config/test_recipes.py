@@ -83,7 +83,7 @@ def test_the_example_of_the_documentation_reads_as_it_says():
 
 
 def test_a_recipe_of_ones_own_file_is_run_by_its_name(file: Path):
-    config = load_config(lambda name: find_method(name).Config, recipe=f"{file}:mine/c10/trades")
+    config = load_config(lambda name: find_method(name).Config, recipe=f"{file}:mine/c10/trades").config
     assert (config.method, config.train.epochs, config.attack.eps) == ("trades", 90, 8 / 255)
 
 

@@ -10,7 +10,7 @@ from ltat.methods import find_method
 
 
 def load(*assignments: str, recipe: dict[str, object] | None = None) -> RunConfig:
-    return load_config(lambda name: find_method(name).Config, recipe=recipe or {}, assignments=assignments)
+    return load_config(lambda name: find_method(name).Config, recipe=recipe or {}, assignments=assignments).config
 
 
 @pytest.mark.parametrize(

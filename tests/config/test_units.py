@@ -16,7 +16,7 @@ from ltat.models import build_model, save_model
 
 
 def load(*assignments: str, **given: Any) -> Any:
-    return load_config(lambda name: find_method(name).Config, assignments=assignments, **given)
+    return load_config(lambda name: find_method(name).Config, assignments=assignments, **given).config
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_radius_of_a_methods_defaults_goes_with_their_norm():
         Config = Euclidean
 
     def mine(*assignments: str) -> AttackSection:
-        return load_config(lambda name: Mine.Config, assignments=assignments, settings={"method": "mine"}).attack
+        return load_config(lambda name: Mine.Config, assignments=assignments, settings={"method": "mine"}).config.attack
 
     assert (mine("attack.steps=3").norm, mine("attack.steps=3").eps) == ("l2", 0.5)
     linf = mine("attack.norm=linf")

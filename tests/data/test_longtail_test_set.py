@@ -16,8 +16,8 @@ from ltat.evaluation import evaluate
 from ltat.methods import find_method
 from ltat.models import build_model, read_card, save_model
 from ltat.training import train
-from ltat.training.run_data import load_data, resolve
-from tests.training.tiny import tiny_config
+from ltat.training.run_data import load_data
+from tests.training.tiny import complete_config, tiny_config
 
 RATIO = 4.0
 WHOLE = load_dataset("digits")
@@ -63,7 +63,7 @@ def test_a_setting_out_of_range_is_refused_by_its_name(ratio: str):
 
 
 def test_a_held_out_part_is_of_the_training_set_and_the_test_set_stays_long_tailed():
-    data = load_data(resolve(tiny_config("data.test_imbalance_ratio=4", "select.set=val")))
+    data = load_data(complete_config("data.test_imbalance_ratio=4", "select.set=val"))
     assert data.val is not None and not set(data.val.indices) & set(LONG.test.indices)
     assert data.dataset.test.indices.tolist() == LONG.test.indices.tolist()
 

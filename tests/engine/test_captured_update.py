@@ -30,13 +30,13 @@ from ltat.training import Trainer, train
 from ltat.training.environment import determinism, pick_device
 from ltat.training.launch_report import updated_as
 from ltat.training.reporting import Reporter
-from ltat.training.run_data import RunData, load_data, resolve
+from ltat.training.run_data import RunData, load_data
 from ltat.training.stage import Stage, build_stage, initial_weights
 from tests.attacks.pretended_cuda import PretendedCuda
 from tests.attacks.recording import Recorder, UpdateRecorder
 from tests.marks import needs_cuda
 from tests.methods.making import make_method
-from tests.training.tiny import tiny_config
+from tests.training.tiny import complete_config, tiny_config
 
 # Five batches and a smaller one in an epoch, and another learning rate in each.
 SHORT = (
@@ -62,19 +62,17 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
 
 @cache
 def digits() -> RunData:
-    return load_data(resolve(tiny_config(*SHORT)))
+    return load_data(complete_config(*SHORT))
 
 
 def stage_of(*assignments: str) -> Stage:
     """A stage ready to run; its teacher, where it needs one, is a network with random weights."""
-    config, data = resolve(tiny_config(*SHORT, *assignments)), digits()
+    config, data = complete_config(*SHORT, *assignments), digits()
     device, kind = pick_device(config.train.device), find_method(config.method)
     with initial_weights(0, "teacher"):
         teacher = build_model("small", num_classes=data.train.num_classes, in_channels=1).to(device)
     taught = "teacher" in kind.Config.model_fields
-    return build_stage(
-        "student", kind.resolve(config, data.train.num_classes), data, device, teacher if taught else None
-    )
+    return build_stage("student", config, data, device, teacher if taught else None)
 
 
 def eager(stage: Stage) -> Stage:

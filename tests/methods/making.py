@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ltat.attacks import Objective
 from ltat.config import load_config
+from ltat.config.resolving import resolve
 from ltat.data import Batch
 from ltat.methods import LossTerms, Method, Step, find_method
 
@@ -15,8 +16,8 @@ SERVED: WeakKeyDictionary[Method, Tensor] = WeakKeyDictionary()
 
 
 def make_method(name: str, *assignments: str, counts: torch.Tensor, teacher: nn.Module | None = None) -> Method:
-    config = load_config(lambda m: find_method(m).Config, settings={"method": name}, assignments=assignments)
-    method = find_method(name)(config, counts, teacher)
+    asked = load_config(lambda m: find_method(m).Config, settings={"method": name}, assignments=assignments)
+    method = find_method(name)(resolve(asked, len(counts)), counts, teacher)
     SERVED[method] = counts
     return method
 

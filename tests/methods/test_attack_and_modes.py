@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ltat.config import load_config
+from ltat.config.resolving import resolve
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import find_method
@@ -171,7 +172,7 @@ def test_one_concatenated_forward_keeps_plus_and_minus_apart(batch: Batch):
 
 def test_the_teacher_stage_is_plain_adversarial_training_on_the_balanced_set():
     method = find_method("self-distill")
-    config = load_config(
+    asked = load_config(
         lambda m: find_method(m).Config,
         assignments=[
             "teacher.epochs=4",
@@ -188,6 +189,7 @@ def test_the_teacher_stage_is_plain_adversarial_training_on_the_balanced_set():
             "data.imbalance_ratio=7",
         ],
     )
+    config = resolve(asked, num_classes=10)
     teacher = method.teacher_config(config)
     assert (teacher.method, teacher.data.sampling, teacher.attack.loss) == ("pgd-at", "balanced", "ce")
     assert (teacher.train.epochs, teacher.train.batch_size, teacher.optim.lr, teacher.optim.wd) == (4, 32, 0.05, 0.001)

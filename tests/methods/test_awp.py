@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from ltat.config import AwpSection, RunConfig, load_config
+from ltat.config import Asked, AwpSection, RunConfig, load_config
+from ltat.config.resolving import resolve
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import METHODS, LossTerms, Method, Step, find_method
@@ -22,7 +23,7 @@ from ltat.training.schedule import learning_rate
 from ltat.training.stage import Stage
 from tests.methods.making import SERVED, loss_of, make_method, step_of
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
-from tests.training.tiny import tiny_config
+from tests.training.tiny import complete_config, tiny_config
 
 GAMMA = 0.05
 X = np.random.default_rng(0).standard_normal((5, 3))
@@ -57,7 +58,7 @@ class Mean(Method):
 
 
 def mean_method(**awp) -> Mean:
-    method = Mean(RunConfig(method="mean", awp=awp), torch.tensor([3, 2, 1]))
+    method = Mean(resolve(Asked(RunConfig(method="mean", awp=awp)), 3), torch.tensor([3, 2, 1]))
     SERVED[method] = torch.tensor([3, 2, 1])
     return method
 
@@ -278,7 +279,7 @@ def test_a_network_without_a_weight_to_perturb_stops_before_training(warmup: int
 
 
 def test_the_teacher_stage_is_trained_without():
-    config = tiny_config("method=self-distill", "awp.gamma=0.01", "radius.share=0.3")
+    config = complete_config("method=self-distill", "awp.gamma=0.01", "radius.share=0.3")
     teacher = find_method("self-distill").teacher_config(config)
     assert (teacher.awp.gamma, teacher.radius.share) == (0, 0)
 
@@ -288,7 +289,7 @@ def test_the_teacher_stage_is_trained_without():
     [("awp/faithful", 0.01, 1, [101, 151]), ("trades/awp", 0.005, 10, [100, 150])],
 )
 def test_a_recipe_perturbs_and_drops_the_rate_in_the_epochs_of_the_reference_code(recipe, gamma, first, drops):
-    config = load_config(lambda name: find_method(name).Config, recipe=recipe)
+    config = load_config(lambda name: find_method(name).Config, recipe=recipe).config
     method = make_method(
         config.method, f"awp.gamma={config.awp.gamma}", f"awp.warmup={config.awp.warmup}", counts=torch.ones(3)
     )

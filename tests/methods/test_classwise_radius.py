@@ -192,7 +192,7 @@ def test_settings_out_of_range_stop_before_training(setting: str):
 
 @pytest.mark.parametrize(("recipe", "alpha", "share"), [("c10-ir50", 0.3, 0.8), ("c100-ir10", 0.4, 0.6)])
 def test_the_recipes_keep_the_settings_of_the_reference_code(recipe: str, alpha: float, share: float):
-    config = load_config(lambda name: find_method(name).Config, recipe=f"robustlt/{recipe}-wrn28-10/at-bsl")
+    config = load_config(lambda name: find_method(name).Config, recipe=f"robustlt/{recipe}-wrn28-10/at-bsl").config
     assert (config.radius.share, config.radius.ramp_share) == (alpha, share)
     assert (config.attack.start, config.attack.mode) == ("uniform_clamp", "train_frozen_stats")
     assert (config.attack.eps, config.attack.step_size, config.optim.nesterov) == (8 / 255, 2 / 255, True)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from ltat.config import Asked
+from ltat.config.resolving import resolve
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, attacking
@@ -144,8 +146,8 @@ def test_the_warm_up_is_a_share_or_a_number_of_epochs(setting: float, epochs: in
 
 
 def test_lambda_left_out_is_the_authors_for_the_number_of_classes():
-    assert [Dafa.resolve(DafaConfig(), n).dafa.scale for n in (10, 100)] == [1.0, 1.5]
-    assert Dafa.resolve(DafaConfig.model_validate({"dafa": {"scale": 0}}), 100).dafa.scale == 0
+    assert [resolve(Asked(DafaConfig()), n).dafa.scale for n in (10, 100)] == [1.0, 1.5]
+    assert resolve(Asked(DafaConfig.model_validate({"dafa": {"scale": 0}})), 100).dafa.scale == 0
 
 
 def test_the_attack_gives_every_class_its_own_radius_and_step(batch: Batch, monkeypatch):

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from ltat.config import Asked
+from ltat.config.resolving import resolve
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import find_method
@@ -135,15 +137,15 @@ def test_loss_and_gradient_are_those_of_the_formula(case: str, batch, x_adv):
 )
 def test_the_reduction_left_out_is_the_reference_codes_for_the_number_of_classes(name, few, many):
     method = find_method(name)
-    assert [method.resolve(method.Config(), n).kd.reduction for n in (10, 100)] == [few, many]
+    assert [resolve(Asked(method.Config()), n).kd.reduction for n in (10, 100)] == [few, many]
     asked = method.Config.model_validate({"kd": {"reduction": "sum"}})
-    assert method.resolve(asked, 100).kd.reduction == "sum"
+    assert resolve(Asked(asked), 100).kd.reduction == "sum"
 
 
 def test_igdm_weighs_as_its_authors_do_for_the_number_of_classes():
     method = find_method("adaad+igdm")
-    assert [method.resolve(method.Config(), n).igdm.alpha for n in (10, 100)] == [1, 10]
-    assert method.resolve(method.Config.model_validate({"igdm": {"alpha": 20}}), 100).igdm.alpha == 20
+    assert [resolve(Asked(method.Config()), n).igdm.alpha for n in (10, 100)] == [1, 10]
+    assert resolve(Asked(method.Config.model_validate({"igdm": {"alpha": 20}})), 100).igdm.alpha == 20
 
 
 def test_the_reductions_differ_by_the_factors_they_name():

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.config import RunConfig, load_config
+from ltat.config.resolving import resolve
 from ltat.errors import LtatError
 from ltat.methods import Method, find_method
 from ltat.methods.awp import perturbed_weights
@@ -24,11 +25,11 @@ def network(seed: int, classes: int = CLASSES) -> nn.Module:
 
 
 def from_recipe(recipe: str, classes: int = CLASSES) -> Method:
-    config: RunConfig = load_config(lambda name: find_method(name).Config, recipe=recipe)
+    config: RunConfig = resolve(load_config(lambda name: find_method(name).Config, recipe=recipe), classes)
     counts = torch.arange(2 * classes, classes, -1)
     taught = "igdm" in recipe or recipe.startswith(("ard", "rslad", "adaad"))
     cls = find_method(config.method)
-    method = cls(cls.resolve(config, classes), counts, network(1, classes).eval() if taught else None)
+    method = cls(config, counts, network(1, classes).eval() if taught else None)
     SERVED[method] = counts
     return method
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from ltat.errors import LtatError
-from ltat.training.run_data import resolve
 from tests.methods.making import attack_of, loss_of, make_method, random_batch
 from tests.methods.test_attack_and_modes import buffers, network, same
 from tests.methods.test_losses import Linear, cross_entropy64, gradient64, logits64
@@ -53,9 +52,9 @@ def test_evaluation_attacks_within_the_radius_that_is_set():
 
 @pytest.mark.parametrize("where", ["val", "test"])
 def test_the_best_checkpoint_is_chosen_by_clean_accuracy_unless_another_is_named(where: str):
-    config = tiny_config("method=natural", f"select.set={where}", "data.name=digits")
-    assert config.select.metric == "pgd2"  # named by the tiny run
-    assert resolve(make(f"select.set={where}").config).select.metric == "clean"
+    asked = tiny_config("method=natural", f"select.set={where}", "data.name=digits")
+    assert asked.config.select.metric == "pgd2"  # named by the tiny run
+    assert make(f"select.set={where}").config.select.metric == "clean"
 
 
 def test_a_setting_of_another_method_is_refused_in_one_sentence():

@@ -47,7 +47,7 @@ def test_half_precision_stays_finite(name: str, tmp_path):
 
 
 def faithful(name: str) -> RunConfig:
-    return load_config(lambda method: find_method(method).Config, recipe=name)
+    return load_config(lambda method: find_method(method).Config, recipe=name).config
 
 
 @pytest.mark.parametrize(
@@ -73,10 +73,10 @@ def test_the_recipes_keep_the_quirks_of_the_reference_codes():
 
 def test_one_protocol_leaves_every_method_its_own_attack():
     def unified(name: str) -> AttackSection:
-        config = load_config(
+        asked = load_config(
             lambda method: find_method(method).Config, recipe="unified/digits", settings={"method": name}
         )
-        return config.attack
+        return asked.config.attack
 
     assert {unified(name).eps for name in NAMES} == {0.15}
     assert [unified(name).loss for name in ("trades", "mart")] == ["kl-self", "ce"]

@@ -174,7 +174,7 @@ def test_extra_forwards_change_no_loss(batch: Batch, x_adv):
 
 
 def test_the_codes_learning_rate_falls_in_every_epoch_from_60_on():
-    config = load_config(lambda m: find_method(m).Config, settings={"method": "robal"})
+    config = load_config(lambda m: find_method(m).Config, settings={"method": "robal"}).config
     rates = {epoch: learning_rate(config.schedule, 0.1, epoch, 80) for epoch in (1, 59, 60, 61, 62, 74, 75, 76)}
     expected = {1: 1e-1, 59: 1e-1, 60: 1e-2, 61: 1e-3, 62: 1e-4, 74: 1e-16, 75: 1e-18, 76: 1e-20}
     assert rates == pytest.approx(expected, rel=1e-9, abs=0)

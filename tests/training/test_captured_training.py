@@ -70,10 +70,10 @@ def test_what_is_said_before_a_captured_run_changes_nothing(recorder: Recorder):
 
 
 def test_a_captured_run_and_a_compiled_one_are_told_apart():
-    config = tiny_config("train.graph=true", "train.compile=true")
+    asked = tiny_config("train.graph=true", "train.compile=true")
     with pytest.raises(LtatError, match=r"train\.compile"):
-        check_graph(config, torch.device("cuda"))
-    check_graph(tiny_config("train.graph=true"), torch.device("cuda", 0))
+        check_graph(asked.config, torch.device("cuda"))
+    check_graph(tiny_config("train.graph=true").config, torch.device("cuda", 0))
 
 
 @needs_cuda

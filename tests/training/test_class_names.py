@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from ltat import evaluate
 from ltat.cli.main import main
-from ltat.config import RunConfig
+from ltat.config import Asked, RunConfig
 from ltat.data import load_dataset
 from ltat.errors import LtatError
 from ltat.models import build_model, load_model, save_model
@@ -98,7 +98,7 @@ def test_eval_by_name_takes_part_of_the_classes_and_says_so_but_invents_none(tmp
     assert done.exit_code == 2 and "no class 'bird'" in done.output
 
 
-def settings(data: Path, *assignments: str) -> RunConfig:
+def settings(data: Path, *assignments: str) -> Asked[RunConfig]:
     short = ("train.epochs=1", "train.batch_size=8", "select.set=none", "eval.n_examples=6", 'eval.attacks=["clean"]')
     return tiny_config("data.name=npz", f"data.dir={data}", "data.imbalance_ratio=natural", *short, *assignments)
 

@@ -13,8 +13,8 @@ from ltat.errors import LtatError
 from ltat.methods import find_method
 from ltat.training import prepare
 from ltat.training.batches import SAMPLING, build_augment, build_loader, build_plan
-from ltat.training.run_data import load_data, resolve
-from tests.training.tiny import tiny_config
+from ltat.training.run_data import load_data
+from tests.training.tiny import complete_config, tiny_config
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_a_run_may_be_resumed_with_another_loader(run_tiny):
     ],
 )
 def test_sampling_by_name_makes_the_plan_of_that_name(name, kind, facts):
-    config = resolve(tiny_config("method=at-bsl", f"data.sampling={name}", "seed.train=5"))
+    config = complete_config("method=at-bsl", f"data.sampling={name}", "seed.train=5")
     data = load_data(config).train
     plan = build_plan(data, config)
     assert isinstance(plan, kind) and plan.seed == 5
@@ -65,7 +65,7 @@ def test_sampling_by_name_makes_the_plan_of_that_name(name, kind, facts):
 
 def test_a_plan_of_ones_own_is_served_and_recorded(run_tiny, tmp_path):
     settings = ("method=at-bsl", "data.sampling=file", f"data.plan_file={tmp_path / 'plan.npy'}", "train.epochs=1")
-    config = resolve(tiny_config(*settings))
+    config = complete_config(*settings)
     train = load_data(config).train
     own = np.append(np.arange(len(train))[::-1], [0, 0])
     np.save(tmp_path / "plan.npy", own)
@@ -79,7 +79,7 @@ def test_a_plan_of_ones_own_is_served_and_recorded(run_tiny, tmp_path):
 
 
 def test_a_plan_without_one_of_the_classes_is_refused(tmp_path):
-    config = resolve(tiny_config("method=at-bsl", "data.sampling=file", f"data.plan_file={tmp_path / 'plan.npy'}"))
+    config = complete_config("method=at-bsl", "data.sampling=file", f"data.plan_file={tmp_path / 'plan.npy'}")
     train = load_data(config).train
     np.save(tmp_path / "plan.npy", np.flatnonzero(train.labels != 3))
     with pytest.raises(LtatError, match=r"plan\.npy names no image of class 3; add one of each class"):
@@ -92,7 +92,7 @@ def test_the_prior_follows_what_each_epoch_samples(monkeypatch, run_tiny):
         find_method("at-bsl"), "end_step", lambda self, step, _: seen.append((step.epoch, step.class_counts.tolist()))
     )
     run_tiny("run", "method=at-bsl", "data.sampling=progressive")
-    config = resolve(tiny_config("method=at-bsl", "data.sampling=progressive"))
+    config = complete_config("method=at-bsl", "data.sampling=progressive")
     data = load_data(config).train
     plan = build_plan(data, config)
     rehearsed, trained = [counts for _, counts in seen[:2]], [dict(seen[2:])[epoch] for epoch in (1, 2, 3)]
@@ -129,7 +129,7 @@ def test_augmentation_settings_reach_the_loader_of_both_stages():
 def test_the_share_of_memory_reaches_the_choice_of_loader(monkeypatch):
     monkeypatch.setattr("ltat.data.loaders.choice.free_memory", lambda device: 1)
     for share in ("1/4", "1/2"):
-        config = resolve(tiny_config("method=at-bsl", f"loader.share={share}"))
+        config = complete_config("method=at-bsl", f"loader.share={share}")
         train = load_data(config).train
         store = Split(Stored(train.images), train.labels, train.num_classes, train.indices)
         assert f"exceed {100 * Fraction(share)}% of the" in build_loader(store, config, CPU).why
@@ -138,12 +138,12 @@ def test_the_share_of_memory_reaches_the_choice_of_loader(monkeypatch):
 def test_a_run_finds_its_files_from_any_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("dir", "split_file", "plan_file", "train_list", "test_list"):
-        config = resolve(tiny_config("method=at-bsl", f"data.{name}=here", "data.sampling=file"))
+        config = complete_config("method=at-bsl", f"data.{name}=here", "data.sampling=file")
         assert getattr(config.data, name) == str(tmp_path / "here")
 
 
 def test_randaugment_takes_its_strength_from_the_settings():
-    policy = build_augment(resolve(tiny_config("aug.policy=randaugment", "aug.ra_ops=3", "aug.ra_magnitude=5"))).policy
+    policy = build_augment(complete_config("aug.policy=randaugment", "aug.ra_ops=3", "aug.ra_magnitude=5")).policy
     assert (policy.num_ops, policy.magnitude) == (3, 5)
 
 
@@ -162,5 +162,5 @@ def test_randaugment_takes_its_strength_from_the_settings():
 )
 def test_what_cannot_be_loaded_is_refused_before_training(assignments, fragment):
     with pytest.raises(LtatError, match=fragment):
-        config = resolve(tiny_config("method=at-bsl", *assignments))
+        config = complete_config("method=at-bsl", *assignments)
         build_loader(load_data(config).train, config, CPU)

@@ -13,15 +13,16 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ltat.attacks import official
-from ltat.config import RunConfig
+from ltat.config import Asked, RunConfig
+from ltat.config.resolving import resolve
 from ltat.errors import LtatError
 from ltat.evaluation import evaluate
 from ltat.models import build_model, load_model, read_card, save_model
 from ltat.training import Trainer, prepare, train, validation
 from ltat.training.environment import determinism
 from ltat.training.reporting import Reporter
-from ltat.training.run_data import load_data, resolve
-from tests.training.tiny import tiny_config
+from ltat.training.run_data import load_data
+from tests.training.tiny import complete_config, tiny_config
 
 
 def rows(folder: Path) -> list[dict]:
@@ -53,7 +54,7 @@ def test_the_recorded_indices_are_the_images_trained_on(run_tiny):
 
 
 def test_every_class_keeps_images_on_both_sides_of_the_hold_out():
-    data = load_data(resolve(tiny_config()))
+    data = load_data(complete_config())
     assert data.val.counts.min() >= 1 and data.train.counts.min() >= 1
     np.testing.assert_array_equal(data.val.counts + data.train.counts, data.dataset.train.counts)
 
@@ -190,8 +191,8 @@ def test_the_score_is_balanced_over_classes(run_tiny):
 
 @pytest.mark.parametrize(("where", "metric"), [("val", "pgd10"), ("test", "pgd20")])
 def test_the_metric_of_selection_is_the_one_documented(where: str, metric: str):
-    config = RunConfig(method="at-bsl", data={"name": "digits"}, select={"set": where})
-    assert resolve(config).select.metric == metric
+    asked = Asked(RunConfig(method="at-bsl", data={"name": "digits"}, select={"set": where}))
+    assert resolve(asked, num_classes=10).select.metric == metric
 
 
 def test_the_stages_begin_with_different_weights_that_the_seed_fixes():
@@ -265,7 +266,7 @@ def test_a_teacher_of_other_channels_is_refused_before_anything_is_written(tmp_p
 
 def test_a_run_is_found_again_from_another_folder(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = resolve(tiny_config("data.name=npz", "data.dir=mine", "data.imbalance_ratio=natural"))
+    config = complete_config("data.name=npz", "data.dir=mine", "data.imbalance_ratio=natural")
     assert config.data.dir == str(tmp_path / "mine")
 
 
@@ -337,7 +338,7 @@ def test_a_loader_worker_that_dies_during_a_step_is_one_sentence(tmp_path, monke
 
 
 @pytest.fixture
-def awkward(tmp_path) -> RunConfig:
+def awkward(tmp_path) -> Asked[RunConfig]:
     """A run whose AutoAttack meets two limits of its package: three classes, and in l2 images of 12x12."""
     for part in ("train", "test"):
         images = np.random.default_rng(len(part)).integers(0, 256, (12, 12, 12, 1), dtype=np.uint8)

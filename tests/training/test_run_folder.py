@@ -8,34 +8,34 @@ import pytest
 from ltat.errors import LtatError
 from ltat.training.run_folder import RunFolder, differing_settings
 from tests.training.states import state
-from tests.training.tiny import tiny_config
+from tests.training.tiny import complete_config
 
 INDICES = {"train": {"n": 2, "sha256": "aa", "indices": [0, 1]}, "val": {"n": 1, "sha256": "bb", "indices": [2]}}
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
-    RunFolder(tmp_path / "run").open(tiny_config(), INDICES, resume=False)
+    RunFolder(tmp_path / "run").open(complete_config(), 10, INDICES, resume=False)
     with pytest.raises(LtatError, match="--resume"):
-        RunFolder(tmp_path / "run").open(tiny_config(), INDICES, resume=False)
+        RunFolder(tmp_path / "run").open(complete_config(), 10, INDICES, resume=False)
 
 
 def test_resuming_with_other_settings_names_them_but_device_and_evaluation_may_change(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.open(tiny_config(), INDICES, resume=False)
-    folder.open(tiny_config("train.device=auto", "eval.n_examples=7"), INDICES, resume=True)
+    folder.open(complete_config(), 10, INDICES, resume=False)
+    folder.open(complete_config("train.device=auto", "eval.n_examples=7"), 10, INDICES, resume=True)
     assert "n_examples = 7" in (tmp_path / "config.toml").read_text()
     with pytest.raises(LtatError, match=r"attack\.eps, train\.epochs"):
-        folder.open(tiny_config("train.epochs=9", "attack.eps=0.2"), INDICES, resume=True)
+        folder.open(complete_config("train.epochs=9", "attack.eps=0.2"), 10, INDICES, resume=True)
     with pytest.raises(LtatError, match="method 'self-distill', not 'at-bsl'"):
-        folder.open(tiny_config("method=at-bsl"), INDICES, resume=True)
+        folder.open(complete_config("method=at-bsl"), 10, INDICES, resume=True)
 
 
 def test_resuming_on_other_data_or_another_teacher_is_refused_and_the_record_kept(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.open(tiny_config(), INDICES, resume=False)
+    folder.open(complete_config(), 10, INDICES, resume=False)
     other = {**INDICES, "train": {"n": 1, "sha256": "cc", "indices": [0]}}
     with pytest.raises(LtatError, match=r"train in indices\.json"):
-        folder.open(tiny_config(), other, resume=True)
+        folder.open(complete_config(), 10, other, resume=True)
     assert folder.read_json("indices.json") == INDICES
 
 
@@ -43,7 +43,7 @@ def test_resuming_on_other_data_or_another_teacher_is_refused_and_the_record_kep
 def test_an_impossible_folder_is_told_in_a_sentence(tmp_path, out):
     (tmp_path / "file").write_text("")
     with pytest.raises(LtatError, match="file"):
-        RunFolder(tmp_path / out).open(tiny_config(), INDICES, resume=False)
+        RunFolder(tmp_path / out).open(complete_config(), 10, INDICES, resume=False)
 
 
 def test_the_environments_of_resumed_runs_are_added_to_the_first(tmp_path):
@@ -92,10 +92,10 @@ def test_metrics_are_on_the_disk_before_the_state_counts_on_them(tmp_path, monke
 )
 def test_a_record_of_another_shape_is_told_in_a_sentence(tmp_path, name, content):
     folder = RunFolder(tmp_path)
-    folder.open(tiny_config(), INDICES, resume=False)
+    folder.open(complete_config(), 10, INDICES, resume=False)
     (tmp_path / name).write_text(content)
     with pytest.raises(LtatError, match=rf"{name}.*delete it"):
-        folder.open(tiny_config(), INDICES, resume=True)
+        folder.open(complete_config(), 10, INDICES, resume=True)
         folder.record_environment({})
 
 
@@ -115,14 +115,14 @@ def test_what_is_left_of_a_run_without_its_settings_is_refused(tmp_path):
         for name in ("state.pt", "teacher-state-before.pt", "metrics.jsonl", "best.safetensors"):
             (tmp_path / name).write_text("")
             with pytest.raises(LtatError, match=rf"{name} without the config\.toml"):
-                RunFolder(tmp_path).open(tiny_config(), INDICES, resume)
+                RunFolder(tmp_path).open(complete_config(), 10, INDICES, resume)
             (tmp_path / name).unlink()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_state_of_other_settings_or_data_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "one")
-    folder.open(tiny_config(), INDICES, resume=False)
+    folder.open(complete_config(), 10, INDICES, resume=False)
     folder.save_state("state.pt", state())
     assert folder.load_state("state.pt")["epoch"] == 1
     for name, assignment, indices, what in (
@@ -130,7 +130,7 @@ def test_a_state_of_other_settings_or_data_is_refused(tmp_path):
         ("three", "attack.eps=0.15", {**INDICES, "teacher": {"sha256": "cc"}}, r"other data \(teacher"),
     ):
         other = RunFolder(tmp_path / name)
-        other.open(tiny_config(assignment), indices, resume=False)
+        other.open(complete_config(assignment), 10, indices, resume=False)
         shutil.copy(tmp_path / "one" / "state.pt", tmp_path / name / "state.pt")
         with pytest.raises(LtatError, match=what):
             other.load_state("state.pt")
@@ -138,13 +138,13 @@ def test_a_state_of_other_settings_or_data_is_refused(tmp_path):
 
 def test_a_folder_of_a_version_that_kept_no_class_names_is_resumed(tmp_path):
     now = {**INDICES, "classes": {"names": ["a", "b"], "sha256": "dd"}, "teacher_buffers": {"sha256": "ee"}}
-    RunFolder(tmp_path).open(tiny_config(), INDICES, resume=False)
+    RunFolder(tmp_path).open(complete_config(), 10, INDICES, resume=False)
     RunFolder(tmp_path).save_state("state.pt", state())
     folder = RunFolder(tmp_path)
-    folder.open(tiny_config(), now, resume=True)
+    folder.open(complete_config(), 10, now, resume=True)
     assert folder.load_state("state.pt") is not None
     for name in ("classes", "teacher_buffers"):  # from now on they are compared
         with pytest.raises(LtatError, match=f"{name} in indices"):
-            folder.open(tiny_config(), {**now, name: {"sha256": "ff"}}, resume=True)
+            folder.open(complete_config(), 10, {**now, name: {"sha256": "ff"}}, resume=True)
     with pytest.raises(LtatError, match="teacher_buffers in indices"):
-        folder.open(tiny_config(), {name: now[name] for name in now if name != "teacher_buffers"}, resume=True)
+        folder.open(complete_config(), 10, {name: now[name] for name in now if name != "teacher_buffers"}, resume=True)

@@ -21,12 +21,12 @@ def changes(values: list[float]) -> dict[int, float]:
 
 
 def test_at_bsl_drops_in_epochs_75_and_90_and_once_more_in_the_last():
-    config = load_config(lambda m: find_method(m).Config, settings={"method": "at-bsl"})
+    config = load_config(lambda m: find_method(m).Config, settings={"method": "at-bsl"}).config
     assert changes(rates(config.schedule, 100, 0.1)) == pytest.approx({1: 0.1, 75: 0.01, 90: 0.001, 100: 0.0001})
 
 
 def test_the_main_method_keeps_its_rate_in_the_last_epoch():
-    config = load_config(lambda m: find_method(m).Config)
+    config = load_config(lambda m: find_method(m).Config).config
     assert changes(rates(config.schedule, 100, 0.1)) == pytest.approx({1: 0.1, 75: 0.01, 90: 0.001})
     assert changes(rates(config.teacher.schedule, 30, 0.1)) == pytest.approx({1: 0.1, 22: 0.01, 27: 0.001})
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ltat.config import RunConfig, load_config
+from ltat.config import Asked, RunConfig, load_config
+from ltat.config.resolving import resolve
 from ltat.methods import find_method
 from ltat.training.state_file import read_state
 
@@ -23,11 +24,15 @@ TINY = [
 ]
 
 
-def tiny_config(*assignments: str) -> RunConfig:
+def tiny_config(*assignments: str) -> Asked[RunConfig]:
     given = [*TINY, *assignments]
     if not any(a.startswith("method=") and a != "method=self-distill" for a in given):
         given = ["teacher.epochs=2", *given]
     return load_config(lambda name: find_method(name).Config, assignments=given)
+
+
+def complete_config(*assignments: str) -> RunConfig:
+    return resolve(tiny_config(*assignments), num_classes=10)
 
 
 def saved_state(folder: Path, name: str = "state.pt") -> dict[str, Any]:
