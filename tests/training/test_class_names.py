@@ -147,7 +147,7 @@ def test_the_normalisation_of_a_teacher_handed_in_is_part_of_its_fingerprint(tmp
     )
     one.load_state_dict(plain.state_dict())
     other.load_state_dict(plain.state_dict())
-    config = settings(tmp_path, "method=rslad")
+    config = settings(tmp_path, "method=rslad").config
     given = [given_networks(config, teacher) for teacher in (plain, one, other)]
     assert len({record["teacher"] for record in given}) == 1  # as in run folders of former versions
     assert len({record["teacher_buffers"] for record in given}) == 3
