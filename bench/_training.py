@@ -33,7 +33,7 @@ COUNTS = (5000, 3237, 2096, 1357, 878, 568, 368, 238, 154, 100)  # CIFAR-10-LT, 
 
 
 @dataclass(frozen=True)
-class Task:
+class Workload:
     """Long-tailed training images and the settings of ltat's run on them.
 
     ``settings`` are ``section.key=value`` over AT-BSL's published ones, or over those of a ``base`` recipe.
@@ -82,12 +82,12 @@ def gpu_settings(device: torch.device) -> dict[str, tuple[str, ...]]:
     return {GRAPH: GRAPH_SETTINGS} | ({COMPILE: COMPILE_SETTINGS} if modes_to_try(device) else {})
 
 
-def make_trainer(task: Task, settings: tuple[str, ...]) -> Trainer:
+def make_trainer(workload: Workload, settings: tuple[str, ...]) -> Trainer:
     """ltat's trainer at the beginning of a run."""
-    config = task.config(*settings)
-    names = tuple(map(str, range(task.train.num_classes)))
-    data = RunData(Dataset("bench", task.train, task.train, names), task.train, None)
-    return Trainer(build_stage("student", config, data, task.device))
+    config = workload.config(*settings)
+    names = tuple(map(str, range(workload.train.num_classes)))
+    data = RunData(Dataset("bench", workload.train, workload.train, names), workload.train, None)
+    return Trainer(build_stage("student", config, data, workload.device))
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,19 @@ class Plain:
     recipe: Recipe
 
 
-def make_plain(task: Task, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Plain:
+def make_plain(workload: Workload, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Plain:
     """The same network for the plain loop, NCHW; ``wrap`` may compile it."""
-    channels = task.train.images.shape[-1]
-    model = build_model(task.config().model.name, num_classes=task.train.num_classes, in_channels=channels)
-    model = model.to(task.device)
-    log_prior = torch.as_tensor(task.train.counts, device=task.device).float().log()
-    return Plain(wrap(model), plain_at_bsl.make_optimizer(model, task.recipe), log_prior, task.recipe)
+    channels = workload.train.images.shape[-1]
+    model = build_model(workload.config().model.name, num_classes=workload.train.num_classes, in_channels=channels)
+    model = model.to(workload.device)
+    log_prior = torch.as_tensor(workload.train.counts, device=workload.device).float().log()
+    return Plain(wrap(model), plain_at_bsl.make_optimizer(model, workload.recipe), log_prior, workload.recipe)
 
 
-def plain_epochs(task: Task, workers: int, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Run:
+def plain_epochs(workload: Workload, workers: int, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Run:
     """An epoch of the plain loop at every call; ``wrap`` as in :func:`make_plain`."""
-    plain = make_plain(task, wrap)
-    loader = plain_at_bsl.make_loader(task.train.images, task.train.labels, task.recipe, workers)
+    plain = make_plain(workload, wrap)
+    loader = plain_at_bsl.make_loader(workload.train.images, workload.train.labels, workload.recipe, workers)
     return lambda: plain_at_bsl.train_epoch(
-        plain.network, plain.optimizer, loader, plain.log_prior, plain.recipe, task.device
+        plain.network, plain.optimizer, loader, plain.log_prior, plain.recipe, workload.device
     )

@@ -18,7 +18,7 @@ from bench._training import (
     GRAPH,
     GRAPH_SETTINGS,
     SETTINGS,
-    Task,
+    Workload,
     make_trainer,
     plain_epochs,
     random_split,
@@ -29,37 +29,37 @@ EPOCHS = 1000  # more than will be asked for: a stage of a bench never reaches i
 TRIALS = 2  # epochs: every one has steps enough to be recorded, and the second records again
 
 
-def digits(device: torch.device) -> Task:
+def digits(device: torch.device) -> Workload:
     """The baseline's training in `ltat demo`."""
     train = load_dataset("digits", imbalance_ratio=20.0).train
-    return Task(train, (f"train.epochs={EPOCHS}",), device, base="demo/digits-at-bsl")
+    return Workload(train, (f"train.epochs={EPOCHS}",), device, base="demo/digits-at-bsl")
 
 
-def cifar(device: torch.device) -> Task:
+def cifar(device: torch.device) -> Workload:
     """A student's training on as many random images as CIFAR-10-LT has at ratio 50."""
-    return Task(random_split(COUNTS), ("data.name=cifar10", f"train.epochs={EPOCHS}"), device)
+    return Workload(random_split(COUNTS), ("data.name=cifar10", f"train.epochs={EPOCHS}"), device)
 
 
-def ltat_epochs(task: Task, settings: tuple[str, ...]) -> Run:
+def ltat_epochs(workload: Workload, settings: tuple[str, ...]) -> Run:
     """An epoch of ltat's trainer at every call."""
-    return make_trainer(task, settings).run_epoch
+    return make_trainer(workload, settings).run_epoch
 
 
-def cpu_candidates(task: Task) -> dict[str, Run]:
+def cpu_candidates(workload: Workload) -> dict[str, Run]:
     """Everyone."""
 
     def compiled(compile) -> Run:
-        return plain_epochs(task, 0, compile)
+        return plain_epochs(workload, 0, compile)
 
-    runs = {"plain": plain_epochs(task, 0)}
-    runs |= {name: ltat_epochs(task, own) for name, own in ({"ltat demo": ()} | SETTINGS).items()}
-    return runs | tried("plain compile", lambda: best_compiled(compiled, task.device), TRIALS)
+    runs = {"plain": plain_epochs(workload, 0)}
+    runs |= {name: ltat_epochs(workload, own) for name, own in ({"ltat demo": ()} | SETTINGS).items()}
+    return runs | tried("plain compile", lambda: best_compiled(compiled, workload.device), TRIALS)
 
 
-def gpu_candidates(task: Task) -> dict[str, Run]:
+def gpu_candidates(workload: Workload) -> dict[str, Run]:
     """The plain loop and ltat's fastest two: an epoch takes seconds."""
-    runs = {"plain": plain_epochs(task, 4), FASTEST: ltat_epochs(task, SETTINGS[FASTEST])}
-    return runs | tried(GRAPH, lambda: ltat_epochs(task, GRAPH_SETTINGS), TRIALS)
+    runs = {"plain": plain_epochs(workload, 4), FASTEST: ltat_epochs(workload, SETTINGS[FASTEST])}
+    return runs | tried(GRAPH, lambda: ltat_epochs(workload, GRAPH_SETTINGS), TRIALS)
 
 
 @click.command()

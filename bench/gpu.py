@@ -252,8 +252,8 @@ def write_summary(out: Path, outcomes: Sequence[Outcome]) -> None:
     """summary.json and summary.md of what there is so far."""
     ceilings = _json(out / "ceilings.json")
     rates = throughput(out, float(ceilings.get("bf16_tflops", MEASURED_TFLOPS)))
-    told = {"parts": [asdict(outcome) for outcome in outcomes], "ceilings": ceilings, "throughput": rates}
-    (out / "summary.json").write_text(json.dumps(told, indent=2) + "\n")
+    summary = {"parts": [asdict(outcome) for outcome in outcomes], "ceilings": ceilings, "throughput": rates}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     measured = read_all(out / "results")
     rows = [
         [o.name, o.state, f"{o.seconds:.0f} s", f"{o.limit:.0f} s", o.last_line.replace("|", "/")] for o in outcomes

@@ -109,8 +109,8 @@ def machine_line(case: Measured) -> str:
     row = case.first
     device = " --device cuda" if row.on_gpu else ""
     threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
-    told = f"{row.hardware}, {threads}, torch {row.torch}, commit {row.commit}, {row.date}"
-    return f"**{told}** (`ltat bench {case.bench}{device} --threads {row.threads}`)"
+    label = f"{row.hardware}, {threads}, torch {row.torch}, commit {row.commit}, {row.date}"
+    return f"**{label}** (`ltat bench {case.bench}{device} --threads {row.threads}`)"
 
 
 def case_rows(case: Measured) -> list[list[str]]:

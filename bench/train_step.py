@@ -41,7 +41,7 @@ from bench._training import (
     GRAPH_SETTINGS,
     SETTINGS,
     Plain,
-    Task,
+    Workload,
     gpu_settings,
     make_plain,
     make_trainer,
@@ -60,46 +60,46 @@ class MemoryCase(NamedTuple):
     device: torch.device
 
 
-def make_batch(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    batch = task.recipe.batch_size
-    labels = torch.as_tensor(task.train.labels, device=task.device)
-    return torch.rand(batch, 3, 32, 32, device=task.device), labels[torch.randint(len(labels), (batch,))]
+def make_batch(workload: Workload) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = workload.recipe.batch_size
+    labels = torch.as_tensor(workload.train.labels, device=workload.device)
+    return torch.rand(batch, 3, 32, 32, device=workload.device), labels[torch.randint(len(labels), (batch,))]
 
 
-def plain_run(plain: Plain, task: Task) -> Run:
-    x, y = make_batch(task)
+def plain_run(plain: Plain, workload: Workload) -> Run:
+    x, y = make_batch(workload)
     return lambda: train_step(plain.network, plain.optimizer, x, y, plain.log_prior, plain.recipe)
 
 
-def ltat_run(task: Task, settings: tuple[str, ...]) -> Run:
-    trainer = make_trainer(task, settings)
+def ltat_run(workload: Workload, settings: tuple[str, ...]) -> Run:
+    trainer = make_trainer(workload, settings)
     trainer.network.train()
-    x, y = make_batch(task)
+    x, y = make_batch(workload)
     batch = Batch(x.contiguous(memory_format=torch.channels_last), y, torch.arange(len(y), device=y.device))
     counts, steps = trainer.class_counts(1), iter(range(1_000_000))
     return lambda: trainer.train_step(trainer.step(batch, 1, next(steps), counts))
 
 
-def candidates(task: Task) -> dict[str, Run]:
+def candidates(workload: Workload) -> dict[str, Run]:
     """Everyone."""
 
     def compiled(compile) -> Run:
-        return plain_run(make_plain(task, compile), task)
+        return plain_run(make_plain(workload, compile), workload)
 
-    runs = {"plain": plain_run(make_plain(task), task)}
-    runs |= {name: ltat_run(task, settings) for name, settings in SETTINGS.items()}
-    for name, settings in gpu_settings(task.device).items():
-        runs |= tried(name, partial(ltat_run, task, settings))
-    runs |= tried("compile", lambda: best_compiled(compiled, task.device, NETWORK_MODES))
-    if task.device.type == "cuda":
-        runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(task), task)))
+    runs = {"plain": plain_run(make_plain(workload), workload)}
+    runs |= {name: ltat_run(workload, settings) for name, settings in SETTINGS.items()}
+    for name, settings in gpu_settings(workload.device).items():
+        runs |= tried(name, partial(ltat_run, workload, settings))
+    runs |= tried("compile", lambda: best_compiled(compiled, workload.device, NETWORK_MODES))
+    if workload.device.type == "cuda":
+        runs |= tried("plain graph", lambda: graphed(plain_run(make_plain(workload), workload)))
     return runs
 
 
-def one(task: Task, candidate: str) -> Run:
+def one(workload: Workload, candidate: str) -> Run:
     if candidate == "plain":
-        return plain_run(make_plain(task), task)
-    return ltat_run(task, GRAPH_SETTINGS if candidate == GRAPH else SETTINGS[candidate])
+        return plain_run(make_plain(workload), workload)
+    return ltat_run(workload, GRAPH_SETTINGS if candidate == GRAPH else SETTINGS[candidate])
 
 
 def process_peak(run: Run) -> float:
@@ -155,9 +155,9 @@ def bench_memory(case: MemoryCase, measured: Collection[str]) -> None:
     write_rows("train_step", f"{case.model} {case.images}x3x32x32 peak memory", case.device, "MiB", peaks)
 
 
-def make_task(name: str, batch: int, steps: int, device: torch.device) -> Task:
+def make_task(name: str, batch: int, steps: int, device: torch.device) -> Workload:
     settings = (f"model.name={name}", f"train.batch_size={batch}", f"attack.steps={steps}")
-    return Task(random_split(COUNTS), (*settings, "data.name=cifar10"), device)
+    return Workload(random_split(COUNTS), (*settings, "data.name=cifar10"), device)
 
 
 @click.command()
@@ -181,8 +181,8 @@ def main(
         return
     cases, measured = network_cases(device, batch), set(SETTINGS)
     for images, steps, everyone, warm_up in cases:
-        task = make_task(name, images, steps, device)
-        runs = candidates(task) if everyone else {c: one(task, c) for c in ("plain", FASTEST)}
+        workload = make_task(name, images, steps, device)
+        runs = candidates(workload) if everyone else {c: one(workload, c) for c in ("plain", FASTEST)}
         measured |= runs.keys()
         seconds = compare(runs, device, rounds, target=0.0, warm_up=warm_up)
         append("train_step", f"{name} {images}x3x32x32 {steps} steps", device, seconds)

@@ -44,7 +44,7 @@ def atomic_write_all(contents: Mapping[Path, bytes]) -> None:
     All are safely on the disk before the first takes its final name, so only the renames stand between the
     old set and the new one.
     """
-    with _told(*contents), contextlib.ExitStack() as stack:
+    with _reported(*contents), contextlib.ExitStack() as stack:
         places = {path: _ready_place(path) for path in contents}
         files = {path: place for path, place in places.items() if place is not None}
         written = [
@@ -70,7 +70,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         LtatError: the place cannot be written, or the disk is full.
     """
-    with _told(path):
+    with _reported(path):
         place = _ready_place(path)
         with temporary_file(Path(tempfile.gettempdir()) if place is None else place.parent) as temporary:
             yield temporary
@@ -94,7 +94,7 @@ def appearing_together(folder: Path) -> Iterator[Path]:
     """
     made = not exists(folder)
     try:
-        with _told(folder):
+        with _reported(folder):
             _refuse_dangling(folder / "file")
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder)
@@ -118,7 +118,7 @@ def check_writable(path: Path) -> None:
     Raises:
         LtatError: a file stands where a folder is needed, or nothing can be written there.
     """
-    with _told(path, remedy="choose another folder"):
+    with _reported(path, remedy="choose another folder"):
         place = _place(path)
         if place is not None:
             folder = next(parent for parent in place.parents if parent.exists())
@@ -206,7 +206,7 @@ def read_text(path: str | Path, largest: int | None = None) -> str:
 
 
 @contextlib.contextmanager
-def _told(*paths: Path, remedy: str = _ROOM) -> Iterator[None]:
+def _reported(*paths: Path, remedy: str = _ROOM) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -144,9 +144,9 @@ def _sentence(error: ValidationError, config_class: type[RunConfig], method: obj
     problems = error.errors()
     first = problems[0]
     for problem in problems:
-        told = problem.get("ctx", {}).get("error")
-        if isinstance(told, LtatError):  # of a setting that says itself what is wrong with it
-            return str(told)
+        raised = problem.get("ctx", {}).get("error")
+        if isinstance(raised, LtatError):  # of a setting that says itself what is wrong with it
+            return str(raised)
     name = _setting_name(first, config_class)
     if first["type"] == "extra_forbidden":
         return (

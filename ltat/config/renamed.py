@@ -20,7 +20,7 @@ VALUES = {("schedule.kind", "step"): "multistep", ("teacher.schedule.kind", "ste
 
 
 def with_new_names(tree: Tree, kind: type[Section]) -> Tree:
-    """A tree of settings of ``kind`` with today's names in place of former ones; each is told in a warning.
+    """A tree of settings of ``kind`` with today's names in place of former ones; each is named in a warning.
 
     Raises:
         LtatError: a setting stands there under both names.

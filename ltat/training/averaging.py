@@ -161,7 +161,7 @@ def is_averaged(config: RunConfig, epoch: int) -> bool:
 
 
 def check_average(config: RunConfig) -> None:
-    """Look at when averaging is to begin.
+    """Check when averaging begins.
 
     Raises:
         LtatError: it never would.

@@ -74,7 +74,7 @@ def prepare(
 
 
 def check_graph(config: RunConfig, device: torch.device) -> None:
-    """Look at whether the attack can be captured as a CUDA graph, where that is asked for.
+    """Check that CUDA graphs, where the settings ask for them, can be captured.
 
     Raises:
         LtatError: not on this device, or not together with ``torch.compile``.
@@ -86,7 +86,7 @@ def check_graph(config: RunConfig, device: torch.device) -> None:
 
 
 def check_evaluation(config: RunConfig, data: RunData) -> None:
-    """Look at the settings of the evaluation that ends the run.
+    """Check the settings of the evaluation that ends the run.
 
     Raises:
         LtatError: no attack, an unknown one, a radius or step wider than the box, or more examples than test images.
@@ -128,7 +128,7 @@ def checked_stage(
 
 
 def check_selection(config: RunConfig) -> None:
-    """Look at how the best checkpoint is to be chosen.
+    """Check how the best checkpoint is chosen.
 
     Raises:
         LtatError: no epoch in which a checkpoint competes.

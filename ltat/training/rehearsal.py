@@ -58,7 +58,7 @@ def rehearse_step(method: Method, step: Step) -> None:
 
 
 def check_terms(terms: object, step: Step, method: Method) -> None:
-    """Look at what a method's loss returned.
+    """Check what a method's loss returned.
 
     Raises:
         LtatError: not what :class:`ltat.methods.LossTerms` describes, or no finite loss.

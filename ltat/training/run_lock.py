@@ -47,7 +47,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def require_unlocked(folder: Path) -> None:
-    """Look at whether another run holds the folder, before long preparations; makes nothing.
+    """Check that no other run holds the folder, before long preparations; creates nothing.
 
     Raises:
         LtatError: another run holds it.

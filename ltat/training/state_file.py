@@ -97,7 +97,7 @@ def _check_content(state: State) -> None:
             raise Unusable(f"its {name} is no {kind.__name__}")
     run = state.get("run")
     if run and not (isinstance(run["settings"], dict) and isinstance(run["data"], dict)):
-        raise Unusable("its run is not told")
+        raise Unusable("it does not name its run")
     epochs = [row["epoch"] for row in state["rows"]]
     if not epochs or epochs != list(range(epochs[0], state["epoch"] + 1)) or epochs[0] < 1:
         raise Unusable(f"its rows are not those of {state['epoch']} epochs")

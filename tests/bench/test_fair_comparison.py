@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from bench import _harness, attack, balanced_kd, pgd_step, plain_at_bsl
 from bench._harness import Spread, append, compare
-from bench._training import SETTINGS, Task, make_plain, make_trainer, random_split
+from bench._training import SETTINGS, Workload, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
 from ltat import ops
 from ltat.data import Batch
@@ -22,14 +22,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def task() -> Task:
+def workload() -> Workload:
     settings = ("data.name=cifar10", "model.name=small", "train.batch_size=8", "attack.steps=3", "attack.start=zero")
-    return Task(random_split((20, 10, 5), size=8), settings, CPU)
+    return Workload(random_split((20, 10, 5), size=8), settings, CPU)
 
 
-def test_the_plain_loop_and_the_exact_trainer_make_the_same_step(task: Task, monkeypatch: pytest.MonkeyPatch):
+def test_the_plain_loop_and_the_exact_trainer_make_the_same_step(workload: Workload, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # as attack.start=zero
-    trainer, plain = make_trainer(task, SETTINGS["ltat fp32"]), make_plain(task)
+    trainer, plain = make_trainer(workload, SETTINGS["ltat fp32"]), make_plain(workload)
     plain.network.load_state_dict(trainer.stage.model.state_dict())
     trainer.network.train()
     x, y = torch.rand(8, 3, 8, 8), torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])

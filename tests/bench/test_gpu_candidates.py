@@ -26,7 +26,7 @@ def epochs(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], dict]:
 
     def found(capture: bool) -> dict:
         monkeypatch.setattr(end_to_end, "plain_epochs", lambda *given: list)
-        ours = lambda task, own: list if capture or own != GRAPH_SETTINGS else fails  # noqa: E731
+        ours = lambda workload, own: list if capture or own != GRAPH_SETTINGS else fails  # noqa: E731
         monkeypatch.setattr(end_to_end, "ltat_epochs", ours)
         return end_to_end.gpu_candidates(SimpleNamespace(device=GPU))
 
