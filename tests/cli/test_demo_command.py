@@ -7,7 +7,7 @@ from click.testing import CliRunner, Result
 
 from ltat.cli import demo
 from ltat.cli.main import main
-from ltat.config import RunConfig, to_toml
+from ltat.config import Asked, RunConfig, to_toml
 from ltat.training.run_lock import locked
 
 
@@ -20,9 +20,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where the demo trained; training itself and the comparison are left out."""
     folders = []
 
-    def train(config: RunConfig, folder: Path) -> None:
+    def train(asked: Asked[RunConfig], folder: Path) -> None:
         assert not (folder / "config.toml").exists()
-        (folder / "config.toml").write_text(to_toml(config))
+        (folder / "config.toml").write_text(to_toml(asked.config))
         folders.append(folder)
 
     monkeypatch.setattr("ltat.training.train", train)

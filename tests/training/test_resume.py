@@ -177,7 +177,7 @@ def test_a_state_of_another_network_is_refused(uninterrupted: Path, tmp_path: Pa
     shutil.copytree(uninterrupted, tmp_path / "run")
     for name in ("state.pt", "teacher-state.pt"):
         write_state(tmp_path / "run" / name, saved_state(tmp_path / "run", name) | {"run": {}})
-    text = (tmp_path / "run" / "config.toml").read_text().replace('name = "small"', 'name = "resnet18"')
+    text = (tmp_path / "run" / "config.toml").read_text().replace('"small"', '"resnet18"')
     (tmp_path / "run" / "config.toml").write_text(text)
     with pytest.raises(LtatError, match="not of this run"):
         train(tiny_config("model.name=resnet18"), tmp_path / "run", resume=True)
