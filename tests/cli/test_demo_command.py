@@ -26,7 +26,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(folder)
 
     monkeypatch.setattr("ltat.training.train", train)
-    monkeypatch.setattr(demo, "compare", lambda out, config: [])
+    monkeypatch.setattr(demo, "compare", lambda *_: [])
     return folders
 
 
