@@ -1,7 +1,6 @@
 """``ltat.attacks.pgd`` and ``ltat.evaluate`` as a script calls them, on ``run/last.safetensors``."""
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -29,7 +28,6 @@ VARIANTS = {
         "step_size": torch.linspace(0.01, 0.05, 50),
     },
 }
-RESTARTS = {"restarts": {"restarts": 2}, "best": {"keep": "best"}, "both": {"restarts": 2, "keep": "best"}}
 
 
 def main() -> None:
@@ -38,7 +36,7 @@ def main() -> None:
     x = torch.tensor(digits.images[:50] / 16, dtype=torch.float32)[:, None]
     y = torch.tensor(digits.target[:50])
     attacked = {}
-    for name, options in (RESTARTS if sys.argv[1] == "restarts" else VARIANTS).items():
+    for name, options in VARIANTS.items():
         generator = torch.Generator().manual_seed(7)
         attacked[name] = pgd(model, x, y, **{"threat": LINF, "steps": 4, "generator": generator, **options})
     save_file(attacked, "attacked.safetensors")

@@ -211,9 +211,7 @@ def evaluated() -> Iterator[Case]:
         yield Case(f"eval-{name}", (on_digits("at-bsl"),), ((*EVALUATE, *options),))
     yield Case("eval-ldam", (on_digits("pgd-at", "loss.cls=ldam-drw"),), ((*EVALUATE, *FEW),))
     yield Case("eval-tau", (on_digits("natural", "eval.tau=1"),), ((*EVALUATE, *FEW),))
-    for name in ("variants", "restarts"):
-        script = ("python", str(HERE / "attack_script.py"), name)
-        yield Case(f"python-{name}", (on_digits("at-bsl"),), (script,))
+    yield Case("python-variants", (on_digits("at-bsl"),), (("python", str(HERE / "attack_script.py")),))
 
 
 def resolved(recipes: list[str]) -> Iterator[Case]:
