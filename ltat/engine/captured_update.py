@@ -52,7 +52,7 @@ class CudaRecorder:
     """Records functions with effects as CUDA graphs, one after the other, all into one pool of memory.
 
     Raises:
-        LtatError: ``device`` is no GPU.
+        LtatError: ``device`` is not a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:

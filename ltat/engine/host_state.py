@@ -1,7 +1,7 @@
 """What Python holds and a CUDA graph does not see: attributes of an object, and the generators of the host.
 
 A replay runs kernels alone. A number that Python would compute anew, or a tensor that it would put in the place of
-another, stays what it was at the capture. These functions tell whether something of the kind changes between two steps.
+another, stays what it was at the capture. This module finds such changes between two steps.
 """
 
 import io

@@ -29,8 +29,8 @@ def training_attack(
     step: Step,
     config: RunConfig,
     objective: Callable[[Step], Objective],
+    threat: ThreatModel,
     *,
-    threat: ThreatModel | None = None,
     step_size: float | None = None,
     scale: Tensor | None = None,
 ) -> Tensor:
@@ -40,12 +40,11 @@ def training_attack(
         step: the batch and the network.
         config: of the run.
         objective: builds the loss per image to ascend; called with the network in the mode of the attack.
-        threat: the ball, that of ``config`` if None.
+        threat: the ball; built once a run, since its checks would cost time in every step.
         step_size: in pixel units, that of ``config`` if None.
         scale: factor of radius and step size of each image, fp32 [B], besides that of ``config.radius``.
     """
     settings = config.attack
-    threat = ThreatModel(norm=settings.norm, eps=settings.eps) if threat is None else threat
     by_class = radius_scale(config.radius, step)
     scale = by_class if scale is None else scale if by_class is None else scale * by_class
     threat, size = scaled(threat, settings.step_size if step_size is None else step_size, scale)

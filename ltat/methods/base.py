@@ -68,7 +68,7 @@ class Method:
 
     def attack(self, step: Step) -> Tensor:
         """Adversarial images [B, ch, H, W] in [0, 1] for ``step.batch``, without gradient."""
-        return training_attack(step, self.config, self.objective)
+        return training_attack(step, self.config, self.objective, self.threat)
 
     def prepare_model(self, model: Classifier) -> Classifier:
         """Change the network when it is built (another classifier); new weights draw from the run's seed."""

@@ -106,7 +106,8 @@ class Dafa(Method):
 
     def attack(self, step: Step) -> Tensor:
         """PGD with radius and step size times w_y of every image's class y."""
-        return training_attack(step, self.config, self.objective, scale=self.weights[step.batch.labels])
+        weights = self.weights[step.batch.labels]
+        return training_attack(step, self.config, self.objective, self.threat, scale=weights)
 
     def loss(self, step: Step) -> LossTerms:
         """Weighted CE(f(x), y) + beta * KL(p(x) || p(x')); forwards of x', then x."""

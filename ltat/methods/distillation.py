@@ -37,7 +37,7 @@ class Distillation(TaughtMethod):
         if not self.config.kd.swap_step_eps:
             return super().attack(step)
         swapped = ThreatModel(norm=attack.norm, eps=attack.step_size)
-        return training_attack(step, self.config, self.objective, threat=swapped, step_size=attack.eps)
+        return training_attack(step, self.config, self.objective, swapped, step_size=attack.eps)
 
     def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
         """L_AD and its parts; ``student_adv`` is S(x') [B, C], where that has been computed."""

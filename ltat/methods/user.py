@@ -1,4 +1,4 @@
-"""A method of one's own, in a file outside the package: ``path/to/file.py:MyMethod``."""
+"""A user's method, in a file outside the package: ``path/to/file.py:MyMethod``."""
 
 import hashlib
 import inspect
@@ -106,7 +106,7 @@ def _changed_sections(settings: type[RunConfig]) -> list[str]:
 def _module(path: Path) -> ModuleType:
     if not path.is_file():
         raise LtatError(f"there is no file {path}; name your method as path/to/file.py:MyMethod")
-    # Known to Python under a name of its own, so that asking twice gives the same class.
+    # Registered under a unique name, so that a second load returns the same class.
     name = f"ltat_user_method_{hashlib.sha256(bytes(path)).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]

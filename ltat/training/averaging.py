@@ -50,7 +50,7 @@ class Average:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         del state
 
 
@@ -112,7 +112,7 @@ class RunningAverage(Average):
         return {"n_averaged": self.count, "network": self.averaged.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.averaged.load_state_dict(state["network"])
         self.count = int(state["n_averaged"])
 

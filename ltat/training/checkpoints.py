@@ -46,7 +46,7 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
 
 
 def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> None:
-    """Look, before training goes on, at the best weights so far, which the state of ``epoch`` does not hold.
+    """Check, before training goes on, the best weights so far, which the state of ``epoch`` does not hold.
 
     Raises:
         LtatError: they are damaged, or of another epoch.
@@ -64,7 +64,7 @@ def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> N
 
 
 def saved_row(path: Path) -> Row:
-    """What the card of a checkpoint tells of its epoch.
+    """What the card of a checkpoint records of its epoch.
 
     Raises:
         LtatError: the card is damaged, or names no epoch.

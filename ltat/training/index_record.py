@@ -39,7 +39,7 @@ def index_record(data: RunData, config: RunConfig, given: Mapping[str, str | Non
 def class_record(dataset: Dataset) -> dict[str, Any]:
     """The class names, and a hash of them and of the label of each training image.
 
-    Positions alone do not tell a folder whose classes were renamed from the one that was trained on.
+    Positions alone do not distinguish a folder whose classes were renamed from the one that was trained on.
     """
     names = json.dumps(list(dataset.class_names)).encode()
     digest = hashlib.sha256(names + np.ascontiguousarray(dataset.train.labels, dtype="<i8").tobytes())

@@ -16,7 +16,7 @@ RECORDED = 3
 class StepTrace:
     """Records :data:`RECORDED` steps after the first :data:`SKIPPED` into ``path``; a context manager.
 
-    ``written`` tells whether it has: a run that ends earlier leaves no file.
+    ``written`` is whether it has: a run that ends earlier leaves no file.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:

@@ -62,7 +62,7 @@ class Reporter:
         self._log(line, final=row["epoch"] == epochs)
 
     def evaluation(self, stage: str, done: int, total: int) -> None:
-        """Progress of an evaluation, as :func:`ltat.evaluate` tells it."""
+        """Progress of an evaluation, as :func:`ltat.evaluate` reports it."""
         if self._task is None or self._stage != stage:
             self.begin(stage, total)
         self._progress.update(self._task, completed=done, total=total)

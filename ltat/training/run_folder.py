@@ -45,7 +45,7 @@ REMAINS = (
     *("metrics.jsonl", "report.json"),
     *(name for files in (STUDENT_FILES, TEACHER_FILES) for name in files.names),
 )
-"""The files that tell of a run, by which one is recognised that has lost its settings."""
+"""The files by which a run that has lost its settings is recognised."""
 
 
 class RunFolder:
@@ -69,7 +69,7 @@ class RunFolder:
         Args:
             config: the complete settings.
             num_classes: of the data, by which settings are decided that an older version did not save.
-            indices: what :func:`ltat.training.index_record.index_record` tells of the data.
+            indices: what :func:`ltat.training.index_record.index_record` returns for the data.
             resume: whether a run that stands here is to be continued.
 
         Raises:

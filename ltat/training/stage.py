@@ -24,7 +24,7 @@ from ltat.training.warm_start import start_from
 class Stage:
     """Everything that one run of the loop needs.
 
-    ``name`` tells the stages of a run apart, in the metrics and in the random streams.
+    ``name`` identifies the stage in the metrics and in the random streams.
     """
 
     name: str

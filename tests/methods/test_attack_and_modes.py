@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ltat.attacks import ThreatModel
 from ltat.config import load_config
 from ltat.config.resolving import resolve
 from ltat.data import Batch
@@ -54,6 +55,14 @@ def test_the_training_attack_ascends_plain_cross_entropy_in_evaluation_mode(name
     nn.functional.cross_entropy(model(x), batch.labels, reduction="sum").backward()
     expected = (batch.images + 0.01 * x.grad.sign()).clamp(0, 1)
     assert torch.allclose(x_adv, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["pgd-at", "dafa", "taet"])
+def test_a_training_attack_does_not_check_its_radius_again_in_every_step(name: str, batch: Batch, monkeypatch):
+    method, checked = make(name, "attack.steps=1"), []
+    monkeypatch.setattr(ThreatModel, "_check_radius", lambda threat: checked.append(threat.eps))
+    attack_of(method, network(0), batch, torch.Generator())
+    assert all(isinstance(eps, torch.Tensor) for eps in checked)  # DAFA's, one for each image of this batch
 
 
 @pytest.mark.parametrize("loss", ["bsl", "kl-clean", "kl-adv"])
