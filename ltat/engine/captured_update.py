@@ -165,7 +165,7 @@ class CapturedUpdate(Generic[T]):
         try:
             self._recorded = _Recorded(self.recorder, update, inputs)
         except LtatError as why:
-            self._give_up(str(why))
+            self._give_up(str(why).partition("; ")[0])  # without the remedy, which is what happens now
 
     def _eagerly(self, update: Callable[[], T]) -> T:
         if self.why_not is not None:

@@ -306,7 +306,7 @@ def test_an_update_that_no_graph_can_hold_runs_step_by_step_and_says_why(recorde
 def failing(recorder: UpdateRecorder, function):
     """A capture that fails after the whole update; on a GPU it has executed nothing either."""
     UpdateRecorder.record(recorder, function)
-    raise LtatError("this cannot be captured as a CUDA graph (it waits)")
+    raise LtatError("this cannot be captured as a CUDA graph (it waits); use train.graph=false")
 
 
 @pytest.mark.parametrize("value", [3, "a", [1, {"k": 2}], np.zeros(3), torch.zeros(2), torch.device("cpu"), print])
