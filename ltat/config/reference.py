@@ -69,7 +69,7 @@ def _commented(holder: Section, values: Tree, prefix: str) -> Iterator[str]:
         section = getattr(holder, name)
         if isinstance(section, Section):
             path = f"{prefix}{name}"
-            yield f"\n[{path}]  # {purpose(section)}\n"
+            yield f"\n[{path}]  # {purpose(section)}".rstrip("# ") + "\n"
             yield from (_line(setting) for setting in settings_of(section))
             yield from _commented(section, values[name], f"{path}.")
 
@@ -77,7 +77,7 @@ def _commented(holder: Section, values: Tree, prefix: str) -> Iterator[str]:
 def _line(setting: Setting) -> str:
     name, value, meaning = setting
     written = f"# {name} is left out\n" if value is None else tomli_w.dumps({name: value})
-    return f"# {meaning}\n{written}"
+    return f"# {meaning}\n{written}" if meaning else written
 
 
 def _meaning(field: FieldInfo) -> str:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 
-from ltat.config.sections import Section, Tree
+from ltat.config.sections import RunConfig, Section, Tree
 from ltat.errors import LtatError
 
 NAMES = {
@@ -43,6 +43,16 @@ def todays_name(dotted: str, kind: type[Section]) -> str:
         if f"{dotted}.".startswith(f"{old}.") and not has_setting(kind, old) and has_setting(kind, new):
             return new + dotted[len(old) :]
     return dotted
+
+
+def former_sections(kind: type[RunConfig]) -> dict[str, str]:
+    """The sections that ``kind`` declares under a former name, which nothing would read, with today's name of each."""
+    found: dict[str, str] = {}
+    for old, new in NAMES.items():
+        own, shared = kind.section(old), RunConfig.section(new)
+        if own is not None and shared is not None and issubclass(own, shared):
+            found[old] = new
+    return found
 
 
 def has_setting(kind: type[Section], dotted: str) -> bool:

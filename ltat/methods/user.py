@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ltat.config import RunConfig, Section
+from ltat.config.renamed import former_sections
 from ltat.errors import LtatError
 from ltat.methods.base import Method
 
@@ -54,6 +55,8 @@ def load_user_method(name: str) -> type[Method]:
             f"{class_name} in {path} has a section {section!r} without the settings that every method has there; "
             "subclass that section, or give yours another name"
         )
+    for old, new in former_sections(settings).items():
+        raise LtatError(f"{class_name} in {path} has a section {old!r}, which is now {new!r}; rename it")
     return found
 
 
@@ -118,5 +121,6 @@ def _module(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise LtatError(f"{path} cannot be imported ({type(error).__name__}: {error}); correct it") from error
+        reason = " ".join(str(error).split())  # pydantic's have several lines
+        raise LtatError(f"{path} cannot be imported ({type(error).__name__}: {reason}); correct it") from error
     return module

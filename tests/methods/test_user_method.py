@@ -159,3 +159,30 @@ def test_a_file_that_exits_is_told(tmp_path):
     (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
     with pytest.raises(LtatError, match="SystemExit"):
         find_method(f"{tmp_path}/leaves.py:Mine")
+
+
+def test_a_section_under_its_former_name_is_refused_and_not_ignored(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ltat.config import RunConfig, ScheduleSection\n"
+        "from ltat.methods import Method\n"
+        "class Settings(RunConfig):\n"
+        "    lr: ScheduleSection = ScheduleSection(kind='cosine')\n"
+        "class Mine(Method):\n"
+        "    Config = Settings\n"
+    )
+    with pytest.raises(LtatError, match="section 'lr', which is now 'schedule'; rename it"):
+        find_method(f"{file}:Mine")
+
+
+def test_a_file_with_a_setting_that_is_not_there_is_one_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from ltat.config import AttackSection\nAttackSection(step=0.1)\n")
+    with pytest.raises(LtatError, match="cannot be imported") as caught:
+        find_method(f"{file}:Mine")
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_without_a_docstring_are_shown_without_empty_comments(focus):
+    result = ltat("train", "--method", f"{focus}:Focus", "--show-config")
+    assert "\n[focus]\npower = 1.0\n" in result.output
