@@ -72,11 +72,15 @@ def _renamed(tree: Tree, old: list[str], new: str) -> Tree:
     rest = {name: value for name, value in section.items() if name != leaf}
     target = new.rpartition(".")[2]
     both = target in rest
-    if both and not (isinstance(rest[target], dict) and isinstance(section[leaf], dict)):
+    if both and (not _are_sections(rest[target], section[leaf]) or rest[target].keys() & section[leaf].keys()):
         raise LtatError(f"{new} is given twice, also under its former name {'.'.join(old)}; leave that out")
     _tell(".".join(old), new)
     value = {**section[leaf], **rest[target]} if both else section[leaf]
     return _put(tree, sections, {**rest, target: value})
+
+
+def _are_sections(*values: object) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _section(tree: Tree, names: Iterable[str]) -> Tree | None:

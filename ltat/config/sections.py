@@ -246,7 +246,7 @@ class AttackSection(Section):
         """As every section, but radius and step of ``below`` go with its norm: they are lengths in that."""
         norms = [tree.get("norm", cls.model_fields["norm"].default) for tree in (below, {**below, **given})]
         if norms[0] != norms[1]:
-            below = {name: value for name, value in below.items() if name not in LENGTHS}
+            below = {name: value for name, value in below.items() if name not in (*LENGTHS, "step")}  # its former name
         return super().over(below, given)
 
     @model_validator(mode="after")

@@ -1,5 +1,7 @@
 """Settings under the names of earlier versions."""
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -46,6 +48,20 @@ def test_a_former_section_and_todays_are_one():
 def test_a_setting_under_both_names_is_refused():
     with pytest.warns(FutureWarning), pytest.raises(LtatError, match="step_size is given twice"):
         load("schedule.factor=0.5", "lr.kind=step", "attack.step=0.1", "attack.step_size=0.2")
+
+
+def test_a_section_that_says_one_setting_twice_is_refused():
+    with pytest.raises(LtatError, match="schedule is given twice"):
+        load("method=at-bsl", "lr.warmup=1", "schedule.warmup=2")
+
+
+def test_a_shared_step_size_under_its_former_name_goes_with_the_norm_too(tmp_path: Path):
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'method = "at-bsl"\nattack = { step = 0.01 }\n[recipe."wide"]\nattack = { norm = "l2", eps = 0.5 }\n'
+    )
+    with pytest.raises(LtatError, match=r"needs attack\.step_size in that norm"):
+        load_config(lambda name: find_method(name).Config, recipe=f"{file}:wide")
 
 
 def test_the_command_line_says_the_new_name_in_one_line():
