@@ -3,7 +3,7 @@
 Builds the kernels, then, side by side, runs the CUDA tests and the graph captures and lets compute-sanitizer watch the
 kernel tests; what is timed follows strictly alone: the device's ceilings, every bench, a few epochs of training. In
 under nine minutes: what there was no time for is named, with the option that runs it in a second call. Every part is a
-process with a time limit of its own, so that one failure does not lose the rest; logs, rows, summary.json and
+separate process with its own time limit, so that one failure does not lose the rest; logs, rows, summary.json and
 summary.md go to OUT. The exit code is 0 if all parts passed and 1 if not.
 
 It needs nvcc and, in this Python, torch (>= 2.11, a CUDA build), torchvision, the other dependencies of pyproject.toml,

@@ -140,11 +140,11 @@ PEAKS_OF = {"cpu": ("plain", *SETTINGS), "cuda": ("plain", FASTEST, GRAPH)}
 
 
 def peak_mib(case: MemoryCase, candidate: str) -> float:
-    """The MiB that a process of its own tells: nothing of another candidate is left in its memory, nor given back."""
+    """Peak MiB of a separate process, whose memory holds nothing of another candidate."""
     command = [sys.executable, "-m", "bench.train_step", "--peak-of", candidate, "--device", str(case.device)]
     command += ["--threads", str(torch.get_num_threads()), "--model", case.model, "--batch", str(case.images)]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    return float(told.stdout.split()[-1])
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return float(done.stdout.split()[-1])
 
 
 def bench_memory(case: MemoryCase, measured: Collection[str]) -> None:
