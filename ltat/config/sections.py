@@ -346,7 +346,7 @@ class EvalSection(Section):
     """The evaluation on the test set that ends a run."""
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
-    """What is measured: `clean`, `fgsm`, `pgd20`, `cw20`, `aa` and others (docs/evaluation.md)."""
+    """What is measured: `clean`, `pgdK`, `cwK`, `lsaK`, `tenfoldK`, `autoattack` (docs/evaluation.md)."""
     n_examples: Count | Literal["all"] = "all"
     """Test images to use, the same of every class first, or `all`."""
     batch_size: Count = 256
