@@ -6,6 +6,8 @@ BENCHES = {
     "pgd_step": "One PGD step.",
     "balanced_kd": "Balanced softmax and distillation, forward and backward.",
     "gather_augment": "A batch of a loader: picked, cropped, mirrored, scaled.",
+    "relu_grad_add": "The backward pass of a ReLU that two read.",
+    "affine_relu": "Batch norm in evaluation mode with its ReLU.",
     "loader": "An epoch of batches from every loader.",
     "attack": "A whole attack on ResNet-18, beside torchattacks and foolbox.",
     "train_step": "An AT-BSL training step, attack and update, and its peak memory.",

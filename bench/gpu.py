@@ -137,6 +137,8 @@ def all_stages(out: Path, data_dir: Path | None) -> list[Stage]:
         bench("balanced_kd", 40, 10),
         bench("attack", 40, 7),
         bench("gather_augment", 40, 10),
+        bench("relu_grad_add", 20, 10),
+        bench("affine_relu", 20, 10),
         bench("loader", 40, 2),
         bench("pgd_step", 50, 10, part="pgd_step_compiled", modes="default"),
         bench("balanced_kd", 60, 10, part="balanced_kd_compiled", modes="default"),

@@ -86,6 +86,7 @@ def gb_per_s(row: Row) -> float:
 
 STEP = "128x3x32x32 linf float32 in place"
 GATHER = "128x32x32x3 of 10000 pad 4 flip"
+RELU = "128x64x32x32 bfloat16 channels_last"
 OURS, ON_GPU = "ltat bf16", "ltat bf16 graph"  # on a GPU the eager one waits for its launches
 
 TARGETS = (
@@ -158,6 +159,10 @@ TARGETS = (
         headline=True,
         **ratio("native", "dataloader-v2"),
     ),
+    *(
+        Target(f"`{op}` beside eager", op, RELU, limit=1.5, threads=1, **ratio("native", "eager"))
+        for op in ("relu_grad_add", "affine_relu")
+    ),
     Target(
         "`import ltat` above `import torch`", "startup", "fresh process", **above("import ltat", "import torch", 0.3)
     ),
@@ -201,6 +206,14 @@ TARGETS = (
         "256x3x224x224 linf float32 in place",
         on_gpu=True,
         **bandwidth("native", "copy"),
+    ),
+    *(
+        target
+        for op in ("relu_grad_add", "affine_relu")
+        for target in (
+            Target(f"`{op}` beside eager", op, RELU, limit=1.8, on_gpu=True, **ratio("native", "eager")),
+            Target(f"`{op}`, share of the copy's bandwidth", op, RELU, on_gpu=True, **bandwidth("native", "copy")),
+        )
     ),
     *(
         Target(

@@ -19,6 +19,7 @@ from ltat.errors import LtatError
 REMEDY = "pip install --no-build-isolation . (needs a C++ compiler, cmake, ninja and an installed torch)"
 TURN_ON = "unset LTAT_NATIVE"
 _OPS = Path(__file__).with_name("_ops.so")
+_OPERATORS = ("pgd_step", "pgd_step_", "balanced_kd", "gather_augment", "relu_grad_add", "affine_relu")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,13 @@ def _ops_problem() -> str | None:
     try:
         torch.ops.load_library(str(_OPS))
     except OSError as error:
-        problem = f"ltat/_ops.so does not load under torch {torch.__version__} ({error})"
-        warnings.warn(f"{problem}; the pure-Python twins take over. Rebuild with: {REMEDY}", stacklevel=3)
-        return problem
+        return _unusable(f"ltat/_ops.so does not load under torch {torch.__version__} ({error})")
+    missing = [name for name in _OPERATORS if not torch._C._dispatch_has_kernel(f"ltat::{name}")]
+    if missing:
+        return _unusable(f"ltat/_ops.so was built from other sources than these: it has no {missing[0]}")
     return None
+
+
+def _unusable(problem: str) -> str:
+    warnings.warn(f"{problem}; the pure-Python twins take over. Rebuild with: {REMEDY}", stacklevel=4)
+    return problem

@@ -43,19 +43,62 @@ LTAT_INLINE float to_float(BFloat16 value) {
 }
 
 LTAT_INLINE float to_float(Float16 value) {
+#ifdef __CUDA_ARCH__
+  float converted;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(converted) : "h"(value.bits));
+  return converted;
+#else
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = value.bits & 0x7fffu;
   // The product moves the exponent bias from 15 to 127 and is exact for subnormals too.
   const uint32_t finite = bits_from_float(float_from_bits(magnitude << 13) * 0x1p112f);
   const uint32_t special = 0x7f800000u | (magnitude << 13);
   return float_from_bits(sign | (magnitude >= 0x7c00u ? special : finite));
+#endif
 }
 
-// Rounds to the nearest, ties to even; NaN stays NaN.
+// To a narrower type: to the nearest, ties to even; NaN stays NaN. A GPU has one instruction for it.
 LTAT_INLINE BFloat16 bfloat16_from(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t rounded;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+  return {rounded};
+#else
   const uint32_t bits = bits_from_float(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return {static_cast<uint16_t>(value != value ? 0x7fc0u : rounded)};
+#endif
+}
+
+LTAT_INLINE Float16 float16_from(float value) {
+#ifdef __CUDA_ARCH__
+  uint16_t rounded;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(rounded) : "f"(value));
+  return {rounded};
+#else
+  const uint32_t bits = bits_from_float(value), magnitude = bits & 0x7fffffffu;
+  // Moves the exponent bias from 127 to 15, and rounds at the last of the 10 bits that stay.
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // The last place of a sum with 0.5 is the smallest subnormal, 2^-24.
+  const uint32_t subnormal = bits_from_float(float_from_bits(magnitude) + 0.5f) - bits_from_float(0.5f);
+  const uint32_t finite = magnitude < bits_from_float(0x1p-14f) ? subnormal : normal;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t rounded = magnitude < bits_from_float(0x1p16f) ? finite : special;
+  return {static_cast<uint16_t>(((bits >> 16) & 0x8000u) | rounded)};
+#endif
+}
+
+LTAT_INLINE void store(float value, float* out) { *out = value; }
+LTAT_INLINE void store(float value, BFloat16* out) { *out = bfloat16_from(value); }
+LTAT_INLINE void store(float value, Float16* out) { *out = float16_from(value); }
+
+// a * b, rounded: nvcc would contract a product and a sum that follows it.
+LTAT_INLINE float product(float a, float b) {
+#ifdef __CUDA_ARCH__
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
 }
 
 // Calls visit with a value of the element type: visit(float{}), visit(BFloat16{}) or visit(Float16{}). Host

@@ -69,9 +69,6 @@ LTAT_INLINE float scaled(uint8_t value) {
   return exact * kHigh + exact * kLow;
 }
 
-LTAT_INLINE void store(float value, float* out) { *out = value; }
-LTAT_INLINE void store(float value, BFloat16* out) { *out = bfloat16_from(value); }
-
 // Bytes of scratch that a thread of the CPU kernel needs: some rows, at least one.
 constexpr int64_t kGatherBlock = 8192;
 

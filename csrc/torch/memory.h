@@ -1,4 +1,4 @@
-// Whether tensors share memory, decided from addresses, sizes and strides; nothing is read.
+// The memory order of tensors, and whether they share memory: decided from addresses, sizes and strides.
 #pragma once
 
 #include <algorithm>
@@ -64,6 +64,18 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
     if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
   }
   return true;
+}
+
+// `source` in the memory order of `layout`: itself, or a copy in the dtype of `layout`.
+inline Tensor ordered_like(const Tensor& source, const Tensor& layout) {
+  if (same_strides(source, layout)) return source;
+  Tensor copy = torch::stable::empty_like(layout);
+  torch::stable::copy_(copy, source);
+  return copy;
+}
+
+inline OptionalTensor ordered_like(const OptionalTensor& source, const Tensor& layout) {
+  return source ? OptionalTensor(ordered_like(*source, layout)) : std::nullopt;
 }
 
 // Whether `other` shares memory with `written` in another way than element for element, which is harmless.

@@ -25,14 +25,6 @@ bool is_sample_major(const Tensor& tensor) {
   return true;
 }
 
-// `source` in the memory order of the float32 tensor `layout`: itself, or a float32 copy if the orders differ.
-Tensor ordered_like(const Tensor& source, const Tensor& layout) {
-  if (same_strides(source, layout)) return source;
-  Tensor copy = torch::stable::empty_like(layout);
-  torch::stable::copy_(copy, source);
-  return copy;
-}
-
 void check(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& eps_each,
            const OptionalTensor& step_each) {
   check_dtype(x_adv, ScalarType::Float, "x_adv");

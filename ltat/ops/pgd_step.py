@@ -9,13 +9,12 @@ from torch import Tensor
 
 from ltat import native
 from ltat.errors import LtatError
-from ltat.ops.checks import flag, number, require_tensors
+from ltat.ops.checks import FLOATS, flag, number, plain, require_tensors
 from ltat.ops.memory import overlaps_partly, shares_with_itself
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
 _MOST = torch.finfo(torch.float32).max
-_GRAD_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pgd_step(
@@ -64,14 +63,14 @@ def pgd_step(
         step_each, step_all = _checked(step, "step", x_adv, minimum=-math.inf)
         if x_adv.device.type in _NATIVE_DEVICES:
             amounts = (eps_each, step_each, eps_all, step_all, norm == "l2", *box)
-            return (_step_in_place if inplace else _step)(_plain(x_adv), _plain(grad), _plain(x), *amounts)
+            return (_step_in_place if inplace else _step)(plain(x_adv), plain(grad), plain(x), *amounts)
     except Exception:
         # The operator checks all tensors before it writes; this names the one that it refused. Called first, as before
         # the twin below, it would take a tenth of the time of a small batch.
         _check_call(x_adv, grad, x, eps, step, inplace)
         raise
     _check_call(x_adv, grad, x, eps, step, inplace)
-    x_adv, grad, x = _plain(x_adv), _plain(grad), _plain(x)
+    x_adv, grad, x = plain(x_adv), plain(grad), plain(x)
     eps, step = eps_all if eps_each is None else eps_each, step_all if step_each is None else step_each
     result = pgd_step_twin(x_adv, grad, x, eps=eps, step=step, norm=norm, box=box)
     return (x_adv if inplace else torch.empty_like(x_adv)).copy_(result)
@@ -147,10 +146,6 @@ def _step_in_place(x_adv: Tensor, *arguments: Any) -> Tensor:
     return x_adv
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach() if tensor.requires_grad else tensor
-
-
 def _check_call(
     x_adv: Tensor, grad: Tensor, x: Tensor, eps: float | Tensor, step: float | Tensor, inplace: bool
 ) -> None:
@@ -165,9 +160,9 @@ def _check_tensors(x_adv: Tensor, grad: Tensor, x: Tensor, inplace: bool) -> Non
     if x_adv.ndim < 1:
         raise LtatError("x_adv needs a batch dimension, got a single number; pass a tensor [B, ...]")
     for name, tensor, dtypes in (
-        ("x_adv", x_adv, _GRAD_DTYPES[:1]),
-        ("x", x, _GRAD_DTYPES[:1]),
-        ("grad", grad, _GRAD_DTYPES),
+        ("x_adv", x_adv, FLOATS[:1]),
+        ("x", x, FLOATS[:1]),
+        ("grad", grad, FLOATS),
     ):
         if tensor.shape != x_adv.shape:
             raise LtatError(f"{name} has shape {tuple(tensor.shape)}, x_adv {tuple(x_adv.shape)}; give them one shape")

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from bench import gpu, short_training
 from bench.gpu import Part, run_stages
 
-OPERATORS = ("pgd_step", "balanced_kd", "gather_augment")
+OPERATORS = ("pgd_step", "balanced_kd", "gather_augment", "relu_grad_add", "affine_relu")
 
 
 def program(name: str, code: str, limit: float = 20) -> Part:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltat import native
 from ltat.errors import LtatError
-from ltat.ops import balanced_kd, pgd_step
+from ltat.ops import affine_relu, balanced_kd, pgd_step, relu_grad_add
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,7 +64,10 @@ def test_public_functions_really_reach_the_native_operators():
         pgd_step(x, x, x, eps=0.1, step=0.1)
         pgd_step(x.clone(), x, x, eps=0.1, step=0.1, inplace=True)
         balanced_kd(x, target, torch.zeros(3))
-    assert {"ltat::pgd_step", "ltat::pgd_step_", "ltat::balanced_kd"} <= set(calls.names)
+        relu_grad_add(x, x)
+        affine_relu(x, x[0], x[1])
+    reached = {"pgd_step", "pgd_step_", "balanced_kd", "relu_grad_add", "affine_relu"}
+    assert {f"ltat::{name}" for name in reached} <= set(calls.names)
 
 
 def test_a_required_but_missing_build_is_an_error_with_its_remedy(fresh, tmp_path):
@@ -83,6 +86,16 @@ def test_a_library_that_does_not_load_is_reported_once_and_replaced_by_the_twins
     broken.write_bytes(b"no library")
     fresh.setattr(native, "_OPS", broken)
     with pytest.warns(UserWarning, match="does not load"):
+        assert native.op_devices() == frozenset()
+    assert native.op_devices() == frozenset()
+
+
+def test_a_library_of_older_sources_is_reported_once_and_replaced_by_the_twins(fresh):
+    if "cpu" not in native.op_devices():
+        pytest.skip("needs the native build")
+    native._ops_problem.cache_clear()
+    fresh.setattr(native, "_OPERATORS", ("pgd_step", "step_of_tomorrow"))
+    with pytest.warns(UserWarning, match="built from other sources than these: it has no step_of_tomorrow; .* Rebuild"):
         assert native.op_devices() == frozenset()
     assert native.op_devices() == frozenset()
 

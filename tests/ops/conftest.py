@@ -7,7 +7,7 @@ import torch
 
 from ltat import native
 
-OP_MODULES = ("ltat.ops.pgd_step", "ltat.ops.balanced_kd", "ltat.ops.gather_augment")
+OPERATORS = ("pgd_step", "balanced_kd", "gather_augment", "relu_grad_add", "affine_relu")
 
 
 @pytest.fixture(params=["cpu-native", "cpu-twin", "cuda"])
@@ -18,8 +18,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
     if request.param == "cpu-native" and "cpu" not in native.op_devices():
         pytest.skip("needs the native build")
     if request.param == "cpu-twin":
-        for name in OP_MODULES:
-            monkeypatch.setattr(importlib.import_module(name), "_NATIVE_DEVICES", frozenset())
+        for name in OPERATORS:
+            monkeypatch.setattr(importlib.import_module(f"ltat.ops.{name}"), "_NATIVE_DEVICES", frozenset())
     return torch.device(request.param.split("-")[0])
 
 
