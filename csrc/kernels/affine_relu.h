@@ -20,7 +20,7 @@ struct AffineReluArgs {
 // NaN stays NaN.
 LTAT_INLINE float affine_relu_of(float x, float scale, float shift) {
   const float value = product(x, scale) + shift;
-  return value <= 0.0f ? 0.0f : value;
+  return where(!(value <= 0.0f), value);
 }
 
 void affine_relu_cpu(const AffineReluArgs& args, ParallelFor parallel_for);

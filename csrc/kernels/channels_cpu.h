@@ -3,25 +3,29 @@
 #pragma once
 
 #include "channels.h"
+#include "elementwise_cpu.h"
 
 namespace ltat::LTAT_ISA {
 namespace {
 
-constexpr int64_t kBlock = 512;
+// Whether two rows of channels fit into a block: then the values of one block serve all.
+bool rows_are_short(const Channels& channels) { return channels.inner == 1 && 2 * channels.count <= kBlock; }
 
-// No block crosses a multiple of this number of elements: a whole number of rows of channels where several of
-// them fit into a block, and otherwise one row, or one channel that is not the innermost dimension.
+// No block crosses a multiple of this: the elements of an even number of short rows, of one long row, or of
+// one channel.
 int64_t block_period(const Channels& channels) {
   if (channels.inner > 1) return channels.inner;
-  return channels.count > kBlock ? channels.count : kBlock / channels.count * channels.count;
+  return rows_are_short(channels) ? kBlock / (2 * channels.count) * 2 * channels.count : channels.count;
 }
 
-// Calls visit(begin, size) for blocks of at most kBlock elements that cover [begin, end).
+// Calls visit(begin, size) for blocks that cover [begin, end). Only a single element begins at an odd place
+// of its period, so that the lanes of every block lie alike.
 template <class Visit>
 void for_blocks(const Channels& channels, int64_t begin, int64_t end, const Visit& visit) {
   const int64_t period = block_period(channels);
   while (begin < end) {
-    int64_t size = period - begin % period;
+    const int64_t place = begin % period;
+    int64_t size = place % 2 != 0 ? 1 : period - place;
     size = size < kBlock ? size : kBlock;
     size = size < end - begin ? size : end - begin;
     visit(begin, size);
@@ -29,29 +33,50 @@ void for_blocks(const Channels& channels, int64_t begin, int64_t end, const Visi
   }
 }
 
-// One value per channel, spread over the elements of a block: so the loop over them is a plain one.
+// One value per channel, laid beside the elements of a block of T.
+template <class T>
 class ChannelValues {
  public:
   // `values` may be null where nobody asks for them.
   ChannelValues(const float* values, const Channels& channels)
       : values_(values), channels_(channels), period_(block_period(channels)) {
-    if (!values || channels.inner > 1 || channels.count > kBlock) return;
-    for (int64_t i = 0; i < period_; ++i) spread_[i] = values[i % channels.count];
+    if (!values || !rows_are_short(channels)) return;
+    for (int64_t row = 0; row < period_; row += channels.count) {
+      for (int64_t k = 0; k < channels.count; ++k) beside_[Beside<T>::place_of(row + k)] = values[k];
+    }
   }
 
-  // The values of the elements of the block that starts at `begin`.
-  const float* at(int64_t begin) {
-    if (channels_.inner == 1) return (channels_.count > kBlock ? values_ : spread_) + begin % period_;
-    const float value = values_[begin / channels_.inner % channels_.count];
-    for (float& each : spread_) each = value;
-    return spread_;
+  // The values of the block of `size` elements that starts at `begin`.
+  Beside<T> at(int64_t begin, int64_t size) {
+    if (rows_are_short(channels_)) return {beside_ + Beside<T>::place_of(begin % period_)};
+    if (channels_.inner == 1) {
+      lay_row(values_ + begin % channels_.count, size);
+    } else {
+      lay_one(values_[begin / channels_.inner % channels_.count], size);
+    }
+    return {beside_};
   }
 
  private:
+  void lay_row(const float* values, int64_t size) {
+    for (int64_t part = 0; part < kShared<T>; ++part) {
+      float* lanes = beside_ + Beside<T>::place_of(part);
+      for (int64_t lane = 0; lane * kShared<T> + part < size; ++lane)
+        lanes[lane] = values[lane * kShared<T> + part];
+    }
+  }
+
+  void lay_one(float value, int64_t size) {
+    for (int64_t part = 0; part < kShared<T>; ++part) {
+      float* lanes = beside_ + Beside<T>::place_of(part);
+      for (int64_t lane = 0; lane * kShared<T> < size; ++lane) lanes[lane] = value;
+    }
+  }
+
   const float* values_;
   Channels channels_;
   int64_t period_;
-  float spread_[kBlock];
+  float beside_[kBlock];
 };
 
 }  // namespace

@@ -20,7 +20,7 @@ struct ReluGradAddArgs {
 };
 
 // The gradient passes a NaN in the output, as in torch.
-LTAT_INLINE float masked(float output, float grad) { return output <= 0.0f ? 0.0f : grad; }
+LTAT_INLINE float masked(float output, float grad) { return where(!(output <= 0.0f), grad); }
 
 void relu_grad_add_cpu(const ReluGradAddArgs& args, ParallelFor parallel_for);
 

@@ -1,6 +1,4 @@
 // Compiled once per instruction set, into the namespace LTAT_ISA (see isa.h).
-#include <type_traits>
-
 #include "channels_cpu.h"
 #include "relu_grad_add.h"
 
@@ -13,31 +11,26 @@ void with_flag(bool flag, const Visit& visit) {
 }
 
 template <class T, bool kOther, bool kScale, bool kOutside>
-void relu_grad_add_block(const ReluGradAddArgs& args, int64_t begin, int64_t size, const float* scale) {
+void relu_grad_add_block(const ReluGradAddArgs& args, int64_t begin, int64_t size, Beside<T> scale) {
   const T* output = static_cast<const T*>(args.output) + begin;
   const T* grad = static_cast<const T*>(args.grad) + begin;
   const T* other = kOther ? static_cast<const T*>(args.other) + begin : nullptr;
   const T* outside = kOutside ? static_cast<const T*>(args.outside) + begin : nullptr;
-  // A block is read before it is written: a load waits for an earlier store whose address is the same modulo
-  // a page, and tensors often lie so.
-  T block[kBlock];
-#pragma omp simd
-  for (int64_t k = 0; k < size; ++k) {
-    float value = to_float(grad[k]);
-    if constexpr (kOther) value += to_float(other[k]);
-    value = masked(to_float(output[k]), value);
-    if constexpr (kScale) value = product(value, scale[k]);
-    if constexpr (kOutside) value += to_float(outside[k]);
-    store(value, block + k);
-  }
-  std::memcpy(static_cast<T*>(args.out) + begin, block, size * sizeof(T));
+  for_elements(static_cast<T*>(args.out) + begin, size, [=](const auto& read) {
+    float value = read(grad);
+    if constexpr (kOther) value += read(other);
+    value = masked(read(output), value);
+    if constexpr (kScale) value = product(value, read(scale));
+    if constexpr (kOutside) value += read(outside);
+    return value;
+  });
 }
 
 template <class T, bool kOther, bool kScale, bool kOutside>
 void relu_grad_add_blocks(const ReluGradAddArgs& args, int64_t begin, int64_t end) {
-  ChannelValues scale(args.scale, args.channels);
+  ChannelValues<T> scale(args.scale, args.channels);
   for_blocks(args.channels, begin, end, [&](int64_t first, int64_t size) {
-    const float* of_block = kScale ? scale.at(first) : nullptr;
+    const Beside<T> of_block = kScale ? scale.at(first, size) : Beside<T>{};
     relu_grad_add_block<T, kOther, kScale, kOutside>(args, first, size, of_block);
   });
 }

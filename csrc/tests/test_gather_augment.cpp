@@ -88,7 +88,8 @@ TEST(images_of_any_channel_count_are_picked_shifted_and_mirrored) {
 TEST(bfloat16_is_the_rounded_float) {
   CHECK(bfloat16_from(1.0f).bits == 0x3f80 && bfloat16_from(-1.0f).bits == 0xbf80);
   CHECK(bfloat16_from(0x1.01p0f).bits == 0x3f80 && bfloat16_from(0x1.03p0f).bits == 0x3f82);  // ties to even
-  CHECK(bfloat16_from(INFINITY).bits == 0x7f80 && bfloat16_from(float_from_bits(0x7fffffffu)).bits == 0x7fc0);
+  CHECK(bfloat16_from(INFINITY).bits == 0x7f80 &&
+        std::isnan(to_float(bfloat16_from(float_from_bits(0x7fffffffu)))));
   for (bool reflect : {false, true}) {
     Case c(6, 5, 3);
     c.positions[0] = 5;  // outside the set
