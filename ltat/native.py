@@ -16,6 +16,8 @@ from typing import Any
 
 from ltat.errors import LtatError
 
+ISAS = ("baseline", "x86-64-v3", "x86-64-v4")
+"""The instruction sets that ``LTAT_ISA`` names, as ``csrc/kernels/isa.cpp`` spells them."""
 REMEDY = "pip install --no-build-isolation . (needs a C++ compiler, cmake, ninja and an installed torch)"
 TURN_ON = "unset LTAT_NATIVE"
 _OPS = Path(__file__).with_name("_ops.so")
@@ -86,7 +88,7 @@ def status() -> NativeStatus:
     """The state of the native build, for ``ltat doctor``.
 
     Raises:
-        LtatError: ``LTAT_NATIVE`` has a value it cannot have.
+        LtatError: ``LTAT_NATIVE`` or ``LTAT_ISA`` has a value it cannot have.
     """
     problem = _ops_problem()
     devices = op_devices() if problem is None else frozenset()
@@ -110,9 +112,13 @@ def _host_found() -> bool:
 
 
 def _wanted() -> str:
+    """The value of ``LTAT_NATIVE``. An unknown instruction set is refused with it: the kernels would ignore it."""
     value = os.environ.get("LTAT_NATIVE", "")
     if value not in ("", "0", "1"):
         raise LtatError(f"LTAT_NATIVE={value!r} means nothing; unset it, or set it to 0 (off) or 1 (required)")
+    isa = os.environ.get("LTAT_ISA", "")
+    if isa not in ("", *ISAS):
+        raise LtatError(f"LTAT_ISA={isa!r} means nothing; unset it, or set it to one of {', '.join(ISAS)}")
     return value
 
 

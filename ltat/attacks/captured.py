@@ -91,18 +91,25 @@ def _why_network_not_captured(network: StepNetwork) -> str | None:
 
 def _why_objective_not_captured(objective: Objective, model: nn.Module) -> str | None:
     function, tensors, modules, others = _parts(objective)
-    # What a closure or an object holds would be frozen at the capture; a function of a module holds nothing.
-    if not isinstance(function, FunctionType) or function.__closure__ or "<locals>" in function.__qualname__:
+    if not _is_module_function(function):
         return "the objective is a closure; bind what it needs by functools.partial(function, name=value)"
     if isinstance(objective, partial) and objective.args:
         return "the objective binds arguments by position; bind them by name"
     device = next(model.parameters()).device
     for name, value in (tensors | others).items():
-        if not isinstance(value, Tensor | int | float | str | None):
-            return f"the objective binds {name}, a {type(value).__name__}; bind tensors, modules, numbers and strings"
+        if not isinstance(value, Tensor | int | float | str | None) and not _is_module_function(value):
+            return (
+                f"the objective binds {name}, a {type(value).__name__}; "
+                "bind tensors, modules, numbers, strings and functions of a module"
+            )
         if isinstance(value, Tensor) and value.device != device:
             return f"the objective binds {name} on {value.device}; move it to the network's {device}"
     return _why_second_network_not_captured(list(modules.values()))
+
+
+def _is_module_function(value: object) -> bool:
+    # A closure or an object holds values, which the capture would freeze; a function of a module holds none.
+    return isinstance(value, FunctionType) and not value.__closure__ and "<locals>" not in value.__qualname__
 
 
 def _why_second_network_not_captured(modules: Sequence[nn.Module]) -> str | None:

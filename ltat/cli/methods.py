@@ -50,11 +50,14 @@ def explained(method: "type[Method]") -> str:
     """A method's module docstring, and each of its own settings with default and meaning."""
     from ltat.config.reference import purpose, settings_of, shown
 
-    lines = [inspect.getdoc(inspect.getmodule(method)) or ""]
+    # A user's file may leave any docstring out.
+    blocks = [inspect.getdoc(inspect.getmodule(method)) or inspect.cleandoc(method.__doc__ or "")]
     for name, section in own_sections(method.Config).items():
-        lines.append(f"\n{name}: {purpose(section)}")
-        lines += [f"    {name}.{one.name}={shown(one.default)}\n        {one.meaning}" for one in settings_of(section)]
-    return "\n".join(lines)
+        lines = [f"{name}: {purpose(section)}".removesuffix(": ")]
+        for one in settings_of(section):
+            lines += [f"    {name}.{one.name}={shown(one.default)}", f"        {one.meaning}"]
+        blocks.append("\n".join(line for line in lines if line.strip()))
+    return "\n\n".join(filter(None, blocks))
 
 
 def describe(method: "type[Method]") -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Recipes: published settings by name. One file holds those of a paper or of a group of methods (docs/recipes.md)."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import reduce
 from importlib import resources
@@ -43,25 +44,33 @@ def find_recipe(name: str | os.PathLike[str]) -> Tree:
     """A recipe's settings, by its name in the package, by a TOML file of settings, or by FILE.toml:NAME.
 
     Raises:
-        LtatError: there is none; the message lists the names.
+        LtatError: there is none; the message has similar names and the command that lists them, or a file's names.
     """
     name = os.fspath(name)
     stem, in_file, own = name.partition(".toml:")
     if in_file:
         file = f"{stem}.toml"
-        return _named(own, recipes_of(from_toml(Path(file)), file), f"one that {file} holds:")
+        known = recipes_of(from_toml(Path(file)), file)
+        return _named(own, known, f"name one that {file} holds: {', '.join(known)}")
     if Path(name).suffix != ".toml":
-        return _named(name, list_recipes(), "a .toml file or one of")
+        known = list_recipes()
+        similar = "".join(f"{other}, " for other in _similar(name, known))
+        return _named(name, known, f"name {similar}another that `ltat train --list-recipes` lists, or a .toml file")
     tree = from_toml(Path(name))
     if TABLES in tree:
         raise LtatError(f"{name} holds named recipes; name one as {name}:NAME, of {', '.join(recipes_of(tree, name))}")
     return tree
 
 
-def _named(name: str, known: Mapping[str, Recipe], instead: str) -> Tree:
+def _named(name: str, known: Mapping[str, Recipe], remedy: str) -> Tree:
     if name in known:
         return known[name].settings
-    raise LtatError(f"there is no recipe {name!r}; name {instead} {', '.join(known)}")
+    raise LtatError(f"there is no recipe {name!r}; {remedy}")
+
+
+def _similar(name: str, known: Iterable[str]) -> list[str]:
+    """At most three names that have ``name`` as a part, or else are spelled much as it is."""
+    return [other for other in known if name in other][:3] or get_close_matches(name, known)
 
 
 def recipes_of(tree: Tree, file: str) -> dict[str, Recipe]:

@@ -1,4 +1,4 @@
-"""The training methods: one file each, found by name in :data:`METHODS`, or in a file of the user's."""
+"""The training methods: one file each, found by name in :data:`METHODS`, or in a user's file."""
 
 from ltat.errors import LtatError
 from ltat.methods.adaad import Adaad
@@ -42,10 +42,10 @@ METHODS: dict[str, type[Method]] = {
 
 
 def find_method(name: str) -> type[Method]:
-    """The method called ``name``, or the one of the user's that ``path/to/file.py:MyMethod`` names.
+    """The method called ``name``, or the user's method that ``path/to/file.py:MyMethod`` names.
 
     Raises:
-        LtatError: there is none of that name.
+        LtatError: no method has that name.
     """
     if is_user_method(name):
         return load_user_method(name)

@@ -1,12 +1,12 @@
-"""AdaAD (Huang, Chen, Wang, Lu, Cheng, Wang; CVPR 2023): student and teacher disagree most where the student learns.
+"""AdaAD (Huang, Chen, Wang, Lu, Cheng, Wang; CVPR 2023): train where student and teacher disagree most.
 
     x' = argmax  KL( T(x') || S(x') )                                        gradient through both, both in eval mode
     L  = alpha KL( T(x') || S(x') ) + (1 - alpha) KL( T(x) || S(x) ),        alpha = 1
 
-The reference code averages over images *and* classes on CIFAR-10 and over images on CIFAR-100, and runs S(x) in
-training mode (before S(x')) even where alpha = 1 gives it no weight; that forward moves the batch-norm statistics and
-is ``kd.clean_forward``. Its command line defaults to eps = 16/255 and step 4/255; the paper's 8 and 2 are the
-defaults here. With alpha = 1 no label is seen: the teacher is the ceiling.
+The reference code averages over images *and* classes on CIFAR-10 and over images on CIFAR-100. It runs S(x) in training
+mode (before S(x')) even where alpha = 1 gives it no weight; this forward moves the batch-norm statistics
+(``kd.clean_forward``). Its command line defaults to eps = 16/255 and step 4/255; the defaults here are the paper's
+8/255 and 2/255. With alpha = 1 the loss uses no label, so the student can hardly exceed the teacher.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -27,7 +27,7 @@ class AdaadSection(KdSection):
     share: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
     """α of the paper, 0 to 1: the share of the adversarial term."""
     clean_forward: bool = True
-    """Whether S(x) is run where it has no weight, as in the reference code; only batch norm notices."""
+    """Whether S(x) runs where it has no weight, as in the reference code; only batch-norm statistics change."""
 
 
 class AdaadConfig(DistillationConfig):

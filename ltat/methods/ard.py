@@ -1,12 +1,12 @@
-"""ARD (Goldblum, Fowl, Feizi, Goldstein; AAAI 2020; arXiv 1905.09747): the teacher's clean answer to every x'.
+"""ARD (Goldblum, Fowl, Feizi, Goldstein; AAAI 2020; arXiv 1905.09747): match the teacher's output on x at every x'.
 
     x' = PGD on CE( S(x'), y ), uniform start, S in training mode: its batch-norm statistics move with every step
     L  = alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y ),     t = 30, alpha = 1
 
-The reference code averages the divergence over images *and* classes, and runs S(x) in training mode even where
-alpha = 1 gives it no weight; that forward moves the batch-norm statistics and is ``kd.clean_forward``. Its learning
-rate is always 0.1 of the first one after a milestone, so it stays at 0.01 after the second; the schedule here says
-so, and ``schedule.milestones=[0.5, 0.75]`` is what was meant. It takes batches of 256 on CIFAR-100.
+The reference code averages the divergence over images *and* classes. It runs S(x) in training mode even where
+alpha = 1 gives it no weight; this forward moves the batch-norm statistics (``kd.clean_forward``). After every milestone
+it sets the learning rate to 0.1 of the first rate, so the second milestone changes nothing. The schedule here has only
+the first milestone; ``schedule.milestones=[0.5, 0.75]`` is the intended one. The code uses batches of 256 on CIFAR-100.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -30,7 +30,7 @@ class ArdSection(KdSection):
     temp: Positive = 30.0
     """Temperature t, above 0."""
     clean_forward: bool = True
-    """Whether S(x) is run where it has no weight, as in the reference code; only batch norm notices."""
+    """Whether S(x) runs where it has no weight, as in the reference code; only batch-norm statistics change."""
 
 
 class ArdConfig(DistillationConfig):

@@ -2,8 +2,8 @@
 
     min_w  mean_i CE( f_w(x'_i) + tau * log n, y_i ),   x' = PGD on plain CE, network in evaluation mode
 
-``loss.cls`` puts another loss in its place. The reference code has no tau (it is 1) and drops the learning rate a
-third time in epoch 100; both are kept.
+``loss.cls`` replaces the balanced softmax by another loss. The reference code has no tau, which is tau = 1, and drops
+the learning rate a third time in epoch 100; both are the defaults here.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The training attack of every method: PGD on its objective, as the sections ``attack`` and ``radius`` say."""
+"""The training attack of every method: PGD on its objective, by the settings of ``attack`` and ``radius``."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from ltat.methods.step import Step
 
 
 def check_attack(config: RunConfig, teacher: nn.Module | None) -> None:
-    """Refuse an attack that could not be run.
+    """Check that the training attack can run.
 
     Raises:
         LtatError: an unknown objective or start, or an objective that the start or a missing teacher rules out.
@@ -40,9 +40,9 @@ def training_attack(
         step: the batch and the network.
         config: of the run.
         objective: builds the loss per image to ascend; called with the network in the mode of the attack.
-        threat: the ball; built once a run, since its checks would cost time in every step.
-        step_size: in pixel units, that of ``config`` if None.
-        scale: factor of radius and step size of each image, fp32 [B], besides that of ``config.radius``.
+        threat: the ball, built once per run because its checks would cost time in every step.
+        step_size: in pixel units; that of ``config`` if None.
+        scale: factor on radius and step size of each image, fp32 [B], on top of that of ``config.radius``.
     """
     settings = config.attack
     by_class = radius_scale(config.radius, step)
@@ -71,6 +71,6 @@ def training_attack(
 
 
 def final_forward(model: nn.Module, x_adv: Tensor) -> None:
-    """Show the finished x' [B, ch, H, W] to the network in training mode, as codes do that then ask for its loss."""
+    """Run the finished x' [B, ch, H, W] through the network in training mode, as some reference codes do."""
     with torch.no_grad(), attack_mode(model, "train"):
         model(x_adv)

@@ -1,13 +1,14 @@
-"""AWP (Wu, Xia, Wang; NeurIPS 2020; arXiv 2004.05884): train at the weights that are worst nearby.
+"""AWP (Wu, Xia, Wang; NeurIPS 2020; arXiv 2004.05884): train at the worst weights nearby.
 
 With the loss L of any method, for every weight tensor w of more than one dimension,
 
     v = gamma * |w| / (|g| + 1e-20) * g,    g = grad_w L(w),        |.| the norm over the whole tensor
     w <- w - lr * grad_w L(w + v)
 
-The reference code finds g by a step of plain SGD on a copy of the network. The learning rate of that copy cancels, and
-so does the copy: g is the gradient itself, and whatever its forwards moved in the buffers is put back. The code also
-steps, and so decays the weights, at w + v before it subtracts v; here w is put back first, bit for bit.
+The reference code finds g by a step of plain SGD on a copy of the network. The learning rate of that step cancels, so
+no copy is needed: g is the gradient at w, and the buffers that its forwards change are restored. The reference code
+takes the optimiser's step, weight decay included, at w + v and then subtracts v; here w is restored bit for bit before
+the step.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,11 +21,11 @@ from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.methods.step import LossTerms, Step
 
-GUARD = 1e-20  # of a tensor without gradient
+GUARD = 1e-20  # avoids 0 / 0 for a tensor without gradient
 
 
 def check_awp(config: RunConfig) -> None:
-    """Refuse settings under which the perturbation would be wrong, or would never happen.
+    """Check the settings of AWP.
 
     Raises:
         LtatError: fp16, whose unscaled gradients underflow, or a warm-up as long as the run.
@@ -39,12 +40,12 @@ def check_awp(config: RunConfig) -> None:
 
 
 def perturbed_weights(step: Step, config: RunConfig, loss: Callable[[Step], LossTerms]) -> AbstractContextManager[None]:
-    """A context in which the step's network has the weights w + v, after ``awp.warmup`` and with ``awp.gamma`` above 0.
+    """A context in which the network has the weights w + v, after ``awp.warmup`` and with ``awp.gamma`` above 0.
 
     Args:
-        step: with the adversarial images.
+        step: a step that has its adversarial images.
         config: of the run.
-        loss: the method's.
+        loss: the method's loss.
     """
     awp = config.awp
     if not awp.gamma or step.epoch <= awp.warmup:
@@ -54,11 +55,11 @@ def perturbed_weights(step: Step, config: RunConfig, loss: Callable[[Step], Loss
 
 @contextmanager
 def adversarial_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
-    """Inside, the weights of ``model`` are w + v; afterwards, also after an exception, w again, bit for bit.
+    """Inside, the weights of ``model`` are w + v; on leaving, also by an exception, they are w again, bit for bit.
 
     Args:
-        model: the network, in the mode in which it is trained; its ``.grad`` and buffers stay as they are.
-        loss: L at the present weights, 0-dim.
+        model: the network, in training mode; its ``.grad`` and buffers do not change.
+        loss: computes L at the current weights, 0-dim.
         gamma: the size of v relative to w, tensor by tensor.
 
     Raises:
@@ -82,7 +83,7 @@ def perturbed_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The trained parameters of more than one dimension with "weight" in their name, as in the reference code.
 
     Raises:
-        LtatError: there are none.
+        LtatError: the model has no such parameter.
     """
     named = model.named_parameters()
     weights = [p for name, p in named if p.requires_grad and p.ndim > 1 and "weight" in name]
@@ -94,7 +95,7 @@ def perturbed_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def ascent_directions(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
-    """|w| / (|g| + 1e-20) * g of each weight, of its shape; 0 where g is not finite or does not reach it."""
+    """|w| / (|g| + 1e-20) * g for each weight, of its shape; 0 where g is not finite or the loss does not use it."""
     with buffers_put_back(model):
         gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
     return [_as_long_as(w.detach(), g) for w, g in zip(weights, gradients, strict=True)]
@@ -107,7 +108,7 @@ def _as_long_as(w: Tensor, g: Tensor) -> Tensor:
 
 @contextmanager
 def buffers_put_back(model: nn.Module) -> Iterator[None]:
-    """On leaving, the buffers of ``model`` (batch-norm statistics) are as they were."""
+    """On leaving, the buffers of ``model`` (batch-norm statistics) have the values from before."""
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
         yield

@@ -1,6 +1,6 @@
-"""What a training method is: a loss of one step, and the loss per image that its attack ascends.
+"""The interface of a training method: the loss of one step, and the loss per image that its attack ascends.
 
-The trainer calls, in this order and knowing no method by name::
+The trainer calls these hooks in this order, for every method::
 
     model = method.prepare_model(model)                # when the network is built
     method.initialise(model)                           # before the first epoch
@@ -12,10 +12,10 @@ The trainer calls, in this order and knowing no method by name::
         method.end_step(step, terms)
     method.end_epoch(epoch)
 
-``loss`` leaves no trace in the method, since it may be called more than once a step. How the literature fits: MART
-and TRADES run more forwards in ``loss``; the distillation family compares with ``teacher``; RoBal replaces the
-classifier in ``prepare_model``; REAT counts its predictions per class in ``end_step``, weights its ``objective`` by
-those of the previous epoch and keeps them in ``state_dict``; DAFA collects likewise, and scales the radius of each
+``loss`` must not change the method, because a step may call it more than once. Examples: MART and TRADES run more
+forwards in ``loss``; the distillation methods compare with ``teacher``; RoBal replaces the classifier in
+``prepare_model``; REAT counts its predictions per class in ``end_step``, weights its ``objective`` by the counts of the
+previous epoch and saves them in ``state_dict``; DAFA does the same with probabilities, and scales the radius of each
 class in ``attack``; TAET's first stage returns clean images from ``attack``. The options of every method (AWP, the
 class-wise radius, the mode of the attack) need no code in a method.
 """
@@ -39,16 +39,16 @@ class Method:
 
     Args:
         config: the run's complete settings, an instance of the class's ``Config``.
-        class_counts: images of each class that the first epoch serves, [C], on the training device.
-        teacher: a network with the same classes, for methods that distil.
+        class_counts: images of each class in the first epoch, [C], on the training device.
+        teacher: a network with the same classes, for distillation methods.
 
     Raises:
         LtatError: the settings do not fit together, or a teacher is missing.
     """
 
     Config: ClassVar[type[RunConfig]]
-    tau = 1.0  # of the prior tau * log n_c that attack.loss=bsl adds
-    corrects_prior = False  # whether the loss makes up for the class frequencies: a post-hoc adjustment repeats that
+    tau = 1.0  # attack.loss=bsl adds the prior tau * log n_c
+    corrects_prior = False  # whether the loss corrects for the class frequencies, so that an adjustment would repeat it
 
     def __init__(self, config: RunConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         require_complete(config)
@@ -63,7 +63,7 @@ class Method:
         raise NotImplementedError
 
     def objective(self, step: Step) -> Objective:
-        """The loss per image that the attack ascends, ``attack.loss``; the network is in the mode of the attack."""
+        """The loss per image that the attack ascends (``attack.loss``); the network is in the mode of the attack."""
         return inner_objective(self.config.attack.loss, step.model, step.batch, self.tau * step.log_prior, self.teacher)
 
     def attack(self, step: Step) -> Tensor:
@@ -71,33 +71,33 @@ class Method:
         return training_attack(step, self.config, self.objective, self.threat)
 
     def prepare_model(self, model: Classifier) -> Classifier:
-        """Change the network when it is built (another classifier); new weights draw from the run's seed."""
+        """Change the network when it is built (another classifier); new weights are drawn by the run's seed."""
         return model
 
     def initialise(self, model: Classifier) -> None:
-        """Set the weights that a run starts from, once a teacher is trained (a warm start)."""
+        """Set the initial weights of a run, after the teacher stage (a warm start)."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch's first batch."""
 
     def end_step(self, step: Step, terms: LossTerms) -> None:
-        """Called after the optimiser's step, with the changed network in training mode and the loss's terms."""
+        """Called after the optimiser's step, with the updated network in training mode and the terms of the loss."""
 
     def end_epoch(self, epoch: int) -> None:
         """Called after an epoch's last batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive an interruption, as tensors, numbers and strings only."""
+        """The state that resuming needs, as tensors, numbers and strings only."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
 
     def remarks(self) -> tuple[str, ...]:
-        """What a run prints about the method when training begins, a line each."""
+        """Lines about the method that a run prints when training begins."""
         return ()
 
     @classmethod
     def teacher_config(cls, config: RunConfig) -> RunConfig | None:
-        """Settings of the teacher stage that must come first, or ``None`` where the method needs no teacher."""
+        """The settings of the teacher stage that runs first, or ``None`` for a method without a teacher stage."""
         return None

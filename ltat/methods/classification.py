@@ -1,4 +1,4 @@
-"""What the outer loss says about the class of x': one choice, ``loss.cls``, for the methods with such a term.
+"""The classification term of the outer loss on x', chosen by ``loss.cls`` for the methods that have such a term.
 
 z [B, C] are the logits on x', y [B] the labels, n_c the training images of class c, p = softmax(z):
 
@@ -12,8 +12,8 @@ z [B, C] are the logits on x', y [B] the labels, n_c the training images of clas
               w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
     focal     mean (1 - p_y)^gamma CE( z, y )                                           Lin et al., ICCV 2017
 
-The constants m, s and the normalisations are those of Cao et al.'s code.
-To add one, write a function of (z, :class:`ltat.methods.Step`, settings) and enter it in :data:`LOSSES`.
+The constants m, s and the normalisations are those of Cao et al.'s code. To add a loss, write a function of (z,
+:class:`ltat.methods.Step`, settings) and enter it in :data:`LOSSES`.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ from ltat.ops import balanced_kd
 
 
 class ClassificationConfig(RunConfig):
-    """The settings of a method whose classification term on x' is a choice."""
+    """The settings of a method with a choice of the classification term on x'."""
 
     loss: LossSection = LossSection()
     bsl: BslSection = BslSection()
@@ -48,11 +48,11 @@ class ClassificationLoss:
     """One entry of :data:`LOSSES`.
 
     Attributes:
-        value: from logits fp32 [B, C] on x', the step and the settings to the 0-dim loss.
+        value: (logits fp32 [B, C] on x', step, settings) → the 0-dim loss.
         prepare: changes the network when it is built.
-        in_balanced_kd: ``balanced_kd`` has this loss in one pass with a distillation term.
-        needs_every_class: a class without images has no weight or margin.
-        corrects_prior: the loss already makes up for the class frequencies.
+        in_balanced_kd: whether ``balanced_kd`` computes this loss and a distillation term in one pass.
+        needs_every_class: whether the loss is undefined for a class without images.
+        corrects_prior: whether the loss corrects for the class frequencies.
     """
 
     value: Callable[[Tensor, Step, ClassificationConfig], Tensor]
@@ -76,14 +76,14 @@ def ldam_margins(class_counts: Tensor, largest: float) -> Tensor:
 
 
 def ldam(logits: Tensor, labels: Tensor, margins: Tensor, scale: float, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean cross-entropy after the true logit has been lowered by its margin (Cao et al., NeurIPS 2019).
+    """Weighted mean cross-entropy with the true class's logit lowered by its margin (Cao et al., NeurIPS 2019).
 
     Args:
         logits: s times the cosines, [B, C].
         labels: [B].
         margins: D_c between cosines, [C].
         scale: s.
-        weights: of the classes, [C]; the mean is sum w l / sum w.
+        weights: weight of each class, [C]; the mean is sum w l / sum w.
     """
     at_true_class = F.one_hot(labels, logits.shape[1]) * margins
     return F.cross_entropy(logits - scale * at_true_class, labels, weight=weights)
@@ -92,7 +92,7 @@ def ldam(logits: Tensor, labels: Tensor, margins: Tensor, scale: float, weights:
 def focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     """Mean of (1 - p_y)^gamma CE of logits [B, C] and labels [B]."""
     each = F.cross_entropy(logits, labels, reduction="none")
-    # 1 - p_y = -expm1(-CE) loses no digits near 0; kept from 0 itself, where a gamma below 1 has an infinite slope.
+    # 1 - p_y = -expm1(-CE) is exact near 0. It is kept above 0, where a gamma below 1 has an infinite slope.
     missed = (-torch.expm1(-each)).clamp(min=torch.finfo(each.dtype).tiny)
     return (missed**gamma * each).mean()
 
@@ -123,7 +123,7 @@ def _focal(logits: Tensor, step: Step, config: ClassificationConfig) -> Tensor:
 
 
 def _cosine_head(model: Classifier, settings: LossSection) -> Classifier:
-    """LDAM's last layer: rows of length 1 at the start, and logits s * cos, which every attack meets."""
+    """LDAM's last layer: rows of length 1 at the start, and logits s * cos, which every attack then uses."""
     put_head(model, "cosine")
     head = model.classifier
     assert isinstance(head, CosineClassifier)
@@ -144,10 +144,10 @@ LOSSES: dict[str, ClassificationLoss] = {
 
 
 class ClassificationMethod(Method):
-    """Base of the methods whose classification term on x' is a choice, ``loss.cls``.
+    """Base of the methods that choose their classification term on x' by ``loss.cls``.
 
     Raises:
-        LtatError: there is no such loss, or it cannot do without a class that has no images.
+        LtatError: an unknown loss, or one that needs images of every class where a class has none.
     """
 
     config: ClassificationConfig
@@ -161,12 +161,12 @@ class ClassificationMethod(Method):
         self.tau, self.corrects_prior = config.bsl.tau, self.chosen.corrects_prior
         if self.chosen.needs_every_class and not class_counts.all():
             empty = int(class_counts.argmin())
-            raise LtatError(f"loss.cls={name} weighs classes by their images and class {empty} has none; use ce or bsl")
+            raise LtatError(f"loss.cls={name} weights classes by images and class {empty} has none; use ce or bsl")
 
     def prepare_model(self, model: Classifier) -> Classifier:
         """Give the network the last layer that the loss needs."""
         return self.chosen.prepare(model, self.config.loss)
 
     def classification(self, logits: Tensor, step: Step) -> Tensor:
-        """The chosen loss of logits fp32 [B, C] on x', 0-dim."""
+        """The chosen loss of the logits fp32 [B, C] on x', 0-dim."""
         return self.chosen.value(logits, step, self.config)

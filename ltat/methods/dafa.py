@@ -1,19 +1,19 @@
 """DAFA (Lee et al., ICLR 2024; arXiv 2401.12532): distance-aware fair adversarial training, on TRADES.
 
-A warm-up trains by TRADES alone. In its last epoch P_ij is gathered, the mean over the adversarial training images x'
-of class i of softmax(f(x'))_j, and from it the weight of every class:
+A warm-up trains by TRADES alone. Its last epoch collects P_ij, the mean of softmax(f(x'))_j over the adversarial
+training images x' of class i. P gives the weight of every class:
 
     w_i = 1 + lambda * sum_{j != i} (  P_ij P_jj  if P_ii < P_jj  else  -P_ji P_ii  )
 
-What the weaker of two classes gains the stronger loses, the more the more similar they are, so that sum_i w_i = C. From
-then on w multiplies the radius and the step of the attack and the cross-entropy, each of the image's own class y:
+Of two classes the weaker gains what the stronger loses, and more where they are more similar, so that sum_i w_i = C.
+From then on w multiplies the radius and the step of the attack and the cross-entropy, by the class y of each image:
 
     x'_i   = PGD on KL( p(x_i) || p(x'_i) ) with steps of w_{y_i} * step in the ball of w_{y_i} * eps
     min_w  mean_i w_{y_i} CE( f(x_i), y_i ) + beta * mean_i KL( p(x_i) || p(x'_i) )
 
-x' goes through the network before x. Nothing in the reference code keeps w above 0, and on long-tailed data, where a
-head class attracts all others, it would not stay there: where the least weight falls below ``dafa.floor``, lambda is
-lowered to where it does not. The code's variant on plain adversarial training is not rebuilt.
+x' goes through the network before x. The reference code does not keep w above 0, and on long-tailed data, where every
+class resembles a head class, w can become negative. Where the least weight would fall below ``dafa.floor``, lambda is
+lowered so far that it does not. The reference code's variant on plain adversarial training is not implemented.
 """
 
 from typing import Annotated, Any, Literal
@@ -38,11 +38,11 @@ class DafaSection(Section):
     beta: NonNegative = 6.0
     """TRADES' β, 0 or more."""
     warmup: Positive = 0.64
-    """Epochs before the weights act: up to 1 a share of the epochs, above 1 an epoch."""
+    """Epochs before the weights act: up to 1 a share of all epochs (1 is all of them), above 1 a number of epochs."""
     scale: Decided[NonNegative] = left_out()
-    """λ, 0 or more; left out, the authors': 1 up to ten classes, 1.5 above."""
+    """λ, 0 or more; left out, the authors' value: 1 up to ten classes, 1.5 above."""
     floor: Annotated[Quotient, Field(ge=0, lt=1)] = 0.1
-    """Least weight of a class, from 0 to below 1; where λ gives less, λ is lowered."""
+    """Least weight of a class, from 0 to below 1; λ is lowered where a weight would fall below it."""
 
 
 class DafaConfig(RunConfig):
@@ -53,14 +53,14 @@ class DafaConfig(RunConfig):
     dafa: DafaSection = DafaSection()
 
     def by_method(self, num_classes: int) -> Tree:
-        """λ of the authors: 1 on CIFAR-10, 1.5 on CIFAR-100 (and on STL-10)."""
+        """The authors' λ: 1 on CIFAR-10, 1.5 on CIFAR-100 (and on STL-10)."""
         return super().by_method(num_classes) | {"dafa.scale": 1.0 if num_classes <= 10 else 1.5}
 
 
 class Dafa(Method):
-    """TRADES, and from the end of the warm-up on with a weight of every class on CE, eps and step.
+    """TRADES, and after the warm-up with a weight of every class on CE, eps and step.
 
-    ``weights`` [C] is w; it survives an interruption.
+    ``weights`` [C] is w; it is part of the saved state.
     """
 
     Config = DafaConfig
@@ -76,7 +76,7 @@ class Dafa(Method):
         self.gathered: Tensor | None = None
 
     def begin_epoch(self, epoch: int) -> None:
-        """Start to gather in the last epoch of the warm-up."""
+        """Start to collect P in the last epoch of the warm-up."""
         classes = len(self.weights)
         last = epoch == self.warmup_epochs
         self.gathered = self.weights.new_zeros(classes, classes, dtype=torch.float64) if last else None
@@ -88,9 +88,9 @@ class Dafa(Method):
             self.gathered += member.T @ terms.logits.double().softmax(dim=1)
 
     def end_epoch(self, epoch: int) -> None:
-        """Weigh the classes from the end of the warm-up on."""
+        """Compute the weights of the classes at the end of the warm-up."""
         if self.gathered is not None:
-            # A row of probabilities sums to 1: the row sums are the images. An absent class keeps the weight 1.
+            # Probabilities sum to 1, so the sum of a row is its number of images. An absent class keeps the weight 1.
             similarity = self.gathered / self.gathered.sum(dim=1, keepdim=True).clamp(min=1)
             dafa = self.config.dafa
             weights = above(class_weights(similarity, dafa.scale), dafa.floor)
@@ -105,7 +105,7 @@ class Dafa(Method):
         self.weights = state["weights"].to(self.weights)
 
     def attack(self, step: Step) -> Tensor:
-        """PGD with radius and step size times w_y of every image's class y."""
+        """PGD with radius and step size times w_y, by the class y of each image."""
         weights = self.weights[step.batch.labels]
         return training_attack(step, self.config, self.objective, self.threat, scale=weights)
 
@@ -120,7 +120,7 @@ class Dafa(Method):
 
 
 def class_weights(similarity: Tensor, scale: float) -> Tensor:
-    """w [C] of P [C, C]; two classes of one strength P_ii = P_jj both lose, as in the reference code."""
+    """w [C] of P [C, C]; two classes of equal strength P_ii = P_jj both lose, as in the reference code."""
     strength = similarity.diagonal()
     gain = similarity * strength  # P_ij P_jj
     weaker = strength[:, None] < strength
@@ -129,6 +129,6 @@ def class_weights(similarity: Tensor, scale: float) -> Tensor:
 
 
 def above(weights: Tensor, floor: float) -> Tensor:
-    """``weights`` [C] drawn towards 1, all by one factor, so far that none lies below ``floor``; the sum remains."""
+    """``weights`` [C] moved towards 1 by one common factor so that none lies below ``floor``; the sum stays."""
     shrink = ((1 - floor) / (1 - weights.min())).clamp(max=1)
     return 1 + (weights - 1) * shrink

@@ -1,4 +1,4 @@
-"""What adversarial distillation methods share (ARD, RSLAD, AdaAD): a teacher, an attack, a divergence L_AD."""
+"""The common part of the adversarial distillation methods (ARD, RSLAD, AdaAD): teacher, attack, divergence L_AD."""
 
 from torch import Tensor
 
@@ -11,16 +11,16 @@ from ltat.methods.teachers import TaughtConfig, TaughtMethod, TeacherSection
 
 
 class KdSection(Section):
-    """How the divergence from the teacher is averaged, and over what ball the training attack runs."""
+    """How the divergence from the teacher is averaged, and in which ball the training attack runs."""
 
     reduction: Decided[Reduction] = left_out()
     """Mean of the divergence: `batchmean`, `elementmean`, `10xelementmean` or `sum`; left out, the reference code's."""
     swap_step_eps: bool = False
-    """Whether the training attack takes step ε and radius `attack.step_size`, the mistake of the SAAD repository."""
+    """Whether the training attack swaps radius and step size, a mistake in the SAAD repository."""
 
 
 class DistillationConfig(TaughtConfig):
-    """Settings of the distillation methods; their papers' teachers are given, not trained."""
+    """Settings of the distillation methods; the teachers of their papers are given checkpoints."""
 
     teacher: TeacherSection = TeacherSection(train="none")
     kd: KdSection = KdSection()
@@ -32,7 +32,7 @@ class Distillation(TaughtMethod):
     config: DistillationConfig
 
     def attack(self, step: Step) -> Tensor:
-        """PGD, with ``kd.swap_step_eps`` in a ball of the step size by steps of the radius."""
+        """PGD; with ``kd.swap_step_eps`` the radius is the step size and the step is the radius."""
         attack = self.config.attack
         if not self.config.kd.swap_step_eps:
             return super().attack(step)
@@ -40,7 +40,7 @@ class Distillation(TaughtMethod):
         return training_attack(step, self.config, self.objective, swapped, step_size=attack.eps)
 
     def distil(self, step: Step, student_adv: Tensor | None = None) -> LossTerms:
-        """L_AD and its parts; ``student_adv`` is S(x') [B, C], where that has been computed."""
+        """L_AD and its parts; ``student_adv`` is S(x') [B, C] where it is already computed."""
         raise NotImplementedError
 
     def loss(self, step: Step) -> LossTerms:

@@ -1,13 +1,13 @@
 """IGDM (Lee, Cho, Kim; ICLR 2025; arXiv 2312.03286) on top of ARD, RSLAD and AdaAD.
 
-With x' of that method's own attack, and the term of :mod:`ltat.methods.igdm` (eq. 9),
+With x' of the base method's attack, and the term of :mod:`ltat.methods.igdm` (eq. 9),
 
     L = L_AD + alpha w(e) KL( softmax(T(x+delta) - T(x-delta)) || softmax(S(x+delta) - S(x-delta)) ),    w(e) = e/E
 
-The bases of the reference code differ from the original methods: ARD at temperature 1, without cross-entropy, attacked
-in evaluation mode; all averaged over images, and RSLAD without a guard. It shows S, in training mode, x', x and
-x - delta, and for AdaAD x' once more. Those that enter no loss are left out here, unless ``kd.clean_forward`` (ARD) and
-``kd.extra_forwards`` (AdaAD) ask for them, as the recipes do.
+The bases of the reference code differ from the original methods: ARD has temperature 1, no cross-entropy and an attack
+in evaluation mode; all divergences are averaged over images, and RSLAD has no guard. The reference code runs S in
+training mode on x', x and x - delta, and for AdaAD on x' again. Forwards that enter no loss run here only with
+``kd.clean_forward`` (ARD) and ``kd.extra_forwards`` (AdaAD), which the recipes set.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ class AdaadIgdmSection(AdaadSection):
     """AdaAD's constants, and the forwards of the IGDM authors' code."""
 
     extra_forwards: bool = False
-    """Whether S sees x', x, x − δ and x' again, as in the authors' code; only batch norm notices."""
+    """Whether S runs on x', x, x − δ and x' again, as in the authors' code; only batch-norm statistics change."""
 
 
 SGD = OptimSection(wd=2e-4)
@@ -90,7 +90,7 @@ IgdmConfig = ArdIgdmConfig | RsladIgdmConfig | AdaadIgdmConfig
 
 
 class WithIgdm(Distillation):
-    """A distillation method with L_IGDM on top: inherit from this first, from the method second."""
+    """Adds L_IGDM to a distillation method: inherit from this class first and from the method second."""
 
     config: IgdmConfig
 
@@ -131,10 +131,12 @@ class AdaadIgdm(WithIgdm, Adaad):
     def __init__(self, config: AdaadIgdmConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
         super().__init__(config, class_counts, teacher)
         if config.kd.extra_forwards and config.igdm.bn != "two":
-            raise LtatError(f"kd.extra_forwards=true runs S four times and igdm.bn={config.igdm.bn} not; drop one")
+            raise LtatError(
+                f"kd.extra_forwards=true needs igdm.bn=two and igdm.bn is {config.igdm.bn}; leave one of them out"
+            )
 
     def distil_on_both(self, step: Step, x_minus: Tensor) -> tuple[LossTerms, Tensor]:
-        """With ``kd.extra_forwards`` L_AD takes S(x') [B, C] from the last forward, L_IGDM from the first."""
+        """With ``kd.extra_forwards`` L_AD uses S(x') [B, C] of the last forward, and L_IGDM that of the first."""
         if not self.config.kd.extra_forwards:
             return super().distil_on_both(step, x_minus)
         student_plus = step.model(step.x_adv)

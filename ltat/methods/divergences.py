@@ -1,7 +1,7 @@
-"""Kullback-Leibler divergences, formed in log space, and the means that the literature takes of them.
+"""Kullback-Leibler divergences, computed in log space, and the means that the literature takes of them.
 
-KL(p || q) = sum_k p_k (log p_k - log q_k). Formed from log-softmax outputs its gradient stays finite in both
-arguments where a probability underflows to zero; from a softmax target it becomes NaN.
+KL(p || q) = sum_k p_k (log p_k - log q_k). Computed from log-softmax outputs, its gradient stays finite in both
+arguments where a probability underflows to zero; computed from a softmax target, it becomes NaN.
 """
 
 from collections.abc import Callable
@@ -23,12 +23,12 @@ REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def kl_terms(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """p_k (log p_k - log q_k) of log-probabilities [B, C], for each k: [B, C]; gradients flow through both."""
+    """p_k (log p_k - log q_k) of log-probabilities [B, C], for each k, as [B, C]; gradients flow through both."""
     return log_p.exp() * (log_p - log_q)
 
 
 def kl_divergence(target_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)) of logits [B, C] per image, [B]; gradients flow through both."""
+    """KL(softmax(target) || softmax(logits)) of logits [B, C] for each image, [B]; gradients flow through both."""
     return kl_terms(F.log_softmax(target_logits, dim=1), F.log_softmax(logits, dim=1)).sum(dim=1)
 
 

@@ -4,15 +4,16 @@
     L    = C/B * sum_i p_{y_i} CE( f(x'_i), y_i )
     p    = argmax_p sum_c p_c g_c   over the simplex, subject to KL(u || p) <= r,   u = (1/C, ..., 1/C), r = 0.5
 
-for every batch anew, without gradient. m_i = max_{k != y_i} q_k - q_{y_i} is the margin of q = softmax(f(x'_i)), and
+p is computed for every batch, without gradient. With m_i = max_{k != y_i} q_k - q_{y_i}, the margin of
+q = softmax(f(x'_i)),
 
     g_c  = sum of m_i over the images of class c     (``faal.gain=images``: the reference code; 0 for an absent class)
-    g_c  = their mean                                (``faal.gain=classes``; -1, the least there is, for an absent one)
+    g_c  = their mean                                (``faal.gain=classes``; -1, the least value, for an absent class)
 
-The reference code hands the problem to a conic solver. At the maximum p_c = lambda u_c / (nu - g_c) with nu > max g,
-lambda scales the sum to 1 and KL(u || p) falls in nu, so one bisection finds it. The authors' use is fine-tuning a
-robust network for two epochs: recipe ``faal/faithful``. Their code also runs the clean images through the network after
-x', which enters no loss but moves the batch-norm statistics (``faal.extra_forward``).
+The reference code solves this with a conic solver. At the maximum p_c = lambda u_c / (nu - g_c) with nu > max g, where
+lambda scales the sum to 1. KL(u || p) decreases in nu, so a bisection finds nu. The authors fine-tune a robust network
+for two epochs (recipe ``faal/faithful``). Their code also runs the clean images through the network after x', which
+enters no loss but moves the batch-norm statistics (``faal.extra_forward``).
 """
 
 import math
@@ -29,18 +30,18 @@ from ltat.config.sections import NonNegative
 from ltat.methods.base import Method
 from ltat.methods.step import LossTerms, Step
 
-BISECTIONS = 40  # they halve a range of C r + log(C / r) + 1, and leave nu - max g within 1e-9 of itself for C = 1000
+BISECTIONS = 40  # halve a range of C r + log(C / r) + 1, down to a relative error of nu - max g of 1e-9 for C = 1000
 
 
 class FaalSection(Section):
     """The worst distribution over classes (Zhang et al., CVPR 2024)."""
 
     radius: NonNegative = 0.5
-    """r, the radius of the ball of distributions, 0 or more; 0 weighs all classes alike."""
+    """r, the radius of the ball of distributions, 0 or more; 0 weights all classes equally."""
     gain: Literal["images", "classes"] = "images"
-    """A class gains the sum over its images (`images`, as in the reference code) or their mean (`classes`)."""
+    """Gain of a class: the sum of the margins of its images (`images`, as in the reference code) or their mean."""
     extra_forward: bool = False
-    """Whether a step runs the clean images too, as in the reference code; only batch norm notices."""
+    """Whether a step also runs the clean images, as in the reference code; only batch-norm statistics change."""
 
 
 class FaalConfig(RunConfig):
@@ -51,7 +52,7 @@ class FaalConfig(RunConfig):
 
 
 class Faal(Method):
-    """Cross-entropy on adversarial images, weighted by class: the worst weights in a ball about uniform ones."""
+    """Cross-entropy on adversarial images, weighted by class with the worst weights in a ball around uniform ones."""
 
     Config = FaalConfig
     config: FaalConfig
@@ -72,7 +73,7 @@ class Faal(Method):
 
 def class_gains(logits: Tensor, labels: Tensor, gain: str) -> Tensor:
     """g_c in float64, [C], of logits [B, C] and labels [B]; ``gain`` is a key of :data:`GAINS`."""
-    # A product, because scattered sums are not deterministic on CUDA.
+    # A matrix product, because scattered sums are not deterministic on CUDA.
     member = F.one_hot(labels, logits.shape[1]).double()
     sums = margin(logits.double().softmax(dim=1), labels) @ member
     return GAINS[gain](sums, member.sum(dim=0))
@@ -82,13 +83,13 @@ GAINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "images": lambda sums, images: sums,
     "classes": lambda sums, images: torch.where(images > 0, sums / images.clamp(min=1), -1.0),
 }
-"""g [C] from the sums of the margins and the numbers of images, [C]."""
+"""(sums of the margins [C], numbers of images [C]) → g [C]."""
 
 
 def worst_distribution(gains: Tensor, radius: float) -> Tensor:
     """The p [C] that maximises p @ gains over the simplex with KL(uniform || p) <= radius, in float64.
 
-    A fixed number of bisections on log(nu - max g), in units of max g - min g, without waiting for the device.
+    Bisects log(nu - max g), in units of max g - min g, a fixed number of times, so that the host reads nothing back.
 
     Args:
         gains: g, float64 [C].
@@ -99,7 +100,7 @@ def worst_distribution(gains: Tensor, radius: float) -> Tensor:
         return torch.full_like(gains, 1 / classes)
     spread = gains.max() - gains.min()
     log_gap = ((gains.max() - gains) / spread.clamp(min=torch.finfo(gains.dtype).tiny)).log()  # -inf at the maximum
-    # Outside, the divergence is surely above and below r: it is at least (-t - log C - 1) / C, and at most exp(-t).
+    # At these two ends the divergence is above r and below r: it is at least (-t - log C - 1) / C and at most exp(-t).
     low = gains.new_full((), -classes * radius - math.log(classes) - 1)
     high = gains.new_full((), -math.log(radius))
     for _ in range(BISECTIONS):

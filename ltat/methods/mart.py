@@ -4,8 +4,8 @@
     BCE  = mean_i [ CE( f(x'_i), y_i ) - log( 1 - max_{k != y_i} p_k(x'_i) ) ]
     min_w  BCE + beta * mean_i KL( p(x_i) || p(x'_i) ) * ( 1 - p_{y_i}(x_i) )        (Algorithm 1)
 
-p = softmax(f), KL summed over classes, the gradient through every factor. The reference code keeps each logarithm and
-the last weight away from zero by a small constant; they are the ``guard`` settings.
+p = softmax(f), KL is summed over classes, and the gradient flows through every factor. The reference code keeps each
+logarithm and the last weight away from zero by a small constant (the ``guard`` settings).
 """
 
 from typing import Literal
@@ -26,11 +26,11 @@ class MartSection(Section):
     beta: NonNegative = 5.0
     """Weight β of the divergence, 0 or more; the paper has 5 for ResNet-18 and 6 for WRN."""
     margin_guard: Positive = 1e-4
-    """Of the margin term: the reference code's 1.0001 − p_k is 1 + this − p_k."""
+    """Constant of the margin term 1 + margin_guard − p_k; the reference code has 1.0001 − p_k."""
     log_guard: Positive = 1e-12
-    """What the reference code adds to p(x') inside its logarithms."""
+    """Constant added to p(x') inside the logarithms, as in the reference code."""
     weight_guard: NonNegative = 1e-7
-    """Of the weight 1 − p_y: the reference code's 1.0000001 is 1 + this."""
+    """Constant of the weight 1 + weight_guard − p_y; the reference code has 1.0000001 − p_y."""
 
 
 class MartConfig(RunConfig):
@@ -41,7 +41,7 @@ class MartConfig(RunConfig):
 
 
 class Mart(Method):
-    """Boosted CE on x' + beta * KL(p(x) || p(x')) * (1 - p_y(x)), which weighs most where x is misclassified."""
+    """Boosted CE on x' + beta * KL(p(x) || p(x')) * (1 - p_y(x)), the weight being largest where x is misclassified."""
 
     Config = MartConfig
     config: MartConfig
@@ -57,7 +57,7 @@ class Mart(Method):
     def boosted_cross_entropy(self, adv: Tensor, labels: Tensor) -> Tensor:
         """BCE of logits [B, C] on x', 0-dim."""
         guards = self.config.mart
-        other = adv.softmax(dim=1).scatter(1, labels[:, None], -1.0).amax(dim=1)  # largest p_k of k != y
+        other = adv.softmax(dim=1).scatter(1, labels[:, None], -1.0).amax(dim=1)  # largest p_k with k != y
         margin = -torch.log(1 + guards.margin_guard - other + guards.log_guard).mean()
         return F.cross_entropy(adv, labels) + margin
 

@@ -1,9 +1,9 @@
-"""Natural training: no attack. The control of every robust method.
+"""Natural training: no attack. The baseline that every robust method is compared with.
 
     min_w  mean_i CE( f_w(x_i), y_i )
 
-Of the ``attack`` settings only ``norm`` and ``eps`` matter, the threat model of evaluation. The others may be set, so
-that one protocol serves every method, and change nothing.
+Of the ``attack`` settings only ``norm`` and ``eps`` have an effect: they are the threat model of evaluation. The others
+are accepted, so that one protocol fits every method.
 """
 
 from typing import Literal
@@ -19,7 +19,7 @@ from ltat.methods.step import LossTerms, Step
 class NaturalConfig(RunConfig):
     """The field's common protocol; the best checkpoint is the one with the best *clean* accuracy.
 
-    Under attack nearly every checkpoint of natural training is at zero, and there is nothing to choose by.
+    Under attack nearly every checkpoint of natural training has an accuracy of zero, which cannot rank them.
     """
 
     method: Literal["natural"] = "natural"

@@ -1,4 +1,4 @@
-"""What the training attack ascends: per-sample losses over (logits, labels, adversarial images)."""
+"""The losses that the training attack ascends: functions of (logits, labels, adversarial images), per image."""
 
 from collections.abc import Callable
 from functools import partial
@@ -63,9 +63,9 @@ def _from_teacher(logits: Tensor, labels: Tensor, x_adv: Tensor, teacher: nn.Mod
 INNER_LOSSES: dict[str, Builder] = {
     "ce": _plain,
     "bsl": _balanced_softmax,
-    "kl-self": _own_clean_prediction,  # TRADES's: sum KL(f(x) || f(x')), gradient with respect to x' only
-    "kl-clean": _teacher_on_clean,  # RSLAD's inner maximisation: sum KL(T(x) || S(x'))
-    "kl-adv": _teacher_on_adversarial,  # AdaAD's: sum KL(T(x') || S(x')), gradient through both networks
+    "kl-self": _own_clean_prediction,  # TRADES: sum KL(f(x) || f(x')), gradient with respect to x' only
+    "kl-clean": _teacher_on_clean,  # RSLAD: sum KL(T(x) || S(x'))
+    "kl-adv": _teacher_on_adversarial,  # AdaAD: sum KL(T(x') || S(x')), gradient through both networks
 }
 
 
@@ -73,28 +73,30 @@ NEED_TEACHER = {"kl-clean", "kl-adv"}
 
 
 def check_inner_loss(name: str, start: str, teacher: nn.Module | None) -> None:
-    """Refuse what :func:`inner_objective` could not build, or what ascends nothing from ``start``.
+    """Check that :func:`inner_objective` can build the objective and that it has a gradient at ``start``.
 
     Raises:
-        LtatError: an unknown name, no teacher where one is compared with, or a divergence of the network from itself
-            that starts in its minimum.
+        LtatError: an unknown name, a missing teacher, or a divergence of the network from itself that starts at its
+            minimum.
     """
     if name not in INNER_LOSSES:
         raise LtatError(f"attack.loss={name} is unknown; choose one of {', '.join(INNER_LOSSES)}")
     if name in NEED_TEACHER and teacher is None:
         raise LtatError(f"attack.loss={name} compares with a teacher and this method has none; use attack.loss=ce")
     if name == "kl-self" and start == "zero":
-        raise LtatError("attack.loss=kl-self has no gradient at x itself and attack.start=zero; use attack.start=gauss")
+        raise LtatError(
+            "attack.loss=kl-self has no gradient at x, the start of attack.start=zero; use attack.start=gauss"
+        )
 
 
 def inner_objective(name: str, model: Network, batch: Batch, log_prior: Tensor, teacher: nn.Module | None) -> Objective:
     """The objective called ``name`` in ``attack.loss``, for one batch.
 
     Args:
-        name: a key of :data:`INNER_LOSSES`, checked before by :func:`check_inner_loss`.
+        name: a key of :data:`INNER_LOSSES` that :func:`check_inner_loss` accepts.
         model: the network under attack, in the mode of the attack.
         batch: the clean batch under attack.
         log_prior: tau * log n_c, [C].
-        teacher: the frozen teacher, for the two objectives that compare with it.
+        teacher: the frozen teacher, for the two objectives that use it.
     """
     return INNER_LOSSES[name](model, batch, log_prior, teacher)

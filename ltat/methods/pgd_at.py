@@ -1,11 +1,11 @@
-"""Plain adversarial training (Madry et al., ICLR 2018), in the setting of the long-tailed repositories.
+"""Plain adversarial training (Madry et al., ICLR 2018), with the settings of the long-tailed repositories.
 
     min_w  mean_i CE( f_w(x'_i), y_i ),   x' = PGD on CE, network in evaluation mode
 
-``loss.cls`` puts another loss in place of the outer CE.
+``loss.cls`` replaces the outer CE by another loss.
 
-Recipe ``pgd-at/rice`` has the other lineage, Rice et al. (ICML 2020), which attacks in training mode and shows the
-clean images to the network once more after each step (``pgd_at.clean_forward``; only batch norm notices).
+Recipe ``pgd-at/rice`` has the settings of Rice et al. (ICML 2020), whose code attacks in training mode and runs the
+clean images through the network after each step (``pgd_at.clean_forward``), which only changes batch-norm statistics.
 
 This is also the first stage of the main method: on the balanced sub-dataset D_B it trains the self-teacher.
 """
@@ -20,7 +20,7 @@ from ltat.methods.step import LossTerms, Step
 
 
 class PgdAtSection(Section):
-    """What reference codes do beside the loss."""
+    """Steps of reference codes that are not part of the loss."""
 
     clean_forward: bool = False
     """Whether each step ends with a training-mode forward of the clean images, as in the code of Rice et al."""
@@ -48,6 +48,6 @@ class PgdAt(ClassificationMethod):
 
     @torch.no_grad()
     def end_step(self, step: Step, terms: LossTerms) -> None:
-        """The clean forward of Rice et al., which moves the batch-norm statistics by the new weights."""
+        """The clean forward of Rice et al., which updates the batch-norm statistics with the new weights."""
         if self.config.pgd_at.clean_forward:
             step.model(step.batch.images)

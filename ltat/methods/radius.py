@@ -5,8 +5,9 @@ With n_c images of class c, N in all, and epoch e of E,
     eps_c = rho(e) * [ (1 - alpha) + tau * g_c ] * eps,    g_c = sqrt( log(n_max / n_c) ),
     tau = alpha / sum_c (n_c / N) g_c,                     rho(e) = min( (e - 1) / (beta_r E), 1 )
 
-so that without the ramp rho the mean radius over the images stays eps. The step shrinks and grows with the radius. It
-is the training attack's alone. The reference code draws a random start in the ball of eps, here in that of eps_c.
+so that without the ramp rho the mean radius over the images stays eps. The step size scales with the radius. Only the
+training attack uses this radius. The reference code draws a random start in the ball of eps; here it is drawn in the
+ball of eps_c.
 """
 
 import torch
@@ -18,7 +19,7 @@ from ltat.methods.step import Step
 
 
 def radius_scale(settings: RadiusSection, step: Step) -> Tensor | None:
-    """The factor of radius and step size of each image of the batch, fp32 [B]; ``None`` for one ball for all."""
+    """The factor on radius and step size of each image of the batch, fp32 [B]; ``None`` where all have one radius."""
     if not (settings.share or settings.ramp_share):
         return None
     scale = ramp(settings.ramp_share, step.epoch, step.epochs) * class_radii(step.class_counts, settings.share)
@@ -26,11 +27,11 @@ def radius_scale(settings: RadiusSection, step: Step) -> Tensor | None:
 
 
 def class_radii(class_counts: Tensor, alpha: float) -> Tensor:
-    """(1 - alpha) + tau * g_c in float64, [C]; 1 for every class where all have as many images.
+    """(1 - alpha) + tau * g_c in float64, [C]; 1 for every class where all classes have the same size.
 
     Args:
-        class_counts: n_c, [C]; a class without images has the radius of one with a single image.
-        alpha: from 0 (one radius for all) to 1 (none for the largest class).
+        class_counts: n_c, [C]; a class without images has the radius of a class with one image.
+        alpha: from 0 (the same radius for every class) to 1 (radius 0 for the largest class).
     """
     n = class_counts.double()
     g = (n.max() / n.clamp(min=1)).log().sqrt()
@@ -39,12 +40,12 @@ def class_radii(class_counts: Tensor, alpha: float) -> Tensor:
 
 
 def ramp(share: float, epoch: int, epochs: int) -> float:
-    """rho: from 0 in the first epoch to 1 once ``share`` (beta_r) of the epochs is over; 1 throughout for 0."""
+    """rho: from 0 in the first epoch to 1 after the share ``share`` (beta_r) of the epochs; always 1 for share 0."""
     return min((epoch - 1) / (share * epochs), 1.0) if share else 1.0
 
 
 def scaled(threat: ThreatModel, step: float | Tensor, scale: Tensor | None) -> tuple[ThreatModel, float | Tensor]:
-    """The ball and the step with those of image i times ``scale[i]``, fp32 [B]; as they are without a scale."""
+    """The ball and the step size, those of image i multiplied by ``scale[i]``, fp32 [B]; unchanged without a scale."""
     if scale is None:
         return threat, step
     return ThreatModel(norm=threat.norm, eps=threat.eps * scale, box=threat.box), step * scale

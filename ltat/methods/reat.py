@@ -1,18 +1,18 @@
 """REAT (Li et al., arXiv 2307.10205): a re-balanced training attack, and a term on the features of tail classes.
 
 Attack: PGD on cross-entropy weighted by class (RBL). With n_c images of class c, and A_c adversarial images that the
-network took for class c in the previous epoch (n_c in the first),
+network classified as c in the previous epoch (n_c in the first),
 
     w_c = 1 / (E_c + 1e-5), scaled to sum_c w_c = C,    E_c = (1 - b_c^A_c) / (1 - b_c),    b_c = (n_c - 1) / n_c
 
-The weights act where batch norm couples the images of a batch, in ``attack.mode=train`` and ``train_frozen_stats``. In
-evaluation mode, the published one, they change no image and are left out.
+The weights have an effect where batch norm couples the images of a batch: in ``attack.mode=train`` and
+``train_frozen_stats``. In evaluation mode, the published one, they change no image and are left out.
 
 Loss:
 
     L = mean CE( f(x') + tau * log n, y ) + lambda * TAIL,    TAIL = mean over the tail images i of the batch of t_i
 
-(``loss.cls`` puts another loss in place of the first term.)
+``loss.cls`` replaces the first term by another loss.
 
 With h the penultimate features on x', K_ij = 1/d * KL( softmax(h_i), no gradient || softmax(h_j) ) for d features, and
 S_ij = s_ij * (o_{y_i} + o_{y_j}), where o_c = (n_c / N)^(-1/2) and s_ij = -1 for images of one class, else +1:
@@ -20,8 +20,8 @@ S_ij = s_ij * (o_{y_i} + o_{y_j}), where o_c = (n_c / N)^(-1/2) and s_ij = -1 fo
     t_i = mean_j K_ij * mean_j S_ij    (``reat.tail_impl=code``: the reference averages K over j before weighting it)
     t_i = mean_j ( K_ij * S_ij )       (``per_pair``: the term as described)
 
-The means run over the whole batch, i itself included. Minimised with these signs the features of different classes
-are drawn together, the opposite of the stated aim; ``reat.tail_sign=intended`` turns s_ij around.
+The means run over the whole batch, i itself included. Minimising with these signs draws the features of different
+classes together, the opposite of the paper's aim; ``reat.tail_sign=intended`` reverses s_ij.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class ReatSection(Section):
     tail_impl: Literal["code", "per_pair"] = "code"
     """`code` (the divergence is averaged before it is weighted, as in the reference code) or `per_pair`."""
     tail_sign: Literal["code", "intended"] = "code"
-    """The sign of a pair of one class: `code`, or `intended` by the paper's stated aim."""
+    """Signs of the pairs: `code` (the reference code's) or `intended` (the paper's aim)."""
     tail_set: Literal["index", "count"] = "index"
     """The tail: `index` (the last third of the labels, as in the reference code) or `count` (as many of the rarest)."""
 
@@ -67,7 +67,7 @@ class ReatConfig(ClassificationConfig):
 class Reat(ClassificationMethod):
     """Balanced softmax plus TAIL on images from the re-balanced attack.
 
-    ``predicted`` [C] is A_c, ``None`` in the first epoch; it survives an interruption.
+    ``predicted`` [C] is A_c, ``None`` in the first epoch; it is part of the saved state.
     """
 
     Config = ReatConfig
@@ -86,7 +86,7 @@ class Reat(ClassificationMethod):
             raise LtatError(f"{len(class_counts)} classes leave the tail of reat empty; set reat.tail=0")
 
     def tail_classes(self, class_counts: Tensor) -> Tensor:
-        """Which classes are the tail, bool [C], of n_c [C] by ``reat.tail_set``."""
+        """The mask of the tail classes, bool [C], from n_c [C] by ``reat.tail_set``."""
         return TAIL_SETS[self.config.reat.tail_set](class_counts)
 
     def begin_epoch(self, epoch: int) -> None:
@@ -94,11 +94,11 @@ class Reat(ClassificationMethod):
         self.counting = torch.zeros_like(self.counting)
 
     def end_step(self, step: Step, terms: LossTerms) -> None:
-        """Count what the adversarial images were taken for."""
+        """Count the predicted classes of the adversarial images."""
         self.counting += F.one_hot(terms.logits.argmax(dim=1), terms.logits.shape[1]).sum(dim=0)
 
     def end_epoch(self, epoch: int) -> None:
-        """The next epoch's A_c are this one's predictions."""
+        """Keep the counts of this epoch as A_c of the next."""
         self.predicted = self.counting
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,10 +110,10 @@ class Reat(ClassificationMethod):
         self.predicted = state["predicted"].to(self.counting) if "predicted" in state else None
 
     def objective(self, step: Step) -> Objective:
-        """RBL: ``attack.loss`` of every image, times w of its class where the batch couples the images.
+        """RBL: ``attack.loss`` of every image, times w of its class in the modes that couple the images of a batch.
 
-        In evaluation mode every image has the gradient that it has alone: a positive factor turns neither its sign nor
-        its direction, and can only underflow.
+        In evaluation mode the gradient of an image depends on that image alone. A positive factor changes neither its
+        sign nor its direction, and could only underflow.
         """
         inner = super().objective(step)
         if self.config.attack.mode == "eval":
@@ -133,7 +133,7 @@ class Reat(ClassificationMethod):
 
 
 def rbl_weights(class_counts: Tensor, predicted: Tensor) -> Tensor:
-    """w_c in float64, [C], of n_c and A_c [C]: large where few adversarial images are taken for the class."""
+    """w_c in float64, [C], of n_c and A_c [C]: large where few adversarial images are classified as c."""
     n = class_counts.clamp(min=1).double()
     b = (n - 1) / n
     w = 1 / ((1 - b ** predicted.double()) / (1 - b) + 1e-5)
@@ -143,7 +143,7 @@ def rbl_weights(class_counts: Tensor, predicted: Tensor) -> Tensor:
 def tail_term(
     features: Tensor, labels: Tensor, class_counts: Tensor, tail_classes: Tensor, impl: str, sign: float
 ) -> Tensor:
-    """TAIL, 0-dim, for all pairs of a batch at once; 0 where no image is of the tail.
+    """TAIL, 0-dim, for all pairs of a batch at once; 0 where no image belongs to the tail.
 
     Args:
         features: h, [B, d].
@@ -151,7 +151,7 @@ def tail_term(
         class_counts: n_c, [C].
         tail_classes: bool [C].
         impl: a key of :data:`PAIR_MEANS`.
-        sign: s_ij of images of different classes; that of images of one class is its negative.
+        sign: s_ij of images of different classes; for images of one class it is negated.
     """
     log_q = F.log_softmax(features, dim=1)
     log_p = log_q.detach()
@@ -169,7 +169,7 @@ PAIR_MEANS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "code": lambda divergence, weight: divergence.mean(dim=1) * weight.mean(dim=1),
     "per_pair": lambda divergence, weight: (divergence * weight).mean(dim=1),
 }
-"""t_i [B] from K_ij and S_ij [B, B]."""
+"""(K_ij [B, B], S_ij [B, B]) → t_i [B]."""
 
 SIGN_OF_PAIRS = {"code": 1.0, "intended": -1.0}
 """s_ij of images of different classes."""

@@ -7,13 +7,14 @@ With the cosines v of :class:`ltat.models.CosineClassifier`, x' = PGD on CE(v(x'
     L_2 = mean KL( softmax(v(x)) || softmax(v(x')) ),                   gradient through both
     D_c = tau_m / s * log(n_c / n_min) + m                              the margin, larger for head classes
 
-The deployed network, which is also what is saved, returns z = s_out * v - tau_p * log(n / N). Training reads v from z.
-The reference code forwards both batches a second time (``robal.extra_forwards``; only batch-norm statistics notice)
-and multiplies its learning rate by the decay in every epoch from 60 on (``schedule.kind=compounding``). The defaults
-are those of its CIFAR-10 model "RoBal-R".
+The deployed network, which is also the saved one, returns z = s_out * v - tau_p * log(n / N). Training computes v from
+z. The reference code forwards both batches a second time (``robal.extra_forwards``), which only changes batch-norm
+statistics, and multiplies its learning rate by the decay in every epoch from 60 on (``schedule.kind=compounding``). The
+defaults are those of its CIFAR-10 model "RoBal-R".
 """
 
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +46,11 @@ class RobalSection(Section):
     gamma_w: NonNegative = 1 / 32
     """γ_w, added to the norm of a class's weights."""
     tau_p: NonNegative = 0.0
-    """τ_p, the weight of log(n/N) taken off the logits at inference."""
+    """τ_p, the weight of log(n/N) that is subtracted from the logits at inference."""
     scale_out: Positive = 1.0
     """s_out, by which the cosines are multiplied at inference."""
     extra_forwards: bool = True
-    """Whether both batches are run a second time, as in the reference code; only batch norm notices."""
+    """Whether both batches run a second time, as in the reference code; only batch-norm statistics change."""
 
 
 class RobalConfig(RunConfig):
@@ -91,17 +92,18 @@ class Robal(Method):
 
     def cosines(self, logits: Tensor) -> Tensor:
         """v [B, C] of the deployed network's logits z."""
-        return (logits - self.offset.to(logits)) / self.config.robal.scale_out
+        return _cosines(logits, self.offset, self.config.robal.scale_out)
 
     def objective(self, step: Step) -> Objective:
-        """``attack.loss`` of the cosines, unscaled."""
+        """``attack.loss`` of the unscaled cosines."""
 
         # kl-self compares the cosines on x' with those on x.
         def cosines_of(x: Tensor) -> Tensor:
             return self.cosines(step.model(x))
 
         inner = inner_objective(self.config.attack.loss, cosines_of, step.batch, step.log_prior, self.teacher)
-        return lambda logits, labels, x_adv: inner(self.cosines(logits), labels, x_adv)
+        function, bound = (inner.func, inner.keywords) if isinstance(inner, partial) else (inner, {})
+        return partial(_on_cosines, inner=function, offset=self.offset, scale=self.config.robal.scale_out, **bound)
 
     def loss(self, step: Step) -> LossTerms:
         """L_1 + beta * L_2."""
@@ -123,7 +125,17 @@ class Robal(Method):
             model(images)
 
 
+def _cosines(logits: Tensor, offset: Tensor, scale: float) -> Tensor:
+    return (logits - offset.to(logits)) / scale
+
+
+def _on_cosines(
+    logits: Tensor, labels: Tensor, x_adv: Tensor, inner: Objective, offset: Tensor, scale: float, **bound: Any
+) -> Tensor:
+    return inner(_cosines(logits, offset, scale), labels, x_adv, **bound)
+
+
 def log_share(class_counts: Tensor) -> Tensor:
-    """log(n_c / N) of n_c [C], fp32 [C]; a class without images counts as one of one image."""
+    """log(n_c / N) of n_c [C], fp32 [C]; a class without images counts as if it had one."""
     counts = class_counts.clamp(min=1).float()
     return (counts / counts.sum()).log()

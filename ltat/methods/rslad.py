@@ -1,12 +1,12 @@
-"""RSLAD (Zi, Zhao, Ma, Jiang; ICCV 2021; arXiv 2108.07969): robust soft labels of the teacher replace every label.
+"""RSLAD (Zi, Zhao, Ma, Jiang; ICCV 2021; arXiv 2108.07969): soft labels of a robust teacher replace every label.
 
     x' = argmax  KL( T(x) || S(x') )                                     S in evaluation mode
     L  = alpha KL( T(x) || S(x') ) + (1 - alpha) KL( T(x) || S(x) ),     alpha = 5/6
 
-The reference code forms each divergence as p_T (log(p_T + 1e-5) - log p_S), averages it over images *and* classes,
-and multiplies by 10 for CIFAR-100, which makes it a tenth of the batchmean for both data sets. It runs S(x') before
-S(x), both in training mode. Its teacher runs in half precision in one of its scripts (ResNet-18 on CIFAR-100); ours in
-that of the training (``teacher.precision``).
+The reference code computes each divergence as p_T (log(p_T + 1e-5) - log p_S), averages it over images *and* classes,
+and multiplies by 10 for CIFAR-100, so that it is a tenth of the batchmean for both data sets. It runs S(x') before
+S(x), both in training mode. In one of its scripts (ResNet-18 on CIFAR-100) the teacher runs in half precision; here it
+runs in the precision of the training (``teacher.precision``).
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -28,7 +28,7 @@ class RsladSection(KdSection):
     share: Annotated[Quotient, Field(ge=0, le=1)] = 5 / 6
     """α of the paper, 0 to 1: the share of the adversarial term."""
     guard: NonNegative = 1e-5
-    """What the reference code adds to p_T inside its logarithm."""
+    """Constant added to p_T inside its logarithm, as in the reference code."""
 
 
 class RsladConfig(DistillationConfig):
@@ -42,7 +42,7 @@ class RsladConfig(DistillationConfig):
     kd: RsladSection = RsladSection()
 
     def by_method(self, num_classes: int) -> Tree:
-        """The mean of the divergence: elementmean on CIFAR-10, ten times that above 10 classes."""
+        """The mean of the divergence: elementmean on CIFAR-10, and ten times the elementmean above 10 classes."""
         mean = "elementmean" if num_classes <= 10 else "10xelementmean"
         return super().by_method(num_classes) | {"kd.reduction": mean}
 

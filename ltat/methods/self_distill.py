@@ -8,10 +8,10 @@ Stage 2 trains the student S on the long-tailed D:
     L_BSL = mean CE( S(x') + tau * log n, y )
     L_KD  = KL( softmax(T(x+delta) - T(x-delta)) || softmax(S(x+delta) - S(x-delta)) )        (IGDM, eq. 8)
 
-An independent reconstruction: the paper names the distillation of Lee et al. and a weight alpha, but the text that we
-have is without its Algorithm 1, and the authors' code is a supplement that we have not seen. L_KD, alpha and the ramp
-rho(e) = e/E are taken from Lee et al.'s IGDM (arXiv 2312.03286); every choice is a setting below, and
-docs/methods/self-distill.md lists the evidence for each. ``loss.cls`` puts another loss in place of L_BSL.
+This is an independent reconstruction. The paper names the distillation of Lee et al. and a weight alpha, but the text
+that we have does not contain its Algorithm 1, and the authors' code is a supplement that we have not seen. L_KD, alpha
+and the ramp rho(e) = e/E are those of Lee et al.'s IGDM (arXiv 2312.03286). Every choice is a setting below, and
+docs/methods/self-distill.md lists the evidence for each. ``loss.cls`` replaces L_BSL by another loss.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ TEACHER_INPUTS = {
     "kl_clean": ("clean",),
     "kl_adv+igdm": ("adv", "minus"),
 }
-"""Which images each form of L_KD shows the teacher: x' ("adv"), x - delta ("minus"), x ("clean")."""
+"""The inputs of the teacher in each form of L_KD: x' ("adv"), x - delta ("minus"), x ("clean")."""
 
 
 class DistillSection(IgdmSection):
@@ -45,24 +45,24 @@ class DistillSection(IgdmSection):
     form: Literal["igdm", "kl_adv", "kl_clean", "kl_adv+igdm"] = "igdm"
     """The term: `igdm`, `kl_adv` (KL on x'), `kl_clean` (KL on x) or `kl_adv+igdm`."""
     alpha: Decided[NonNegative] = left_out()
-    """Weight α of the term; left out, 1, and for `igdm` above ten classes 10."""
+    """Weight α of the term; left out, 1, or 10 for `igdm` above ten classes."""
     reduction: Literal["batchmean", "elementmean"] = "batchmean"
     """Mean of the divergence: `batchmean` or `elementmean`."""
     mix: Literal["additive", "convex"] = "additive"
     """`additive` (L_BSL + w L_KD) or `convex` ((1 − w) L_BSL + w L_KD, w at most 1)."""
     on_biased: bool = False
-    """Whether the divergence is of logits with the prior τ log n added; matters for the KL forms only."""
+    """Whether the divergence compares logits with the prior τ log n added; matters for the KL forms only."""
 
 
 class StudentSection(Section):
-    """Where the student starts."""
+    """The initial weights of the student."""
 
     init: Literal["scratch", "teacher"] = "scratch"
-    """`scratch` (random weights) or `teacher` (the teacher's)."""
+    """`scratch` (random weights) or `teacher` (the teacher's weights)."""
 
 
 class SelfDistillConfig(ClassificationConfig, TaughtConfig):
-    """The settings of the paper where it states them, else the reconstruction's defaults."""
+    """The settings that the paper states, and the reconstruction's defaults for the others."""
 
     method: Literal["self-distill"] = "self-distill"
     loss: LossSection = LossSection(cls="bsl")
@@ -86,9 +86,11 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
         if config.kd.mix == "convex" and config.kd.alpha > 1:
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {config.kd.alpha:g}; lower kd.alpha")
         if config.kd.on_biased and not self.chosen.in_balanced_kd:
-            raise LtatError(f"kd.on_biased adds the prior of loss.cls=bsl and loss.cls is {config.loss.cls}; drop it")
+            raise LtatError(f"kd.on_biased needs loss.cls=bsl and it is {config.loss.cls}; leave kd.on_biased out")
         if config.student.init == "teacher" and config.model.weights is not None:
-            raise LtatError(f"student.init=teacher and model.weights={config.model.weights} name two starts; drop one")
+            raise LtatError(
+                f"student.init=teacher and model.weights={config.model.weights} both set the start; leave one out"
+            )
 
     def initialise(self, model: Classifier) -> None:
         """Start from the teacher's weights where ``student.init`` says so."""
@@ -96,7 +98,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             try:
                 model.load_state_dict(self.teacher.state_dict())
             except RuntimeError:
-                raise LtatError("student.init=teacher needs a teacher with the student's layers; drop it") from None
+                raise LtatError("student.init=teacher needs a teacher of the student's layers; leave it out") from None
 
     def loss(self, step: Step) -> LossTerms:
         """L_BSL + alpha * rho(e) * L_KD."""
@@ -107,7 +109,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
         return LossTerms(terms.loss, student, logs)
 
     def logits(self, step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """S(x') [B, C], and what else ``kd.form`` compares: S(x - delta) and logits of T, as balanced_kd names them."""
+        """S(x') [B, C], and the other logits that ``kd.form`` compares, by their names in ``balanced_kd``."""
         kd, inputs = self.config.kd, TEACHER_INPUTS[self.config.kd.form]
         images = {"adv": step.x_adv, "minus": mirrored(kd, step), "clean": step.batch.images}
         compared = {}
@@ -120,7 +122,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
         return student, compared | {f"teacher_{name}": z for name, z in zip(inputs, teacher, strict=True)}
 
     def terms(self, step: Step, weight: float, student: Tensor, compared: dict[str, Tensor]) -> BalancedKD:
-        """The loss and its two terms, in one pass where the kernel has both."""
+        """The loss and its two terms, in one pass where the kernel computes both."""
         settings, labels, prior = self.config.kd, step.batch.labels, self.tau * step.log_prior
         kd: dict[str, Any] = {
             **compared,

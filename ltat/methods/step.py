@@ -1,4 +1,4 @@
-"""One step of training, as a method sees it, and what a method's loss returns."""
+"""The inputs of a method in one training step, and the result of a method's loss."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,17 +11,17 @@ from ltat.data import Batch
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Everything that an attack objective or a loss may depend on.
+    """The inputs that an attack objective and a loss may use.
 
     Attributes:
-        model: images [B, ch, H, W] → fp32 logits [B, C], whatever the precision of its body.
+        model: images [B, ch, H, W] → fp32 logits [B, C], in every precision of its body.
         batch: clean ``images`` [B, ch, H, W] in [0, 1], ``labels`` [B], and the ``indices`` [B] of the images.
-        epoch: the present one, from 1 to ``epochs``.
-        epochs: all of the run.
-        class_counts: n_c, the images of each class that this epoch serves, [C]; with natural sampling those of the
+        epoch: the current epoch, from 1 to ``epochs``.
+        epochs: the number of epochs of the run.
+        class_counts: n_c, the number of images of each class in this epoch, [C]; with natural sampling those of the
             training set.
-        x_adv: adversarial images [B, ch, H, W] in [0, 1]; until the attack has run, the clean ones.
-        generator: source of the attack's random start; torch's global one if None.
+        x_adv: adversarial images [B, ch, H, W] in [0, 1]; before the attack, the clean images.
+        generator: draws the attack's random start; torch's global generator if None.
     """
 
     model: nn.Module
@@ -34,15 +34,15 @@ class Step:
 
     @property
     def log_prior(self) -> Tensor:
-        """log n_c, fp32 [C]; a class without images counts as one of one image."""
+        """log n_c, fp32 [C]; a class without images counts as if it had one."""
         return self.class_counts.clamp(min=1).float().log()
 
 
 class LossTerms(NamedTuple):
-    """What a method's loss returns; the trainer minimises ``loss`` and drops the gradients of the rest.
+    """The result of a method's loss. The trainer minimises ``loss`` and uses the others without gradient.
 
-    ``loss`` is 0-dim, ``logits`` [B, C] are the model's on the adversarial images, ``logs`` 0-dim tensors by name,
-    of which the trainer records the mean over the epoch.
+    ``loss`` is 0-dim. ``logits`` [B, C] are the model's logits on the adversarial images. ``logs`` are 0-dim tensors by
+    name; the trainer records their means over the epoch.
     """
 
     loss: Tensor
@@ -50,7 +50,7 @@ class LossTerms(NamedTuple):
     logs: dict[str, Tensor]
 
     def detached(self) -> "LossTerms":
-        """The same numbers without gradient."""
+        """The same values without gradient."""
         return LossTerms(
             self.loss.detach(), self.logits.detach(), {name: value.detach() for name, value in self.logs.items()}
         )

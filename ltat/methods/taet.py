@@ -12,10 +12,10 @@ l_c the mean of CE( f_w(x'_i), y_i ) over the images of class c in the batch, an
     HDL  = 1/C * sum_c (l_c - l)^2                         hierarchical deviation
     RCEL = sum_c ( l_c / (sum_k l_k + 1e-10) )^2           rare classes
 
-In the reference code a class that is absent from the batch counts with l_c = 0 (``taet.absent=zero``), and every step
-begins with a training-mode forward of the clean images that enters no loss but moves the batch-norm statistics
-(``taet.extra_forward`` in stage 2, ``taet.clean_extra_forward`` in stage 1). Its resolution of 224 pixels and its
-long-tailed test set are not followed.
+In the reference code a class that is absent from the batch counts with l_c = 0 (``taet.absent=zero``). Every step
+begins with a training-mode forward of the clean images, which enters no loss but moves the batch-norm statistics
+(``taet.extra_forward`` in stage 2, ``taet.clean_extra_forward`` in stage 1). The code's resolution of 224 pixels and
+its long-tailed test set are not used here.
 """
 
 from typing import Literal
@@ -35,7 +35,7 @@ class TaetSection(Section):
     """The two stages of TAET and its loss HARL (Wang et al., CVPR 2025)."""
 
     clean: NonNegative = 0.4
-    """Length of stage 1, on clean images: up to 1 a share of the epochs, rounded down; above 1 epochs."""
+    """Length of stage 1, on clean images: up to 1 a share of all epochs, rounded down; above 1 a number of epochs."""
     alpha: NonNegative = 0.1
     """Weight α of the mean over classes (BCL)."""
     beta: NonNegative = 0.1
@@ -47,11 +47,11 @@ class TaetSection(Section):
     extra_forward: bool = True
     """Whether a step of stage 2 begins with a training-mode forward of the clean images, as in the reference code."""
     clean_extra_forward: bool = False
-    """Whether a step of stage 1 does so."""
+    """Whether a step of stage 1 begins with the same forward."""
 
 
 class TaetConfig(RunConfig):
-    """The published settings: 100 epochs, x0.1 after 75 and 90; radius 0.031 and step 0.003 of training and test."""
+    """The published settings: 100 epochs, x0.1 after 75 and 90; radius 0.031, step 0.003."""
 
     method: Literal["taet"] = "taet"
     attack: AttackSection = AttackSection(eps=0.031, step_size=0.003)
@@ -71,7 +71,7 @@ class Taet(Method):
         self.clean_epochs = named_epoch(clean, epochs)
         if self.clean_epochs >= epochs:
             raise LtatError(f"taet.clean={clean:g} leaves none of the {epochs} epochs to adversarial images; lower it")
-        self.corrects_prior = config.taet.alpha > 0  # BCL is a mean over classes and not over images
+        self.corrects_prior = config.taet.alpha > 0  # BCL is a mean over classes, not over images
 
     def is_clean(self, step: Step) -> bool:
         """Whether the epoch belongs to stage 1."""
@@ -100,7 +100,7 @@ class Taet(Method):
 def harl(losses: Tensor, labels: Tensor, num_classes: int, absent: str = "zero") -> tuple[Tensor, Tensor, Tensor]:
     """BCL, HDL and RCEL (0-dim) of the losses [B] of images with these labels [B].
 
-    With ``absent="ignore"`` the two means run over the classes that are in the batch; RCEL is the same either way.
+    With ``absent="ignore"`` the means of BCL and HDL run over the classes in the batch; RCEL does not change.
     """
     # Products and sums, because scattered sums are not deterministic on CUDA.
     member = F.one_hot(labels, num_classes).to(losses.dtype)

@@ -1,8 +1,8 @@
-"""What the methods that learn from a teacher share: where the teacher comes from, and its logits.
+"""The common part of the methods that learn from a teacher: where the teacher comes from, and its logits.
 
-A teacher is a saved model (``teacher.path``, ``--teacher``), a torch module handed to :func:`ltat.training.train`, or
-with ``teacher.train="balanced"`` a network trained first, by plain adversarial training on the balanced sub-dataset
-D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025).
+A teacher is a saved model (``teacher.path``, ``--teacher``), a torch module passed to :func:`ltat.training.train`, or,
+with ``teacher.train="balanced"``, a network that is trained first, by plain adversarial training on the balanced
+sub-dataset D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025).
 """
 
 from typing import Any, Literal
@@ -27,11 +27,11 @@ class TeacherSection(Section):
     """The teacher: a checkpoint, or a network that is trained on D_B first."""
 
     path: FilePath | None = None
-    """A saved model; `--teacher` sets it."""
+    """The teacher's checkpoint; `--teacher` sets it."""
     classes_by_name: bool = False
     """Whether the teacher's outputs are permuted where its class names are the data's in another order."""
     train: Literal["balanced", "none"] = "balanced"
-    """`balanced` trains the teacher on D_B first, where `teacher.path` names none; `none` does not."""
+    """`balanced` trains the teacher on D_B first, unless `teacher.path` names one; `none` trains no teacher."""
     model: Decided[str] = left_out()
     """Architecture of the teacher that is trained; left out, the student's."""
     epochs: Epochs = 30
@@ -43,13 +43,13 @@ class TeacherSection(Section):
     schedule: ScheduleSection = ScheduleSection()
     """Learning rate of the teacher stage over its epochs, as the section `schedule`."""
     ckpt: Literal["last", "best"] = "last"
-    """Which weights teach: of the `last` epoch or the `best` one."""
+    """The teacher's weights: those of the `last` epoch or of the `best` one."""
     mode: Literal["eval", "train"] = "eval"
-    """The mode in which the teacher answers: `eval` or `train`."""
+    """The teacher's mode while the student trains: `eval` or `train`."""
     aug: Literal["same", "none"] = "same"
     """Augmentation of the teacher stage: `same` as the student's, or `none`."""
     precision: Literal["train", "fp32"] = "train"
-    """Of a teacher in mode `eval`: `train` (as the training runs) or `fp32`."""
+    """Precision of a teacher in mode `eval`: `train` (that of the training) or `fp32`."""
 
 
 class TaughtConfig(RunConfig):
@@ -58,7 +58,7 @@ class TaughtConfig(RunConfig):
     teacher: TeacherSection = TeacherSection()
 
     def by_method(self, num_classes: int) -> Tree:
-        """The teacher that is trained has the student's architecture."""
+        """The architecture of the teacher stage: the student's."""
         return super().by_method(num_classes) | {"teacher.model": self.model.name}
 
 
@@ -68,12 +68,12 @@ def teacher_settings(config: RunConfig) -> TeacherSection | None:
 
 
 class TaughtMethod(Method):
-    """Base of the methods with a teacher T: it is frozen, in the mode that ``teacher.mode`` says.
+    """Base of the methods with a teacher T, which is frozen and in the mode ``teacher.mode``.
 
-    In evaluation mode it answers in the precision of the training, where that is not fp32: ``working_teacher``, a copy
-    as attacks run one, with its last layer and its logits in fp32. A teacher that cannot be copied answers in fp32,
-    since of a foreign network autocast would round the last layer too, and IGDM takes differences of its logits.
-    The copy follows T when an epoch begins: a method that changes T in between needs ``teacher.precision=fp32``.
+    In evaluation mode T runs in the precision of the training, as ``working_teacher``: a working copy, as attacks use
+    it, with its last layer and its logits in fp32. A teacher that cannot be copied runs in fp32, because autocast would
+    also round the last layer of a foreign network, and IGDM takes differences of logits. The copy takes over T's
+    weights at the start of every epoch: a method that changes T within an epoch needs ``teacher.precision=fp32``.
     """
 
     config: TaughtConfig
@@ -89,16 +89,16 @@ class TaughtMethod(Method):
 
     @classmethod
     def teacher_config(cls, config: RunConfig) -> PgdAtConfig | None:
-        """The stage of the balanced self-teacher, where ``teacher.train`` asks for it."""
+        """The settings of the balanced self-teacher's stage, where ``teacher.train`` is ``"balanced"``."""
         assert isinstance(config, TaughtConfig)
         return balanced_teacher(config) if config.teacher.train == "balanced" else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_copy": None}  # one of another teacher; made anew when it is asked for
+        return {**self.__dict__, "_copy": None}  # belongs to the teacher of the original
 
     @property
     def working_teacher(self) -> nn.Module:
-        """T as it answers: its copy in the precision of the training, or itself."""
+        """The module that computes T's logits: the copy in the precision of the training, or T itself."""
         if self._kept_exact():
             return self.teacher
         if self._copy is None or (isinstance(self._copy, FrozenCopy) and not self._copy.work.fits):
@@ -112,7 +112,7 @@ class TaughtMethod(Method):
             return why
 
     def _kept_exact(self) -> str | None:
-        """The setting by which T itself answers, if there is one."""
+        """The setting that makes T itself compute the logits, or ``None``."""
         if self.config.train.precision == "fp32":
             return "train.precision=fp32"
         if self.config.teacher.precision == "fp32":
@@ -120,21 +120,21 @@ class TaughtMethod(Method):
         return "teacher.mode=train" if self.teacher.training else None
 
     def remarks(self) -> tuple[str, ...]:
-        """The form in which T answers."""
+        """A line on how T runs."""
         network = self.working_teacher
         if isinstance(network, FrozenCopy):
             return (f"teacher runs as {network.work}",)
         return (f"teacher runs as the network itself: {self._kept_exact() or self._copy}",)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Let the copy take over T's numbers, should they have changed."""
+        """Refresh the copy, in case T's weights have changed."""
         super().begin_epoch(epoch)
         network = self.working_teacher
         if isinstance(network, FrozenCopy):
             network.work.refresh()
 
     def objective(self, step: Step) -> Objective:
-        """``attack.loss``; where that compares with T, with :attr:`working_teacher`."""
+        """``attack.loss``; where it compares with T, it uses :attr:`working_teacher`."""
         prior = self.tau * step.log_prior
         return inner_objective(self.config.attack.loss, step.model, step.batch, prior, self.working_teacher)
 
@@ -145,14 +145,14 @@ class TaughtMethod(Method):
         return logits.float()
 
     def teacher_logits_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """:meth:`teacher_logits` of several batches [B, ch, H, W], in one forward where no batch norm mixes them."""
+        """:meth:`teacher_logits` of several batches [B, ch, H, W], in one forward unless batch norm would mix them."""
         if self.teacher.training:
             return tuple(self.teacher_logits(images) for images in inputs)
         return self.teacher_logits(torch.cat(inputs)).chunk(len(inputs))
 
 
 def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
-    """Plain adversarial training on D_B, with everything the teacher section does not name as the student's."""
+    """Plain adversarial training on D_B; what the section ``teacher`` does not set is the student's."""
     teacher = config.teacher
     return PgdAtConfig(
         data=config.data.model_copy(update={"sampling": "balanced"}),
@@ -171,7 +171,7 @@ def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
 
 
 def require_teacher(teacher: nn.Module | None, class_counts: Tensor, method: str) -> nn.Module:
-    """The teacher, frozen, once it is there and has the right classes.
+    """The teacher, frozen, after checking that it exists and has the right number of classes.
 
     Raises:
         LtatError: no teacher, or one with another number of classes.

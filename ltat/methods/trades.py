@@ -1,11 +1,12 @@
-"""TRADES (Zhang et al., ICML 2019; arXiv 1901.08573): accuracy against the divergence of f(x') from f(x).
+"""TRADES (Zhang et al., ICML 2019; arXiv 1901.08573): trade accuracy against the divergence of f(x') from f(x).
 
     x'  = PGD on sum_i KL( p(x_i) || p(x'_i) ), network in evaluation mode, p(x) held fixed
     min_w  mean_i CE( f(x_i), y_i ) + beta * mean_i KL( p(x_i) || p(x'_i) ),   beta = 1/lambda          (Algorithm 1)
 
-p = softmax(f), KL summed over classes, the gradient of the second term through both of its arguments. It is formed in
-log space: from a softmax target it would be NaN once a probability underflows. The reference code runs x through the
-network a second time for that target, which changes nothing but batch norm's running statistics.
+p = softmax(f) and KL is summed over classes. The gradient of the second term flows through both of its arguments. The
+divergence is computed in log space, because with a softmax target it becomes NaN once a probability underflows. The
+reference code runs x through the network a second time for that target, which only changes batch norm's running
+statistics.
 """
 
 from typing import Literal
@@ -25,7 +26,7 @@ class TradesSection(Section):
     beta: NonNegative = 6.0
     """Weight β of KL(p(x) ‖ p(x')), 0 or more."""
     third_forward: bool = False
-    """Whether p(x) is computed a second time in the loss, as in the reference code; only batch norm notices."""
+    """Whether the loss computes p(x) twice, as in the reference code; only batch-norm statistics change."""
 
 
 class TradesConfig(RunConfig):

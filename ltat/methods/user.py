@@ -1,4 +1,4 @@
-"""A user's method, in a file outside the package: ``path/to/file.py:MyMethod``."""
+"""Methods in a user's file outside the package: ``path/to/file.py:MyMethod``."""
 
 import hashlib
 import inspect
@@ -16,12 +16,12 @@ _MARK = ".py:"
 
 
 def is_user_method(name: str) -> bool:
-    """Whether ``name`` points at a class in a file instead of naming a method of the package."""
+    """Whether ``name`` is a class in a file and not a method of the package."""
     return _MARK in name
 
 
 def absolute_method(name: str) -> str:
-    """The same method, found from any folder; a name of the package stays as it is."""
+    """The same method with the absolute path of its file; a name of the package does not change."""
     if not is_user_method(name):
         return name
     path, _, class_name = name.rpartition(":")
@@ -29,16 +29,16 @@ def absolute_method(name: str) -> str:
 
 
 def method_label(name: str) -> str:
-    """A short word for a method: its name, or the name of its class."""
+    """A short name of a method: its name in the package, or the name of its class."""
     return name.rpartition(":")[2]
 
 
 def load_user_method(name: str) -> type[Method]:
-    """The class that ``path/to/file.py:MyMethod`` names. The file is executed, as Python's ``import`` would.
+    """The class that ``path/to/file.py:MyMethod`` names. This executes the file, as ``import`` does.
 
     Raises:
-        LtatError: there is no such file or class, the file fails, or the class is no ``Method`` with a ``Config`` that
-            keeps the sections of :class:`ltat.config.RunConfig` and hooks as :class:`Method` has them.
+        LtatError: no such file or class, a file that fails, or a class that is not a ``Method``, has no ``Config``,
+            changes the sections of :class:`ltat.config.RunConfig`, or has other hooks than :class:`Method`.
     """
     path, _, class_name = absolute_method(name).rpartition(":")
     found = getattr(_module(Path(path)), class_name, None)
@@ -70,16 +70,16 @@ HOOKS = {
     "end_step": ("step", "terms"),
     "end_epoch": ("epoch",),
 }
-"""What the trainer gives each hook."""
+"""The arguments that the trainer passes to each hook."""
 
 FORMER_HOOKS = {
-    "resolve": "make the setting ltat.config.Decided and say in Config.by_method what it is where it is left out",
+    "resolve": "declare the setting as ltat.config.Decided and return its default in Config.by_method",
     "deployed": "build what it adds into the network, in prepare_model",
     "perturbed_weights": "set awp.gamma, or override attack or loss",
-    "radius_scale": "override attack and give its scale to ltat.methods.attacking.training_attack",
-    "training_ball": "override attack and give its threat to ltat.methods.attacking.training_attack",
+    "radius_scale": "override attack and pass the scale to ltat.methods.attacking.training_attack",
+    "training_ball": "override attack and pass the threat model to ltat.methods.attacking.training_attack",
 }
-"""Hooks of earlier versions that nothing calls any more, and what does their work."""
+"""Hooks of earlier versions that are no longer called, and what replaces each."""
 
 
 def _check_hooks(found: type[Method], path: str) -> None:
@@ -97,7 +97,7 @@ def _check_hooks(found: type[Method], path: str) -> None:
 
 
 def _changed_sections(settings: type[RunConfig]) -> list[str]:
-    """The shared sections that ``settings`` replaces by foreign ones."""
+    """The shared sections that ``settings`` replaces by unrelated classes."""
     changed = []
     for name, shared in RunConfig.model_fields.items():
         kind, own = shared.annotation, settings.model_fields[name].annotation

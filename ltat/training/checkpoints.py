@@ -10,7 +10,7 @@ from ltat.models.card import saved_tensors
 from ltat.training.averaging import average_record
 from ltat.training.epoch_metrics import Row
 from ltat.training.run_data import RunData
-from ltat.training.run_folder import RunFolder, StageFiles
+from ltat.training.run_folder import TEACHER_FILES, RunFolder, StageFiles
 from ltat.training.stage import Stage
 from ltat.training.trainer import Trainer
 from ltat.training.validation import corrects_prior
@@ -56,8 +56,12 @@ def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> N
         return
     if not path.exists():
         return folder.say(f"warning: {path} of epoch {best['epoch']} is lost; only a better epoch writes another")
-    saved_tensors(path)
-    found = saved_row(path)["epoch"]
+    try:
+        saved_tensors(path)
+        found = saved_row(path)["epoch"]
+    except LtatError as error:
+        reason = str(error).rpartition("; ")[0]  # without the remedy, which does not fit a run that goes on
+        raise LtatError(f"{reason}; restore it with its card, or delete it to go on without") from None
     later = found > epoch  # written before its state was lost; it is trained again
     if found != best["epoch"] and not later:
         raise LtatError(f"{path} is of epoch {found} and the best was {best['epoch']}; delete it to go on without")
@@ -76,6 +80,21 @@ def saved_row(path: Path) -> Row:
             f"the card of {path} names no epoch ({shown(epoch)}); restore its card, or delete it to go on without"
         )
     return row
+
+
+def require_best_teacher(folder: RunFolder) -> Path:
+    """The file of the best weights of a complete teacher stage.
+
+    Raises:
+        LtatError: it is lost.
+    """
+    path = folder.path / f"{TEACHER_FILES.best}.safetensors"
+    if not path.exists():
+        raise LtatError(
+            f"teacher.ckpt=best needs {path}, which is lost; restore it with its card, or delete "
+            f"{' and '.join(TEACHER_FILES.states)} beside it to train the teacher again"
+        )
+    return path
 
 
 def save_weights(stage: Stage, data: RunData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:

@@ -2,7 +2,7 @@
 
 from ltat.interrupts import interrupts_wait
 from ltat.training.checkpoints import restore, save_weights
-from ltat.training.launch_report import attacked_as, updated_as
+from ltat.training.launch_report import describe_attack, describe_update
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import RunData
@@ -39,9 +39,9 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     """
     stage = trainer.stage
     rows, best = restore(trainer, data, folder, files)
-    epochs, warned, launched = stage.config.train.epochs, False, updated_as(trainer)
+    epochs, warned, launched = stage.config.train.epochs, False, describe_update(trainer)
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
-    reporter.say(f"{stage.name}: attack on {attacked_as(trainer, data)}")
+    reporter.say(f"{stage.name}: attack on {describe_attack(trainer, data)}")
     if stage.config.train.graph:
         reporter.say(f"{stage.name}: update {launched}")
     for remark in stage.method.remarks():
@@ -59,8 +59,8 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
             folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
             save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
-        if updated_as(trainer) != launched:
-            launched = updated_as(trainer)
+        if describe_update(trainer) != launched:
+            launched = describe_update(trainer)
             reporter.say(f"{stage.name}: update {launched}")
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)

@@ -9,17 +9,17 @@ from ltat.training.run_data import RunData
 from ltat.training.trainer import Trainer
 
 
-def attacked_as(trainer: Trainer, data: RunData) -> str:
+def describe_attack(trainer: Trainer, data: RunData) -> str:
     """Which form of the network the training attack runs on, and how, in words."""
     attack = trainer.stage.config.attack
     folded = attack.fold and attack.mode == "eval"
     form = (
         trainer.network.describe_folded() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
     )
-    return f"{form}{launched_as(trainer, data) if trainer.stage.config.train.graph else ''}"
+    return f"{form}{describe_attack_launch(trainer, data) if trainer.stage.config.train.graph else ''}"
 
 
-def launched_as(trainer: Trainer, data: RunData) -> str:
+def describe_attack_launch(trainer: Trainer, data: RunData) -> str:
     """Whether the attack's steps are one CUDA graph, or why not, in words."""
     stage, attack = trainer.stage, trainer.stage.config.attack
     if attack.mode != "eval":  # building an objective in such a mode may move running statistics
@@ -32,7 +32,7 @@ def launched_as(trainer: Trainer, data: RunData) -> str:
     return f", step by step: {why}" if why else ", one CUDA graph"
 
 
-def updated_as(trainer: Trainer) -> str:
+def describe_update(trainer: Trainer) -> str:
     """Whether the update is one CUDA graph, or why not, in words."""
     why = trainer.runner.why_not
     return f"step by step: {why}" if why else "as one CUDA graph"

@@ -18,7 +18,7 @@ from ltat.evaluation.attacks import left_out
 from ltat.evaluation.flags import SELECTED_ON_TEST
 from ltat.methods.teachers import teacher_settings
 from ltat.models import load_weights, read_card
-from ltat.training.checkpoints import save_checkpoint, saved_row
+from ltat.training.checkpoints import require_best_teacher, save_checkpoint, saved_row
 from ltat.training.environment import determinism, environment_record
 from ltat.training.fitting import fit
 from ltat.training.index_record import index_record
@@ -131,7 +131,7 @@ def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: R
     stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
     fit(stage, run.data, folder, TEACHER_FILES, reporter, profile)
     if settings.ckpt == "best":
-        row = saved_row(folder.path / f"{TEACHER_FILES.best}.safetensors")
+        row = saved_row(require_best_teacher(folder))
         load_weights(stage.model, folder.path / TEACHER_FILES.best)
         save_checkpoint(stage, run.data, folder, TEACHER_FILES.last, row, best=True)
     stage.model.train(settings.mode == "train").requires_grad_(False)

@@ -32,10 +32,14 @@ class StageFiles:
     state: str
 
     @property
+    def states(self) -> tuple[str, str]:
+        """The newest state and the one before it."""
+        return self.state, before(Path(self.state)).name
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The files themselves."""
-        older = before(Path(self.state)).name
-        return (self.state, older, f"{self.last}.safetensors", f"{self.best}.safetensors")
+        return (*self.states, f"{self.last}.safetensors", f"{self.best}.safetensors")
 
 
 STUDENT_FILES = StageFiles(last="last", best="best", state="state.pt")

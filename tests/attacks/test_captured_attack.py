@@ -228,6 +228,10 @@ def weighted(logits: Tensor, y: Tensor, x_adv: Tensor, weights) -> Tensor:
     return cross_entropy(logits * torch.as_tensor(weights), y, x_adv)
 
 
+def applying(logits: Tensor, y: Tensor, x_adv: Tensor, inner) -> Tensor:
+    return inner(logits, y, x_adv)
+
+
 def first_bound(weights: Tensor, logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
     return weighted(logits, y, x_adv, weights)
 
@@ -240,6 +244,7 @@ def first_bound(weights: Tensor, logits: Tensor, y: Tensor, x_adv: Tensor) -> Te
         ({"objective": in_a_closure(torch.ones(3))}, "closure"),
         ({"objective": partial(in_a_closure(torch.ones(3)))}, "closure"),
         ({"objective": partial(weighted, weights=[1.0, 2.0, 3.0])}, "binds weights, a list"),
+        ({"objective": partial(applying, inner=in_a_closure(torch.ones(3)))}, "binds inner, a function"),
         ({"objective": partial(first_bound, torch.ones(3))}, "by position"),
     ],
 )

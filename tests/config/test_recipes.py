@@ -111,7 +111,16 @@ def message(name: str) -> str:
 def test_an_unknown_name_and_a_left_out_name_list_those_of_the_file(file: Path):
     for name in (f"{file}", f"{file}:mine/c10/mart"):
         assert all(known in message(name) for known in NAMES)
-    assert "demo/digits-at-bsl" in message("mine/c10/trades")
+
+
+def test_an_unknown_name_of_the_package_is_answered_by_similar_ones_and_the_command_that_lists_all():
+    for name, similar in (
+        ("at-bsl", "at-bsl/faithful"),
+        ("trade/faithfull", "trades/faithful"),
+        ("nothing like it", ""),
+    ):
+        said = message(name)
+        assert similar in said and "`ltat train --list-recipes`" in said and len(said) < 250
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from ltat.methods import METHODS, AtBsl, LossTerms, Step, find_method
 from ltat.models import build_model
 from ltat.training import Trainer, train
 from ltat.training.environment import determinism, pick_device
-from ltat.training.launch_report import updated_as
+from ltat.training.launch_report import describe_update
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import RunData, load_data
 from ltat.training.stage import Stage, build_stage, initial_weights
@@ -243,7 +243,7 @@ class Counting(AtBsl):
 def test_a_method_that_changes_its_attributes_runs_step_by_step_and_says_which(kind, recorder: UpdateRecorder):
     trainer = captured_beside_eager(kind)
     name = "seen" if kind is Counting else "scale"
-    assert updated_as(trainer) == (
+    assert describe_update(trainer) == (
         f"step by step: {kind.__name__} changes its attribute {name} between two steps, which a replay would not see"
     )
     assert recorder.captured == 0 and recorder.eager == 12 and recorder.discarded == 1
@@ -260,7 +260,7 @@ class Late(Counting):
 
 def test_an_attribute_that_changes_after_the_capture_ends_it_before_the_next_step(recorder: UpdateRecorder):
     trainer = captured_beside_eager(Late)
-    assert "Late changes its attribute seen" in updated_as(trainer)
+    assert "Late changes its attribute seen" in describe_update(trainer)
     assert recorder.captured == 1 and recorder.discarded == 1
 
 
@@ -291,7 +291,7 @@ def test_a_loss_that_draws_on_the_host_runs_step_by_step(recorder: UpdateRecorde
         random.seed(0)
         trainers.append(run(change(with_method(Drawing)))[0])
     assert_same(*trainers)
-    assert recorder.captured == 0 and "draws random numbers on the host" in updated_as(trainers[0])
+    assert recorder.captured == 0 and "draws random numbers on the host" in describe_update(trainers[0])
 
 
 def test_an_update_that_no_graph_can_hold_runs_step_by_step_and_says_why(recorder, monkeypatch):
@@ -299,7 +299,7 @@ def test_an_update_that_no_graph_can_hold_runs_step_by_step_and_says_why(recorde
     monkeypatch.setattr(recorder, "record", lambda function: failing(recorder, function))
     trainer, _ = run(stage_of("method=at-bsl"))
     assert_same(trainer, expected)
-    assert updated_as(trainer) == "step by step: this cannot be captured as a CUDA graph (it waits)"
+    assert describe_update(trainer) == "step by step: this cannot be captured as a CUDA graph (it waits)"
     assert recorder.captured == 1 and recorder.eager == 12
 
 
@@ -475,5 +475,5 @@ class Reading(AtBsl):
 @needs_cuda
 def test_on_a_gpu_an_update_that_reads_a_value_back_runs_step_by_step():
     captured, expected = (run(change(with_method(Reading, *ON_GPU)))[0] for change in (lambda stage: stage, eager))
-    assert "cannot be captured" in updated_as(captured)
+    assert "cannot be captured" in describe_update(captured)
     assert_same(captured, expected)

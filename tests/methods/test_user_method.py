@@ -43,6 +43,12 @@ def test_the_documented_example_trains_and_takes_its_setting(focus, tmp_path, mo
     assert "power = 2" in (run / "config.toml").read_text()
 
 
+def test_a_file_without_docstrings_is_explained_without_blank_lines(focus):
+    assert ltat("methods", f"{focus}:Focus").output == (
+        "Cross-entropy on x', weighted by the confidence in the true class on x.\n\nfocus\n    focus.power=1.0\n"
+    )
+
+
 def test_resuming_executes_a_file_only_when_a_person_names_it(focus, tmp_path):
     run = tmp_path / "run"
     assert ltat("train", "--method", f"{focus}:Focus", *TINY, "--out", run).exit_code == 0

@@ -1,5 +1,6 @@
 import importlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -177,6 +178,15 @@ def test_grouping_is_a_stable_sort(labels):
 def test_wrong_use_of_the_host_module_is_a_value_error(host, call, message):
     with pytest.raises(ValueError, match=message):
         call(host)
+
+
+def test_an_instruction_set_that_does_not_exist_is_refused(fresh):
+    fresh.setenv("LTAT_ISA", "avx2")
+    for ask in (native.op_devices, native.host, native.status):
+        with pytest.raises(LtatError, match=r"LTAT_ISA='avx2'.* baseline, x86-64-v3, x86-64-v4$"):
+            ask()
+    spelled = re.findall(r'return "(.+)";', (ROOT / "csrc/kernels/isa.cpp").read_text())
+    assert set(spelled) == set(native.ISAS)
 
 
 def run_native_tests(isa):

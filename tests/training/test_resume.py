@@ -133,6 +133,27 @@ def test_a_best_teacher_whose_card_names_no_epoch_is_told(tmp_path: Path, monkey
         train_teacher(plan.teacher, plan, RunFolder(tmp_path), Reporter(Console(file=io.StringIO())))
 
 
+def test_a_best_teacher_that_is_damaged_or_lost_is_trained_again_as_the_errors_say(tmp_path: Path):
+    settings = tiny_config("teacher.ckpt=best", "train.epochs=1")
+    train(settings, tmp_path)
+    teacher, best = tmp_path / "teacher.safetensors", tmp_path / "teacher-best.safetensors"
+    expected = teacher.read_bytes()
+    state = saved_state(tmp_path, "teacher-state.pt")
+    state["best"] = state["rows"][0]  # the best weights are not the newest, which the state would write again
+    write_state(tmp_path / "teacher-state.pt", state)
+    best.write_bytes(b"damaged")
+    with pytest.raises(LtatError, match=r"teacher-best.safetensors .*checksum.*; .* delete it to go on without"):
+        train(settings, tmp_path, resume=True)
+    best.unlink()
+    with pytest.raises(LtatError, match=r"teacher-best.safetensors, which is lost") as refused:
+        train(settings, tmp_path, resume=True)
+    for name in ("teacher-state.pt", "teacher-state-before.pt"):
+        assert name in str(refused.value)
+        (tmp_path / name).unlink()
+    train(settings, tmp_path, resume=True)
+    assert teacher.read_bytes() == expected and best.exists()
+
+
 def test_best_weights_that_cannot_be_the_runs_are_told_before_it_goes_on(uninterrupted: Path, tmp_path: Path):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)

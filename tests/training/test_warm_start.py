@@ -76,7 +76,7 @@ def test_an_interrupted_run_goes_on_and_refuses_other_weights_under_the_same_nam
         ({"head": "cosine"}, ["method=robal", "robal.scale_out=10"], "constant scale of its last layer"),
         ({"normalize": ((0.25,), (0.5,))}, [], "normalisation is train"),
         ({}, ["model.normalize=train"], "normalisation is none"),
-        ({}, ["method=self-distill", "student.init=teacher"], "name two starts"),
+        ({}, ["method=self-distill", "student.init=teacher"], "both set the start"),
     ],
 )
 def test_weights_of_another_network_are_refused_before_anything_is_written(of, settings, says: str, tmp_path: Path):
