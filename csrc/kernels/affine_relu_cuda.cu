@@ -10,10 +10,8 @@ __device__ Pack<T, kElements> affine_relu_pack(const AffineReluArgs& args, Index
   const auto scale = values_of<kElements>(args.scale, args.channels, i * kElements);
   const auto shift = values_of<kElements>(args.shift, args.channels, i * kElements);
   Pack<T, kElements> out;
-#pragma unroll
-  for (int j = 0; j < kElements; ++j) {
-    store(affine_relu_of(to_float(x.at[j]), scale.at[j], shift.at[j]), out.at + j);
-  }
+  for_each<kElements>(
+      [&](int j) { store(affine_relu_of(to_float(x.at[j]), scale.at[j], shift.at[j]), out.at + j); });
   return out;
 }
 

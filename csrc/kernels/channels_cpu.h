@@ -8,14 +8,14 @@
 namespace ltat::LTAT_ISA {
 namespace {
 
-// Whether two rows of channels fit into a block: then the values of one block serve all.
-bool rows_are_short(const Channels& channels) { return channels.inner == 1 && 2 * channels.count <= kBlock; }
+// Whether a row of channels fits into a block: then the values of one block serve all.
+bool rows_are_short(const Channels& channels) { return channels.inner == 1 && channels.count <= kBlock; }
 
-// No block crosses a multiple of this: the elements of an even number of short rows, of one long row, or of
-// one channel.
+// No block crosses a multiple of this: the elements of as many short rows as fit into it, of one long row, or
+// of one channel.
 int64_t block_period(const Channels& channels) {
   if (channels.inner > 1) return channels.inner;
-  return rows_are_short(channels) ? kBlock / (2 * channels.count) * 2 * channels.count : channels.count;
+  return rows_are_short(channels) ? kBlock / channels.count * channels.count : channels.count;
 }
 
 // Calls visit(begin, size) for blocks that cover [begin, end). Only a single element begins at an odd place

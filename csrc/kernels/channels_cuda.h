@@ -20,6 +20,13 @@ __device__ __forceinline__ Pack<T, kElements> pack_of(const void* from, Index i)
   return static_cast<const Pack<T, kElements>*>(from)[i];
 }
 
+// Calls visit(0) to visit(kElements - 1), unrolled.
+template <int kElements, class Visit>
+__device__ __forceinline__ void for_each(const Visit& visit) {
+#pragma unroll
+  for (int j = 0; j < kElements; ++j) visit(j);
+}
+
 // The values for kElements elements from `first` on, which lie in as many channels or all in one.
 template <int kElements, class Index>
 __device__ __forceinline__ Pack<float, kElements> values_of(const float* values, const Channels& channels,
@@ -28,8 +35,7 @@ __device__ __forceinline__ Pack<float, kElements> values_of(const float* values,
   if (inner == 1) return pack_of<float, kElements>(values + first % count, 0);
   const float value = values[first / inner % count];
   Pack<float, kElements> same;
-#pragma unroll
-  for (int j = 0; j < kElements; ++j) same.at[j] = value;
+  for_each<kElements>([&](int j) { same.at[j] = value; });
   return same;
 }
 

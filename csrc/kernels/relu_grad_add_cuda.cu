@@ -13,15 +13,13 @@ __device__ Pack<T, kElements> relu_grad_add_pack(const ReluGradAddArgs& args, In
   if (args.other) other = pack_of<T, kElements>(args.other, i);
   if (args.outside) outside = pack_of<T, kElements>(args.outside, i);
   if (args.scale) scale = values_of<kElements>(args.scale, args.channels, i * kElements);
-#pragma unroll
-  for (int j = 0; j < kElements; ++j) {
-    float value = to_float(grad.at[j]);
-    if (args.other) value += to_float(other.at[j]);
-    value = masked(to_float(output.at[j]), value);
-    if (args.scale) value = product(value, scale.at[j]);
-    if (args.outside) value += to_float(outside.at[j]);
-    store(value, out.at + j);
-  }
+  float value[kElements];
+  for_each<kElements>([&](int j) { value[j] = to_float(grad.at[j]); });
+  if (args.other) for_each<kElements>([&](int j) { value[j] += to_float(other.at[j]); });
+  for_each<kElements>([&](int j) { value[j] = masked(to_float(output.at[j]), value[j]); });
+  if (args.scale) for_each<kElements>([&](int j) { value[j] = product(value[j], scale.at[j]); });
+  if (args.outside) for_each<kElements>([&](int j) { value[j] += to_float(outside.at[j]); });
+  for_each<kElements>([&](int j) { store(value[j], out.at + j); });
   return out;
 }
 

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kSize = 2100;
 
 struct Case {
-  std::vector<float> x = noise(kSize, 1), scale = noise(700, 2), shift = noise(700, 3);
+  std::vector<float> x = noise(kSize, 1), scale = noise(1050, 2), shift = noise(1050, 3);
   std::vector<float> out = std::vector<float>(kSize, 7.0f);
 
   AffineReluArgs args(Channels channels) {

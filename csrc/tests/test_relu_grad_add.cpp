@@ -11,7 +11,7 @@ constexpr int64_t kSize = 2100;
 
 struct Case {
   std::vector<float> output = noise(kSize, 1), grad = noise(kSize, 2), other = noise(kSize, 3);
-  std::vector<float> outside = noise(kSize, 4), scale = noise(700, 5), out = std::vector<float>(kSize, 7.0f);
+  std::vector<float> outside = noise(kSize, 4), scale = noise(1050, 5), out = std::vector<float>(kSize, 7.0f);
 
   ReluGradAddArgs args(Channels channels) {
     return {out.data(),     output.data(),   grad.data(), other.data(), scale.data(),
@@ -40,6 +40,32 @@ TEST(relu_grad_add_gives_the_same_bits_on_every_schedule_of_threads) {
     relu_grad_add_cpu(a.args(channels), serial);
     relu_grad_add_cpu(b.args(channels), scattered);
     CHECK(a.out == b.out);
+  }
+}
+
+// Rows of an odd number of channels, and ranges that begin at an odd element: still every element is found.
+TEST(relu_grad_add_of_half_precision_is_that_of_float_rounded_wherever_a_range_begins) {
+  const auto halved = [](const std::vector<float>& values) {
+    std::vector<BFloat16> halves;
+    for (float value : values) halves.push_back(bfloat16_from(value));
+    return halves;
+  };
+  for (const Channels& channels : channel_orders()) {
+    Case c;
+    std::vector<BFloat16> output = halved(c.output), grad = halved(c.grad), other = halved(c.other);
+    std::vector<BFloat16> outside = halved(c.outside), out(kSize);
+    ReluGradAddArgs args{out.data(),     output.data(),    grad.data(), other.data(), c.scale.data(),
+                         outside.data(), DType::kBFloat16, kSize,       channels};
+    for (ParallelFor schedule : {serial, scattered, in_odd_pieces}) {
+      out.assign(kSize, BFloat16{0});
+      relu_grad_add_cpu(args, schedule);
+      for (int64_t i = 0; i < kSize; ++i) {
+        const float sum = to_float(grad[i]) + to_float(other[i]);
+        const float scale = c.scale[i / channels.inner % channels.count];
+        const float scaled = (to_float(output[i]) <= 0 ? 0.0f : sum) * scale;
+        CHECK(out[i].bits == bfloat16_from(scaled + to_float(outside[i])).bits);
+      }
+    }
   }
 }
 
@@ -85,5 +111,6 @@ TEST(float16_rounds_to_the_nearest_and_ties_to_even) {
   }
   CHECK(float16_from(65519.0f).bits == 0x7bffu && float16_from(65520.0f).bits == 0x7c00u);
   CHECK(float16_from(3e38f).bits == 0x7c00u && float16_from(-INFINITY).bits == 0xfc00u);
+  CHECK(float16_from(98304.0f).bits == 0x7c00u);
   CHECK(float16_from(1e-40f).bits == 0 && float16_from(-0.0f).bits == 0x8000u);
 }
