@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import _harness, attack, balanced_kd, pgd_step, plain_at_bsl
+from bench import _harness, affine_relu, attack, balanced_kd, pgd_step, plain_at_bsl, relu_grad_add
 from bench._harness import Spread, append, compare
 from bench._training import SETTINGS, Workload, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
@@ -246,6 +246,16 @@ def test_the_eager_step_of_the_bench_is_the_operators():
     x_adv, grad, x = pgd_step.make_inputs((2, 3, 4, 4), torch.float32, CPU)
     wanted = ops.pgd_step(x_adv, grad, x, **pgd_step.SETTINGS)
     torch.testing.assert_close(pgd_step.eager(x_adv, grad, x), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_eager_relu_passes_of_the_bench_are_the_operators(dtype: torch.dtype):
+    inputs = relu_grad_add.make_inputs((2, 8, 4, 4), dtype, CPU)
+    assert torch.equal(relu_grad_add.eager(*inputs), ops.relu_grad_add(*inputs))
+    norm, x = affine_relu.make_inputs((2, 8, 4, 4), dtype, CPU)
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    got = ops.affine_relu(x, scale, norm.bias - norm.running_mean * scale)
+    torch.testing.assert_close(affine_relu.eager(norm, x), got)
 
 
 @pytest.mark.parametrize(("bench", "case", "body"), [(pgd_step, "linf", "eager"), (balanced_kd, "kl_adv", "twin")])

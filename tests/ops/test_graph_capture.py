@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ltat.ops import balanced_kd, gather_augment, pgd_step
+from ltat.ops import affine_relu, balanced_kd, gather_augment, pgd_step, relu_grad_add
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -80,3 +80,20 @@ def test_captured_batch_replays_with_the_draws_of_the_moment():
     mirrored.logical_not_()
     graph.replay()
     assert torch.equal(captured, batch())
+
+
+def test_captured_relu_replays_forward_and_backward_to_the_eager_bits():
+    x = torch.randn(8, 64, 16, 16, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    grad, skip, (scale, shift) = torch.randn_like(x), torch.randn_like(x), torch.randn(2, 64, device="cuda")
+
+    def there_and_back():
+        return relu_grad_add(affine_relu(x, scale, shift), grad, skip, scale=scale, outside=skip)
+
+    warmed_up(there_and_back)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = there_and_back()
+    x.copy_(torch.randn_like(x))
+    grad.neg_()
+    graph.replay()
+    assert torch.equal(captured, there_and_back())
