@@ -27,8 +27,13 @@ inline unsigned blocks_for(int64_t items, int64_t items_per_block, int64_t limit
 template <class... Parameters>
 const char* launch(void (*kernel)(Parameters...), dim3 grid, void* stream,
                    const std::type_identity_t<Parameters>&... arguments) {
-  kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  // A function and not the triple brackets, which only nvcc understands: the tests compile the kernels as C++.
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  cudaGetLastError();  // reported here, and not again by some later operation of torch
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
