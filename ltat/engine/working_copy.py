@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ltat.engine.fusion import fuse
 from ltat.models import Classifier
 
 
@@ -54,6 +55,7 @@ class WorkingCopy:
         self.folded = _Folded(self.model, body, pairs)
         trunk = _without_norms(graph, body, pairs)
         self.copied = _tensors(trunk, self.model, {pair.conv for pair in pairs})
+        self.fused = 0 if compiled else fuse(trunk)  # torch.compile fuses by itself
         self.body = trunk
         self.trunk = torch.compile(trunk) if compiled else trunk
         self.refresh()

@@ -1,0 +1,163 @@
+"""A convolution with its residual sum and its ReLU as one operation, forward and backward.
+
+    forward      y = relu(conv(x; W, b) + r)
+    backward     d = [y > 0] · (g₁ + g₂),   ∂r = d,   ∂x = convᵀ(d; W)
+
+g₁ and g₂ are the gradients of the two readers of y, the next convolution and the next shortcut. Residual sum and ReLU
+may be missing. Weights and biases get no gradient. One kernel of cuDNN or oneDNN computes the forward, where the library
+has it; :func:`ltat.ops.relu_grad_add` computes d.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ltat.ops import relu_grad_add
+
+
+class Geometry(NamedTuple):
+    """Stride, padding, dilation and groups of a convolution."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def output_size(self, x: Tensor, weight: Tensor) -> tuple[int, ...]:
+        """The shape of ``conv(x; weight)``."""
+        sizes = zip(x.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True)
+        spatial = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, s, p, d, k in sizes)
+        return (x.shape[0], weight.shape[0], *spatial)
+
+
+Convolve = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Geometry, bool], Tensor]
+"""(x, residual, weight, bias, geometry, relu) → y."""
+
+
+def fused_convolution(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    relu: bool,
+    readers: int,
+) -> tuple[Tensor, ...]:
+    """The output [B, out, H', W'] once for each of its ``readers``, differentiable once, in ``x`` and ``residual``.
+
+    Args:
+        x: [B, in, H, W].
+        residual: added to the convolution; as large as the output, or broadcast to it.
+        weight: [out, in / groups, k, k], without gradient.
+        bias: [out], without gradient.
+        geometry: of the convolution.
+        relu: whether ReLU follows.
+        readers: how many operations read the output. Each reads a tensor of its own on the same memory, so that the
+            backward gets their gradients one by one and sums them as it masks them.
+    """
+    if residual is not None and residual.shape != geometry.output_size(x, weight):
+        y = separately(x, None, weight, bias, geometry, False) + residual
+        return (y.relu() if relu else y,) * readers
+    outputs: tuple[Tensor, ...] = _FusedConvolution.apply(x, residual, weight, bias, geometry, relu, readers)
+    return outputs
+
+
+class _FusedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: Geometry,
+        relu: bool,
+        readers: int,
+    ) -> tuple[Tensor, ...]:
+        convolve = library(x.device.type, x.dtype) if x.numel() else separately
+        y = convolve(x, residual, weight, bias, geometry, relu)
+        ctx.geometry, ctx.relu = geometry, relu
+        ctx.save_for_backward(x, weight, *([y] if relu else []))
+        ctx.set_materialize_grads(False)
+        return (y, *(y.detach() for _ in range(readers - 1)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, *output = ctx.saved_tensors
+        grad = _summed([gradient for gradient in gradients if gradient is not None], *output)
+        needs_x, needs_residual, *rest = ctx.needs_input_grad
+        grad_x = _transposed(grad, x, weight, ctx.geometry) if needs_x else None
+        return grad_x, grad if needs_residual else None, *(None for _ in rest)
+
+
+def _summed(gradients: list[Tensor], output: Tensor | None = None) -> Tensor:
+    """The sum of the gradients, masked by the output where ReLU made it."""
+    *others, last = gradients
+    while len(others) > (0 if output is None else 1):
+        last = last + others.pop()
+    return last if output is None else relu_grad_add(output, last, *others)
+
+
+def _transposed(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient at the input of the convolution."""
+    arguments = (None, geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), geometry.groups)
+    grad_x: Tensor = torch.ops.aten.convolution_backward(grad, x, weight, *arguments, (True, False, False))[0]
+    return grad_x
+
+
+@cache
+def library(device_type: str, dtype: torch.dtype) -> Convolve:
+    """What computes the forward as one kernel on this kind of device, or the separate operations."""
+    fused = {"cpu": _onednn, "cuda": _cudnn}.get(device_type)
+    return fused if fused is not None and _works(fused, device_type, dtype) else separately
+
+
+def _works(fused: Convolve, device_type: str, dtype: torch.dtype) -> bool:
+    """Whether the library has the operation for this dtype; builds of torch and processors differ."""
+    x, weight = (torch.ones(shape, dtype=dtype, device=device_type) for shape in ((1, 8, 4, 4), (8, 8, 3, 3)))
+    geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
+    try:
+        y = fused(x, x, weight, x[0, :, 0, 0].contiguous(), geometry, True)
+    except (RuntimeError, AttributeError):
+        return False
+    return torch.equal(y, separately(x, x, weight, x[0, :, 0, 0].contiguous(), geometry, True))
+
+
+def separately(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool
+) -> Tensor:
+    """The forward as up to three operations; the specification of the others."""
+    y = F.conv2d(x, weight, bias, *geometry)
+    if residual is not None:
+        y = y + residual
+    return y.relu() if relu else y
+
+
+def _onednn(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool
+) -> Tensor:
+    stride, padding, dilation, groups = geometry
+    where = (weight, bias, padding, stride, dilation, groups)
+    y: Tensor
+    if residual is None:
+        y = torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
+    else:
+        after = ("relu" if relu else None, [], None)
+        y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, *after)
+    return y
+
+
+def _cudnn(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool
+) -> Tensor:
+    if not relu or torch.are_deterministic_algorithms_enabled():  # the fused kernel may not be deterministic
+        return separately(x, residual, weight, bias, geometry, relu)
+    if residual is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+    return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
