@@ -1,15 +1,16 @@
-"""A convolution with its residual sum and its ReLU as one operation, forward and backward.
+"""The operations of a working copy, each one pass over its tensors forward and one backward.
 
-    forward      y = relu(conv(x; W, b) + r)
-    backward     d = [y > 0] · (g₁ + g₂),   ∂r = d,   ∂x = convᵀ(d; W)
+    fused_convolution    y = relu(conv(x; W, b) + r)      d = [y > 0] (g₁ + g₂),   ∂r = d,   ∂x = convᵀ(d; W)
+    fused_norm           y = relu(s x + t)                ∂x = [y > 0] (g₁ + g₂) s + g₃
 
-g₁ and g₂ are the gradients of the two readers of y, the next convolution and the next shortcut. Residual sum and ReLU
-may be missing. Weights and biases get no gradient. One kernel of cuDNN or oneDNN computes the forward, where the library
-has it; :func:`ltat.ops.relu_grad_add` computes d.
+g₁ and g₂ are the gradients of the two operations that read y, the next convolution and the next shortcut; g₃ is the
+gradient of a shortcut that reads x itself. Residual sum and ReLU of a convolution may be missing. Weights, biases and
+the s and t of a batch norm in evaluation mode get no gradient. Where cuDNN or oneDNN has the forward of a convolution
+as one kernel, it computes it; the other passes are :func:`ltat.ops.relu_grad_add` and :func:`ltat.ops.affine_relu`.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ltat.ops import relu_grad_add
+from ltat.ops import affine_relu, relu_grad_add
 
 
 class Geometry(NamedTuple):
@@ -90,18 +91,60 @@ class _FusedConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, *output = ctx.saved_tensors
-        grad = _summed([gradient for gradient in gradients if gradient is not None], *output)
+        grad = _masked(output[0], gradients) if ctx.relu else _sum(gradients)
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         needs_x, needs_residual, *rest = ctx.needs_input_grad
         grad_x = _transposed(grad, x, weight, ctx.geometry) if needs_x else None
         return grad_x, grad if needs_residual else None, *(None for _ in rest)
 
 
-def _summed(gradients: list[Tensor], output: Tensor | None = None) -> Tensor:
-    """The sum of the gradients, masked by the output where ReLU made it."""
-    *others, last = gradients
-    while len(others) > (0 if output is None else 1):
-        last = last + others.pop()
-    return last if output is None else relu_grad_add(output, last, *others)
+def fused_norm(x: Tensor, scale: Tensor, shift: Tensor, readers: int, passed: int) -> tuple[Tensor, ...]:
+    """ReLU of an affine map of the channels, once for each of its ``readers``, then ``x`` itself ``passed`` times.
+
+    Args:
+        x: [B, ch, H, W], in no more than single precision.
+        scale: [ch] fp32, without gradient.
+        shift: [ch] fp32, without gradient.
+        readers: see :func:`fused_convolution`.
+        passed: how many other operations read ``x``. They read it behind this one, so that the backward adds their
+            gradients as it forms its own.
+    """
+    outputs: tuple[Tensor, ...] = _FusedNorm.apply(x, scale, shift, readers, passed)
+    return outputs
+
+
+class _FusedNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, readers: int, passed: int) -> tuple[Tensor, ...]:
+        y = affine_relu(x, scale, shift)
+        ctx.readers = readers
+        ctx.save_for_backward(y, scale)
+        ctx.set_materialize_grads(False)
+        return (y, *(y.detach() for _ in range(readers - 1)), *(x.detach() for _ in range(passed)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        y, scale = ctx.saved_tensors
+        outside = _sum(gradients[ctx.readers :])
+        grad = _masked(y, gradients[: ctx.readers], scale=scale, outside=outside)
+        return outside if grad is None else grad, None, None, None, None
+
+
+def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    there = [gradient for gradient in gradients if gradient is not None]
+    return reduce(torch.add, there) if there else None
+
+
+def _masked(output: Tensor, gradients: Sequence[Tensor | None], **behind: Tensor | None) -> Tensor | None:
+    """The sum of the gradients where the output is above zero, by ``relu_grad_add``."""
+    first, *others = [gradient for gradient in gradients if gradient is not None] or [None]
+    if first is None:
+        return None
+    if output.dtype == torch.float64:  # which the kernels do not have
+        return torch.ops.aten.threshold_backward(_sum([first, *others]), output, 0)
+    return relu_grad_add(output, first, _sum(others), **behind)
 
 
 def _transposed(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:

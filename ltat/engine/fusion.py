@@ -1,4 +1,4 @@
-"""Rewrites a traced trunk so that convolution, residual sum and ReLU run as one operation (:mod:`ltat.engine.fused`)."""
+"""Rewrites a traced trunk so that it runs the operations of :mod:`ltat.engine.fused` where its graph has them."""
 
 import operator
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ltat.engine.fused import Geometry, fused_convolution
+from ltat.engine.fused import Geometry, fused_convolution, fused_norm
 
 _RELU: tuple[Callable[..., Any], ...] = (F.relu, torch.relu)
 _ADD: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
@@ -27,8 +27,69 @@ class _Pattern(NamedTuple):
         return self.nodes[-1]
 
 
-def fuse(trunk: fx.GraphModule) -> int:
-    """Fuse what fits, in place; the rest of the graph stays as it is.
+class Affine(nn.Module):
+    """The scale and shift [channels] of a batch norm in evaluation mode, in fp32."""
+
+    def __init__(self, channels: int, device: torch.device) -> None:
+        super().__init__()
+        self.scale: torch.Tensor
+        self.shift: torch.Tensor
+        for name in ("scale", "shift"):
+            self.register_buffer(name, torch.empty(channels, device=device))
+
+
+def fuse_norms(trunk: fx.GraphModule) -> list[str]:
+    """Fuse batch norms with the ReLU behind them, in place; an :class:`Affine` takes the place of each norm.
+
+    Returns:
+        The names of these norms, whose scales and shifts the caller fills in.
+    """
+    fused = []
+    for node in list(trunk.graph.nodes):
+        relu = _only_reader(node) if _is_norm(node, trunk) else None
+        if relu is not None and _is_relu(relu, trunk) and not any(map(_writes_in_place, _readers(node, relu))):
+            _replace_norm(node, relu, trunk)
+            fused.append(str(node.target))
+    trunk.graph.lint()
+    trunk.recompile()
+    return fused
+
+
+def _readers(norm: fx.Node, relu: fx.Node) -> list[fx.Node]:
+    return [*relu.users, *norm.all_input_nodes[0].users]
+
+
+def _replace_norm(norm: fx.Node, relu: fx.Node, trunk: fx.GraphModule) -> None:
+    path, x = str(norm.target), norm.all_input_nodes[0]
+    old: Any = trunk.get_submodule(path)
+    trunk.set_submodule(path, Affine(old.num_features, old.running_var.device))
+    readers, later = list(relu.users), [user for user in x.users if user is not norm and relu < user]
+    with trunk.graph.inserting_before(relu):
+        affine = (trunk.graph.get_attr(f"{path}.scale"), trunk.graph.get_attr(f"{path}.shift"))
+        outputs = trunk.graph.call_function(fused_norm, (x, *affine, len(readers), len(later)))
+        for i, (reader, read) in enumerate([(reader, relu) for reader in readers] + [(user, x) for user in later]):
+            reader.replace_input_with(read, trunk.graph.call_function(operator.getitem, (outputs, i)))
+    trunk.graph.erase_node(relu)
+    trunk.graph.erase_node(norm)
+
+
+def _is_norm(node: fx.Node, trunk: fx.GraphModule) -> bool:
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return False
+    norm = trunk.get_submodule(str(node.target))
+    once = sum(other.target == node.target for other in trunk.graph.nodes if other.op == "call_module") == 1
+    return once and is_affine_norm(norm) and norm.running_var.dtype == torch.float32
+
+
+def is_affine_norm(norm: nn.Module) -> bool:
+    """Whether a module is a batch norm, and no subclass, that maps each channel affinely in evaluation mode."""
+    if type(norm) is not nn.BatchNorm2d:
+        return False
+    return norm.weight is not None and norm.bias is not None and norm.running_var is not None
+
+
+def fuse_convolutions(trunk: fx.GraphModule) -> int:
+    """Fuse convolutions with the sum and the ReLU behind them, in place; the rest of the graph stays as it is.
 
     Returns:
         The number of fused convolutions.

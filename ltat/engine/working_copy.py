@@ -10,12 +10,13 @@ each of an attack's K steps; a copy rounds once per refresh, that is once per at
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from ltat.engine.fusion import fuse
+from ltat.engine.fusion import fuse_convolutions, fuse_norms, is_affine_norm
 from ltat.models import Classifier
 
 
@@ -54,8 +55,10 @@ class WorkingCopy:
         self.kept = len(norms) - len(pairs)
         self.folded = _Folded(self.model, body, pairs)
         trunk = _without_norms(graph, body, pairs)
-        self.copied = _tensors(trunk, self.model, {pair.conv for pair in pairs})
-        self.fused = 0 if compiled else fuse(trunk)  # torch.compile fuses by itself
+        fused_norms = [] if compiled else fuse_norms(trunk)  # torch.compile fuses by itself
+        self.affine = _AffineNorms(self.model, trunk, fused_norms)
+        self.copied = _tensors(trunk, self.model, {pair.conv for pair in pairs} | set(fused_norms))
+        self.fused = 0 if compiled else fuse_convolutions(trunk)
         self.body = trunk
         self.trunk = torch.compile(trunk) if compiled else trunk
         self.refresh()
@@ -79,6 +82,7 @@ class WorkingCopy:
     def refresh(self) -> "WorkingCopy":
         """Copy the network's present weights and statistics, in place."""
         self.folded.refresh()
+        self.affine.refresh()
         for own, owner, name in self.copied:
             own.copy_(getattr(owner, name))
         return self
@@ -207,10 +211,7 @@ def _shared(graph: fx.Graph, body: nn.Module) -> set[Tensor]:
 
 
 def _affine_in_evaluation(conv: nn.Module, norm: nn.Module) -> bool:
-    # Not their subclasses, whose forward may do more.
-    if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
-        return False
-    return norm.weight is not None and norm.bias is not None and norm.running_var is not None
+    return type(conv) is nn.Conv2d and is_affine_norm(norm)  # not a subclass, whose forward may do more
 
 
 def _without_norms(graph: fx.Graph, body: nn.Module, pairs: list[_Pair]) -> fx.GraphModule:
@@ -231,33 +232,68 @@ def _tensors(trunk: nn.Module, model: nn.Module, folded: set[str]) -> list[tuple
     return copied
 
 
+class _Norms:
+    """Batch norms of one network, and what they map channels by: y = scale · x + shift."""
+
+    def __init__(self, norms: list[Any]) -> None:
+        self.norms = norms
+        self.sizes = [norm.num_features for norm in norms]
+        self.eps = torch.cat([torch.full_like(norm.running_var, norm.eps) for norm in norms])
+
+    def scale_and_shift(self, biases: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+        """Those of all channels, norm after norm; ``biases`` are those of the convolutions before the norms."""
+        scale = (self._all("running_var") + self.eps).rsqrt_() * self._all("weight")
+        mean = self._all("running_mean")
+        for bias, part in zip(biases, mean.split(self.sizes), strict=True):
+            if bias is not None:
+                part.sub_(bias)
+        return scale, self._all("bias") - mean * scale
+
+    def _all(self, name: str) -> Tensor:
+        return torch.cat([getattr(norm, name) for norm in self.norms])
+
+
+class _AffineNorms:
+    """The norms that ``trunk`` runs together with their ReLU; their scales and shifts are views of two buffers."""
+
+    def __init__(self, model: nn.Module, trunk: nn.Module, names: list[str]) -> None:
+        if not names:
+            self.norms = None
+            return
+        self.norms = _Norms([model.get_submodule(name) for name in names])
+        self.buffers = torch.empty_like(self.norms.eps), torch.empty_like(self.norms.eps)
+        parts = (buffer.split(self.norms.sizes) for buffer in self.buffers)
+        for name, scale, shift in zip(names, *parts, strict=True):
+            affine: Any = trunk.get_submodule(name)
+            affine.scale, affine.shift = scale, shift
+
+    def refresh(self) -> None:
+        """All scales and shifts at once."""
+        if self.norms is not None:
+            for buffer, values in zip(
+                self.buffers, self.norms.scale_and_shift([None] * len(self.norms.norms)), strict=True
+            ):
+                buffer.copy_(values)
+
+
 class _Folded:
     """The convolutions of ``body`` that carry a batch norm of ``model``; their biases are views of one buffer."""
 
     def __init__(self, model: nn.Module, body: nn.Module, pairs: list[_Pair]) -> None:
         own: list[Any] = [body.get_submodule(pair.conv) for pair in pairs]
         self.convs: list[Any] = [model.get_submodule(pair.conv) for pair in pairs]
-        self.norms: list[Any] = [model.get_submodule(pair.norm) for pair in pairs]
-        self.sizes = [norm.num_features for norm in self.norms]
         self.weights: list[Tensor] = [conv.weight for conv in own]
         if pairs:
-            self.eps = torch.cat([torch.full_like(norm.running_var, norm.eps) for norm in self.norms])
-            self.bias = torch.empty_like(self.eps, dtype=self.weights[0].dtype)
-            for conv, bias in zip(own, self.bias.split(self.sizes), strict=True):
+            self.norms = _Norms([model.get_submodule(pair.norm) for pair in pairs])
+            self.bias = torch.empty_like(self.norms.eps, dtype=self.weights[0].dtype)
+            for conv, bias in zip(own, self.bias.split(self.norms.sizes), strict=True):
                 conv.bias = nn.Parameter(bias, requires_grad=False)
 
     def refresh(self) -> None:
         """All scales and shifts at once, then each weight in one pass: few kernels even for a deep network."""
         if not self.convs:
             return
-        scale = (self._all("running_var") + self.eps).rsqrt_() * self._all("weight")
-        mean = self._all("running_mean")
-        for conv, part in zip(self.convs, mean.split(self.sizes), strict=True):
-            if conv.bias is not None:
-                part.sub_(conv.bias)
-        self.bias.copy_(self._all("bias") - mean * scale)
-        for conv, weight, factor in zip(self.convs, self.weights, scale.split(self.sizes), strict=True):
+        scale, shift = self.norms.scale_and_shift([conv.bias for conv in self.convs])
+        self.bias.copy_(shift)
+        for conv, weight, factor in zip(self.convs, self.weights, scale.split(self.norms.sizes), strict=True):
             torch.mul(conv.weight, factor.view(-1, 1, 1, 1), out=weight)
-
-    def _all(self, name: str) -> Tensor:
-        return torch.cat([getattr(norm, name) for norm in self.norms])

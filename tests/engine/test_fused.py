@@ -1,15 +1,17 @@
 """The fused operations of a working copy compute what the separate ones do, forward and backward."""
 
-import operator
+import copy
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltat.engine import fused
-from ltat.engine.fused import Geometry, fused_convolution, library, separately
-from ltat.engine.fusion import fuse
+from ltat.engine.fused import Geometry, fused_convolution, fused_norm, separately
+from ltat.engine.fusion import fuse_convolutions, fuse_norms
 from ltat.engine.working_copy import WorkingCopy
 from ltat.models import build_model
 
@@ -58,3 +60,147 @@ def test_output_and_gradients_are_those_of_the_separate_operations(geometry, rel
     for one, other in zip(mine, exact, strict=True):
         torch.testing.assert_close(one, other, rtol=close, atol=close)
         assert one.shape == other.shape and one.dtype == other.dtype
+
+
+def test_a_norm_adds_the_gradients_that_reach_its_input_on_another_way():
+    torch.manual_seed(0)
+    x, scale, shift = torch.randn(3, 8, 5, 5), torch.randn(8), torch.randn(8)
+    weights = torch.randn(3, 3, 8, 5, 5)
+
+    def total(first: Tensor, second: Tensor, shortcut: Tensor) -> Tensor:
+        return sum((part * weight).sum() for part, weight in zip((first, second, shortcut), weights, strict=True))
+
+    mine, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    along = (1, 8, 1, 1)
+    y = F.relu(exact * scale.double().view(along) + shift.double().view(along))
+    expected = torch.autograd.grad(total(y, y, exact), exact)[0]
+    found = torch.autograd.grad(total(*fused_norm(mine, scale, shift, 2, 1)), mine)[0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    only_shortcut = torch.autograd.grad(fused_norm(mine, scale, shift, 2, 1)[2].sum(), mine)[0]
+    assert torch.equal(only_shortcut, torch.ones_like(x))
+
+
+def test_a_residual_that_is_broadcast_is_added_as_it_was():
+    torch.manual_seed(0)
+    x, _, weight, bias = tensors(GEOMETRIES[0], torch.float64, torch.channels_last)
+    residual = torch.randn(1, 16, 1, 1, dtype=torch.float64)
+    mine = run(lambda x, r: fused_convolution(x, r, weight, bias, GEOMETRIES[0], True, 2), x, residual)
+    exact = run(lambda x, r: (F.relu(F.conv2d(x, weight, bias, padding=1) + r),) * 2, x, residual)
+    for one, other in zip(mine, exact, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_the_librarys_operation_the_separate_ones_run(monkeypatch):
+    def absent(*arguments: object) -> Tensor:
+        raise RuntimeError("not in this build")
+
+    fused.library.cache_clear()
+    monkeypatch.setattr(fused, "_onednn", absent)
+    try:
+        assert fused.library("cpu", torch.float32) is separately
+    finally:
+        fused.library.cache_clear()
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def one_step(network, x: Tensor) -> tuple[Tensor, Counter[str]]:
+    """The input gradient, and the operators that it took."""
+    leaf = x.clone().requires_grad_()
+    with Counted() as counted:
+        gradient = torch.autograd.grad(network(leaf).logsumexp(1).sum(), leaf)[0]
+    return gradient, counted.calls
+
+
+NETWORKS = ("resnet18", "preactresnet18", "mobilenetv2", "small")
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def copied(request) -> tuple[str, nn.Module, WorkingCopy, Tensor]:
+    torch.manual_seed(0)
+    model = build_model(request.param, num_classes=5, in_channels=3).eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+            nn.init.uniform_(norm.running_mean, -0.1, 0.1)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    return request.param, model, WorkingCopy(model), torch.rand(4, 3, 16, 16)
+
+
+def test_every_convolution_of_our_networks_is_fused_and_no_pass_is_left_beside_it(copied):
+    name, model, work, x = copied
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    assert work.fused == convolutions
+    work(x)  # asks the library once what it has
+    _, calls = one_step(work, x)
+    assert calls["aten::convolution_backward"] == convolutions
+    assert calls["ltat::affine_relu"] == work.kept
+    separate = ("aten::relu", "aten::threshold_backward", "aten::native_batch_norm", "aten::add_", "aten::convolution")
+    assert {each: calls[each] for each in separate if calls[each]} == {}
+    without_relu = {"mobilenetv2": 13}.get(name, 0)  # outputs that a convolution and a shortcut read
+    assert calls["aten::add"] == without_relu
+
+
+def test_logits_and_gradients_in_single_precision_are_near_those_in_double(copied):
+    _, model, work, x = copied
+    exact = copy.deepcopy(model).double()
+    torch.testing.assert_close(work(x).double(), exact(x.double()), rtol=1e-3, atol=1e-4)
+    mine, expected = one_step(work, x)[0].double(), one_step(exact, x.double())[0]
+    assert (mine - expected).norm() < 5e-3 * expected.norm()  # an activation near zero may fall on the other side
+
+
+class Odd(nn.Module):
+    """What the fused operations must leave alone, or take care with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.same = nn.Conv2d(4, 4, 3, padding="same")
+        self.mirrored = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.a(x))
+        kept = self.b(out)
+        total = kept + 1.0  # no tensor is added
+        total = total + self.mirrored(self.same(out))
+        total += self.c(total.clone())  # a sum in place whose first operand is not the convolution
+        total = self.relu(self.norm(total)) + total
+        doubled = self.a(total)
+        return F.relu(doubled + doubled) * kept
+
+
+def test_what_the_fused_operations_do_not_fit_computes_what_it_did():
+    torch.manual_seed(0)
+    model = Odd().eval().requires_grad_(False)
+    nn.init.uniform_(model.norm.running_var, 0.5, 2)
+    x = torch.randn(2, 4, 6, 6)
+    expected = one_step(lambda x: model(x).mean((2, 3)), x)[0]
+    trunk = fx.symbolic_trace(copy.deepcopy(model))
+    assert fuse_norms(trunk) == ["norm"]
+    norm, affine = model.norm, trunk.norm
+    affine.scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    affine.shift = norm.bias - norm.running_mean * affine.scale
+    fuse_convolutions(trunk)
+    found = one_step(lambda x: trunk(x).mean((2, 3)), x)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_second_derivative_is_refused_and_not_silently_wrong():
+    torch.manual_seed(0)
+    work, x = WorkingCopy(build_model("small", num_classes=5).eval()), torch.rand(2, 3, 8, 8, requires_grad=True)
+    gradient = torch.autograd.grad(work(x).square().sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
