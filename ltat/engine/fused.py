@@ -139,12 +139,13 @@ def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
 
 def _masked(output: Tensor, gradients: Sequence[Tensor | None], **behind: Tensor | None) -> Tensor | None:
     """The sum of the gradients where the output is above zero, by ``relu_grad_add``."""
-    first, *others = [gradient for gradient in gradients if gradient is not None] or [None]
-    if first is None:
+    there = [gradient for gradient in gradients if gradient is not None]
+    if not there:
         return None
     if output.dtype == torch.float64:  # which the kernels do not have
-        return torch.ops.aten.threshold_backward(_sum([first, *others]), output, 0)
-    return relu_grad_add(output, first, _sum(others), **behind)
+        masked: Tensor = torch.ops.aten.threshold_backward(_sum(there), output, 0)
+        return masked
+    return relu_grad_add(output, there[0], _sum(there[1:]), **behind)
 
 
 def _transposed(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -191,8 +192,8 @@ def _onednn(
     if residual is None:
         y = torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
     else:
-        after = ("relu" if relu else None, [], None)
-        y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, *after)
+        activation = "relu" if relu else None
+        y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, activation, [], None)
     return y
 
 

@@ -97,7 +97,8 @@ class WorkingCopy:
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         kept = f", {self.kept} kept" if self.kept else ""
-        return f"working copy in {dtype}, {len(self.folded.convs)} batch norms folded{kept}"
+        fused = f"; {self.fused} convolutions fused" if self.fused else ""
+        return f"working copy in {dtype}, {len(self.folded.convs)} batch norms folded{kept}{fused}"
 
 
 class FrozenCopy(nn.Module):
