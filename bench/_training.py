@@ -83,11 +83,13 @@ def gpu_settings(device: torch.device) -> dict[str, tuple[str, ...]]:
 
 
 def make_trainer(workload: Workload, settings: tuple[str, ...]) -> Trainer:
-    """ltat's trainer at the beginning of a run."""
+    """ltat's trainer at the beginning of a run; where it distils, from an untrained network."""
     config = workload.config(*settings)
     names = tuple(map(str, range(workload.train.num_classes)))
     data = RunData(Dataset("bench", workload.train, workload.train, names), workload.train, None)
-    return Trainer(build_stage("student", config, data, workload.device))
+    teacher_config = find_method(config.method).teacher_config(config)
+    teacher = build_stage("teacher", teacher_config, data, workload.device).model.eval() if teacher_config else None
+    return Trainer(build_stage("student", config, data, workload.device, teacher))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,28 @@ import torch
 
 from bench import end_to_end, report, train_step
 from bench._harness import TRIALS, Spread
-from bench._training import FASTEST, GRAPH, GRAPH_SETTINGS, gpu_settings
+from bench._training import (
+    FASTEST,
+    GRAPH,
+    GRAPH_SETTINGS,
+    SETTINGS,
+    Workload,
+    gpu_settings,
+    make_trainer,
+    random_split,
+)
 from bench.rows import Measured, Row
 from bench.targets import TARGETS
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
+SMALL = (
+    "data.name=cifar10",
+    "model.name=small",
+    "train.batch_size=4",
+    "teacher.batch_size=4",
+    "attack.steps=1",
+    "train.epochs=2",
+)
 WITH_A_NETWORK = ("end_to_end", "train_step")
 
 
@@ -39,6 +56,25 @@ def test_an_epoch_on_a_gpu_is_measured_of_no_more_than_its_targets_need(epochs):
 
 def test_an_epoch_that_cannot_be_captured_leaves_the_other_rows(epochs):
     assert list(epochs(False)) == ["plain", FASTEST]
+
+
+def test_the_students_epoch_is_of_the_main_method_and_shows_its_teacher_every_image(monkeypatch: pytest.MonkeyPatch):
+    measured: dict[str, dict] = {}
+    monkeypatch.setattr(end_to_end, "append", lambda name, case, device, rows: measured.update({case: rows}))
+    monkeypatch.setattr(end_to_end, "compare", lambda runs, device, rounds, **given: runs)
+    monkeypatch.setattr(end_to_end, "plain_epochs", lambda *given: "plain")
+    monkeypatch.setattr(end_to_end, "ltat_epochs", lambda workload, own: lambda: workload.config(*own))
+    end_to_end.main.callback.__wrapped__(GPU, 1)
+    methods = {case: rows[GRAPH]().method for case, rows in measured.items()}
+    wanted = {t.case for t in TARGETS if t.on_gpu and t.bench == "end_to_end" and "an epoch" in t.case}
+    assert methods.keys() == wanted and methods["CIFAR-10-LT, resnet18, an epoch of self-distill"] == "self-distill"
+    assert all(rows[GRAPH]().train.graph for rows in measured.values())
+
+
+def test_a_trainer_of_a_method_that_distils_is_given_a_teacher():
+    workload = Workload(random_split((12, 6, 4)), ("method=self-distill", *SMALL), CPU)
+    row = make_trainer(workload, SETTINGS[FASTEST]).run_epoch()
+    assert row["kd"] >= 0 and row["seconds"] > 0
 
 
 def test_a_step_is_compiled_on_a_gpu_only_where_a_mode_is_tried(monkeypatch: pytest.MonkeyPatch):
@@ -107,4 +143,4 @@ def test_on_a_gpu_the_graph_is_judged_and_not_the_eager_run_that_waits_for_its_l
 
 def test_what_the_targets_of_a_gpu_judge_says_so():
     told = [t.what for t in TARGETS if t.on_gpu and t.bench in WITH_A_NETWORK]
-    assert all("train.graph=true" in what or what.startswith("the same epoch") for what in told) and len(told) == 4
+    assert all("train.graph=true" in what or what.startswith("the same epoch") for what in told) and len(told) == 6

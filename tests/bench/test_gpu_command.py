@@ -1,30 +1,61 @@
-"""`python -m bench.gpu`: its parts, limits, summary and exit code, with parts of a line each."""
+"""`python -m bench.gpu`: its parts, limits, summary, archive and exit code, with parts of a line each."""
 
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from bench import gpu, short_training
-from bench.gpu import Part, run_stages
+from bench import BENCHES, _gpu_results, _parts, gpu, paper_run
+from bench._running import Outcome, Part, Stage, run_stages
 
-OPERATORS = ("pgd_step", "balanced_kd", "gather_augment", "relu_grad_add", "affine_relu")
-
-
-def program(name: str, code: str, limit: float = 20) -> Part:
-    return Part(name, [sys.executable, "-c", code], limit)
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
+OPERATORS = [path.name.removesuffix("_cuda.cu") for path in (gpu.ROOT / "csrc" / "kernels").glob("*_cuda.cu")]
 
 
-def outcomes(stages: list[gpu.Stage], out: Path, seconds: float = 60) -> dict[str, gpu.Outcome]:
-    out.mkdir(exist_ok=True)
-    return {outcome.name: outcome for outcome in run_stages(stages, out, seconds, os.environ)}
+def program(name: str, code: str, limit: float = 20, first: bool = False) -> Part:
+    return Part(name, [sys.executable, "-c", code], limit, first=first)
+
+
+def outcomes(stages: Sequence[Stage], out: Path, seconds: float = 60) -> dict[str, Outcome]:
+    found: list[Outcome] = []
+    run_stages(stages, out / "logs", seconds, os.environ, found.append)
+    return {outcome.name: outcome for outcome in found}
+
+
+Call = Callable[..., tuple[int, dict[str, str]]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Calls the command with parts of our own; its exit code and the states that its summary tells."""
+
+    def called(parts: list[Part], *options: str, out: str = "out") -> tuple[int, dict[str, str]]:
+        monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: [(part,) for part in parts])
+        done = CliRunner().invoke(gpu.main, [str(tmp_path / out), *options])
+        assert done.exit_code in (0, 1), done.output
+        told = json.loads((tmp_path / out / "summary.json").read_text())["parts"]
+        return done.exit_code, {part["name"]: part["state"] for part in told}
+
+    return called
+
+
+def counting(name: str, marks: Path, ending: str = "", limit: float = 20) -> Part:
+    """A part that leaves a line for each time that it runs."""
+    return program(name, f"open({str(marks / name)!r}, 'a').write('ran\\n'); {ending}", limit)
+
+
+def times_run(marks: Path, name: str) -> int:
+    return len((marks / name).read_text().splitlines()) if (marks / name).exists() else 0
 
 
 def states(parts: list[Part], out: Path, seconds: float = 60) -> dict[str, str]:
@@ -71,36 +102,55 @@ def test_the_parts_of_a_stage_run_at_once_and_the_next_stage_alone(tmp_path: Pat
     assert {name: outcome.state for name, outcome in found.items()} == dict.fromkeys(("a", "b", "alone"), "passed")
 
 
-def test_what_is_running_ends_with_the_command_that_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_running_ends_with_the_command_that_is_interrupted(tmp_path: Path):
     def interrupted(*given: object) -> None:
         raise KeyboardInterrupt
 
     mark = tmp_path / "survived"
-    monkeypatch.setattr(gpu, "write_summary", interrupted)
     late = program("late", f"import time, pathlib; time.sleep(1); pathlib.Path({str(mark)!r}).touch()")
     with pytest.raises(KeyboardInterrupt):
-        outcomes([(late, program("soon", ""))], tmp_path / "out")
+        run_stages([(late, program("soon", ""))], tmp_path, 60, os.environ, interrupted)
     time.sleep(1.5)
+    assert not mark.exists()
+
+
+def test_what_is_running_ends_with_the_command_that_is_told_to_end(tmp_path: Path):
+    # At the end of a stretch the machine ends the command; a training that lived on would hold its folder locked.
+    begun, mark = tmp_path / "begun", tmp_path / "survived"
+    code = f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(1.5)\n"
+    code += f"pathlib.Path({str(mark)!r}).touch()"
+    script = "import sys; from bench import gpu, _running\n"
+    script += f"part = _running.Part('part', [sys.executable, '-c', {code!r}], 9)"
+    script += "\ngpu.all_stages = lambda out, data: [(part,)]\ngpu.main()"
+    command = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "out")], cwd=gpu.ROOT)
+    while not begun.exists():
+        assert command.poll() is None
+        time.sleep(0.05)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(10) == 128 + signal.SIGTERM
+    time.sleep(1.6)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("said", ["12 skipped in 0.1s", "SKIPPED [3] x.py: needs a CUDA device; 1 passed, 3 skipped"])
 def test_a_test_run_that_skipped_the_device_is_no_pass(tmp_path: Path, said: str):
     command = [sys.executable, "-c", f"print({said!r})"]
-    assert states([Part("tests", command, 20, gpu.PASSED, gpu.SKIPPED)], tmp_path / "out") == {"tests": "failed"}
+    part = Part("tests", command, 20, _parts.PASSED, _parts.SKIPPED)
+    assert states([part], tmp_path / "out") == {"tests": "failed"}
 
 
 def test_without_a_device_the_tests_part_fails_on_its_skips(tmp_path: Path):
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a CUDA device")
-    part = gpu.tests("tests", 60, "tests/ops/test_graph_capture.py", "-k", "capture")
+    part = _parts.tests("tests", 60, "tests/ops/test_graph_capture.py", "-k", "capture")
     assert states([part], tmp_path / "out") == {"tests": "failed"}
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun_and_says_so(tmp_path: Path):
     parts = [program("first", "import time; time.sleep(0.5)"), program("second", "")]
-    assert states(parts, tmp_path / "out", seconds=5.4) == {"first": "passed", "second": "not run"}
-    assert "no time was left; --only second runs it" in (tmp_path / "out" / "summary.md").read_text()
+    found = outcomes([(part,) for part in parts], tmp_path, seconds=5.4)
+    assert {name: outcome.state for name, outcome in found.items()} == {"first": "passed", "second": "not run"}
+    assert found["second"].last_line == "no time was left; --only second runs it alone"
 
 
 def test_a_program_that_is_not_there_is_a_failed_part_and_not_the_end(tmp_path: Path):
@@ -108,19 +158,36 @@ def test_a_program_that_is_not_there_is_a_failed_part_and_not_the_end(tmp_path: 
     assert states(parts, tmp_path / "out") == {"sanitizer": "failed", "good": "passed"}
 
 
-def test_the_summary_of_what_was_done_is_there_when_a_later_part_is_cut_off(tmp_path: Path):
-    out = tmp_path / "out"
-    code = f"import pathlib; print(pathlib.Path({str(out / 'summary.json')!r}).read_text())"
-    states([program("first", "print('12 things')"), program("second", code)], out)
-    told = json.loads((out / "logs" / "second.log").read_text())
+def test_the_summary_and_the_archive_of_what_was_done_are_there_when_a_later_part_is_cut_off(
+    call: Call, tmp_path: Path
+):
+    code = f"import pathlib, tarfile; print(pathlib.Path({str(tmp_path / 'out' / 'summary.json')!r}).read_text())\n"
+    code += f"tarfile.open({str(tmp_path / 'out.tar.gz')!r}).extractall({str(tmp_path / 'brought')!r})"
+    call([program("first", "print('12 things')"), program("second", code)])
+    told = json.loads((tmp_path / "out" / "logs" / "second.log").read_text())
     assert [part["name"] for part in told["parts"]] == ["first"] and told["parts"][0]["last_line"] == "12 things"
+    assert json.loads((tmp_path / "brought" / "out" / "summary.json").read_text()) == told
+
+
+def test_the_archive_is_small_and_the_next_machine_goes_on_with_it(call: Call, tmp_path: Path):
+    weights = tmp_path / "out" / "training" / "state.pt"
+    code = f"import os, pathlib; path = pathlib.Path({str(weights)!r}); path.parent.mkdir()\n"
+    code += "path.write_bytes(os.urandom(2**23)); (path.parent / 'metrics.jsonl').touch()"
+    call([program("train", code)], "--archive", str(tmp_path / "small.tar.gz"))
+    assert (tmp_path / "small.tar.gz").stat().st_size < 2**16
+    with tarfile.open(tmp_path / "small.tar.gz") as archive:
+        archive.extractall(tmp_path / "elsewhere", filter="data")
+    assert (tmp_path / "elsewhere" / "out" / "training" / "metrics.jsonl").exists()
+    never = program("train", "raise SystemExit('it has passed')")
+    assert call([never], out="elsewhere/out") == (0, {"train": "passed"})
 
 
 def test_mfu_is_flops_of_the_images_over_the_measured_ceiling(tmp_path: Path):
     (tmp_path / "training").mkdir()
     rows = [{"stage": "student", "epoch": epoch, "images_per_s": speed} for epoch, speed in ((1, 10.0), (2, 10_000.0))]
-    (tmp_path / "training" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (rate,) = gpu.throughput(tmp_path, ceiling=700.0)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "training" / "metrics.jsonl").write_text(lines + '{"stage": "stu')  # cut off while it was written
+    (rate,) = _gpu_results.throughput(tmp_path, ceiling=700.0)
     assert rate["images_per_s"] == 10_000
     # ten attack steps of 2 forwards' cost each, x + d and x - d trained at 3 each, the teacher's two forwards
     flops = 10_000 * (10 * 2 + 2 * 3 + 2) * 1.111e9
@@ -129,28 +196,54 @@ def test_mfu_is_flops_of_the_images_over_the_measured_ceiling(tmp_path: Path):
     assert rate["mfu_percent_of_788"] == pytest.approx(100 * flops / 788e12, abs=0.1)
 
 
-@pytest.fixture
-def two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = [(program("good", ""), program("bad", "raise SystemExit(1)"))]
-    monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: stages)
+BAD = program("bad", "raise SystemExit(1)")
 
 
 @pytest.mark.parametrize(("chosen", "code"), [(["--only", "good"], 0), ([], 1)])
-def test_the_exit_code_says_whether_all_passed(two_parts: None, tmp_path: Path, chosen: list[str], code: int):
-    done = CliRunner().invoke(gpu.main, [str(tmp_path / "new"), *chosen])
-    assert done.exit_code == code, done.output
-    told = json.loads((tmp_path / "new" / "summary.json").read_text())["parts"]
-    assert {part["name"]: part["state"] for part in told} == {"good": "passed"} | ({"bad": "failed"} if code else {})
+def test_the_exit_code_says_whether_all_passed(call: Call, chosen: list[str], code: int):
+    told = {"good": "passed"} | ({"bad": "failed"} if code else {})
+    assert call([program("good", ""), BAD], *chosen) == (code, told)
 
 
-def test_results_are_not_mixed_with_those_of_another_run(two_parts: None, tmp_path: Path):
-    (tmp_path / "summary.md").touch()
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"parts": [{"name": "x"}]}'])
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, text: str | None):
+    (tmp_path / ("summary.md" if text is None else "summary.json")).write_text(text or "")
+    before = [(path.name, path.read_text()) for path in tmp_path.iterdir()]
     done = CliRunner().invoke(gpu.main, [str(tmp_path)])
-    assert done.exit_code == 2 and "is not empty" in done.output
+    assert done.exit_code == 2 and "is not empty and holds no summary.json of this command" in done.output
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == before
+
+
+def test_the_next_call_runs_what_was_not_run_or_timed_out_and_keeps_the_rest(call: Call, tmp_path: Path):
+    slow = "import time; time.sleep(1.2)"
+    done, late = counting("done", tmp_path), counting("late", tmp_path)
+    failing, slowly = counting("bad", tmp_path, "raise SystemExit(1)"), counting("slow", tmp_path, slow, limit=0.8)
+    told = {"done": "passed", "bad": "failed", "slow": "timed out", "late": "not run"}
+    parts = [done, failing, slowly, late]
+    assert call(parts, "--minutes", str(5.5 / 60)) == (1, told)
+    assert call(parts) == (1, told | {"slow": "passed", "late": "passed"})  # twice the time for what timed out
+    assert {name: times_run(tmp_path, name) for name in told} == {"done": 1, "bad": 1, "slow": 2, "late": 1}
+    call(parts, "--only", "bad")
+    assert times_run(tmp_path, "bad") == 2 and times_run(tmp_path, "done") == 1
+
+
+def test_without_a_build_nothing_runs_and_the_next_call_builds_again(call: Call, tmp_path: Path):
+    broken, tests = program("build", "raise SystemExit(1)", first=True), counting("tests", tmp_path)
+    assert call([broken, tests]) == (1, {"build": "failed", "tests": "not run"})
+    assert call([program("build", "", first=True), tests]) == (0, {"build": "passed", "tests": "passed"})
+    built = counting("build", tmp_path)
+    call([Part(built.name, built.command, built.limit, first=True), tests])  # on a machine that does not hold it
+    assert times_run(tmp_path, "build") == 1 and times_run(tmp_path, "tests") == 1
+
+
+def test_an_unknown_part_is_refused_with_the_names_of_all(tmp_path: Path):
+    done = CliRunner().invoke(gpu.main, [str(tmp_path / "new"), "--only", "typo"])
+    assert done.exit_code == 2 and "no part is called typo; choose from build, tests" in done.output
+    assert not (tmp_path / "new").exists()
 
 
 def parts() -> dict[str, Part]:
-    return {part.name: part for stage in gpu.all_stages(Path("/out"), None) for part in stage}
+    return {part.name: part for stage in _parts.all_stages(Path("/out"), None) for part in stage}
 
 
 def test_every_part_starts_a_program_of_this_repository_that_exists():
@@ -161,10 +254,21 @@ def test_every_part_starts_a_program_of_this_repository_that_exists():
 
 
 def test_whatever_is_timed_runs_alone():
-    stages = gpu.all_stages(Path("/out"), None)
+    stages = _parts.all_stages(Path("/out"), None)
     assert sum(map(len, stages)) == len(parts())
     shared = {part.name for stage in stages if len(stage) > 1 for part in stage}
-    assert shared == {"tests", "capture", "memcheck", "racecheck", "initcheck"}
+    assert shared == {"tests", "capture", "memcheck", "racecheck", "synccheck", "initcheck"}
+
+
+def test_what_is_worth_most_comes_first():
+    names = list(parts())
+    assert names[0] == "build" and names[1:3] == ["tests", "capture"] and names[7:9] == ["ceilings", "training"]
+    assert [name for name, part in parts().items() if part.first] == ["build"]
+
+
+def test_every_bench_of_a_device_is_measured():
+    measured = {word.removeprefix("bench.") for part in parts().values() for word in part.command}
+    assert BENCHES.keys() - {"startup"} <= measured
 
 
 @pytest.mark.parametrize("name", ["train_step_32", "train_step_128", "train_step_compiled", "pgd_step", "attack"])
@@ -175,8 +279,14 @@ def test_a_shortened_bench_takes_the_options_it_is_given(name: str):
 
 
 def test_initcheck_watches_the_kernels_that_write_what_ours_read():
-    watched = {name: "--kernel-name" in parts()[name].command for name in ("memcheck", "racecheck", "initcheck")}
-    assert watched == {"memcheck": True, "racecheck": True, "initcheck": False}
+    watched = {name: "--kernel-name" in parts()[name].command for name in SANITIZERS}
+    assert watched == {"memcheck": True, "racecheck": True, "synccheck": True, "initcheck": False}
+
+
+@pytest.mark.parametrize("tool", SANITIZERS)
+def test_every_tool_of_the_sanitizer_watches_the_tests_of_the_kernels(tool: str):
+    command = list(parts()[tool].command)
+    assert command[command.index("--tool") + 1] == tool and command[command.index("pytest") + 1] == "tests/ops"
 
 
 def collected(name: str, folder: str) -> list[str]:
@@ -191,7 +301,7 @@ def collected(name: str, folder: str) -> list[str]:
 def test_under_a_sanitizer_every_kernel_is_tested_and_the_slow_randomised_tests_are_not():
     names = collected("memcheck", "tests/ops")
     assert {name.split("::")[0] for name in names} == {f"tests/ops/test_{op}.py" for op in OPERATORS}
-    assert not [name for name in names for slow in gpu.SLOW_TESTS if slow in name]
+    assert not [name for name in names for slow in _parts.SLOW_TESTS if slow in name]
     assert all("cuda" in name for name in names)
 
 
@@ -201,23 +311,19 @@ def test_the_captures_are_those_of_a_device_and_not_the_cpus_stand_ins():
     assert "test_a_captured_attack_reads_nothing_back_and_draws_nothing" not in names  # of a recorder without a GPU
 
 
-def test_what_is_missing_is_named_before_anything_runs(
-    two_parts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_is_missing_is_named_with_the_command_that_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: [(program("good", ""),)])
     monkeypatch.setattr(gpu, "_installed", lambda name: name != "pydantic")
-    done = CliRunner().invoke(gpu.main, [str(tmp_path / "new"), "--only", "good"])
+    done = CliRunner().invoke(gpu.main, [str(tmp_path / "new")])
     assert done.output.startswith("missing here: pydantic; ")
     version = ".".join(map(str, sys.version_info[:2]))  # of this machine, not of the one that fetches
-    assert f"--python-version {version} pydantic\n" in done.output and "--no-deps" not in done.output
+    assert f"bench.carry carried --python {version} --package pydantic\n" in done.output
 
 
-def test_the_minutes_given_with_a_part_are_its_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_minutes_given_with_a_part_are_its_limit_too(call: Call):
     slow = program("slow", "import time; time.sleep(1.5)", limit=0.5)
-    monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: [(slow,)])
     for name, options, state in (("without", [], "timed out"), ("with", ["--minutes", "0.5"], "passed")):
-        CliRunner().invoke(gpu.main, [str(tmp_path / name), "--only", "slow", *options])
-        told = json.loads((tmp_path / name / "summary.json").read_text())["parts"]
-        assert [part["state"] for part in told] == [state], name
+        assert call([slow], "--only", "slow", *options, out=name)[1] == {"slow": state}
 
 
 def test_nothing_compiles_before_every_bench_has_written_its_other_rows():
@@ -225,8 +331,7 @@ def test_nothing_compiles_before_every_bench_has_written_its_other_rows():
         any(word.startswith("LTAT_BENCH_MODES=") and word[17:] for word in p.command) for p in parts().values()
     ]
     benches = [
-        "bench." in " ".join(part.command) and "short_training" not in " ".join(part.command)
-        for part in parts().values()
+        "bench." in " ".join(part.command) and "paper_run" not in " ".join(part.command) for part in parts().values()
     ]
     timed = [modes for modes, is_bench in zip(compiling, benches, strict=True) if is_bench]
     assert timed == sorted(timed) and any(timed)
@@ -237,15 +342,31 @@ def test_a_package_that_is_missing_costs_the_tests_that_need_it_and_no_other(
 ):
     (tmp_path / "test_needs_it.py").write_text("import no_such_package\n")
     (tmp_path / "test_does_not.py").write_text("def test_plain():\n    pass\n")
-    part = gpu.tests("tests", 60, str(tmp_path), "--rootdir", str(tmp_path), "-c", os.devnull)
+    part = _parts.tests("tests", 60, str(tmp_path), "--rootdir", str(tmp_path), "-c", os.devnull)
     assert outcomes([(part,)], tmp_path / "out")["tests"].last_line.startswith("1 passed, 1 error")
 
 
 def test_the_training_replays_graphs_and_is_given_the_real_data(tmp_path: Path):
-    stages = gpu.all_stages(Path("/out"), tmp_path)
+    stages = _parts.all_stages(Path("/out"), tmp_path)
     commands = {part.name: part.command for stage in stages for part in stage if part.name.startswith("training")}
     for command in commands.values():
-        short_training.main.make_context("training", list(command[command.index("-m") + 2 :]))
+        paper_run.main.make_context("training", list(command[command.index("-m") + 2 :]))
         assert command[command.index("--data-dir") + 1] == str(tmp_path)
-    assert "train.graph=true" in short_training.settings(tmp_path, "cuda", 1)
+    assert "--epochs" not in commands["training"]  # the whole of it
+    assert "train.graph=true" in paper_run.settings(tmp_path, "cuda", None)
     assert "train.graph=false" in commands["training_eager"]
+
+
+def test_what_was_carried_is_found_by_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site = tmp_path / "carried" / _parts.SITE
+    site.mkdir(parents=True)
+    (site / "only_carried.py").touch()
+    (site.parent / _parts.PACKED["train"]).touch()
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    given: list[Path | None] = []
+    stages = [(program("part", "import only_carried"),)]
+    monkeypatch.setattr(gpu, "all_stages", lambda out, data_dir: given.append(data_dir) or stages)
+    done = CliRunner().invoke(gpu.main, [str(tmp_path / "out"), "--carried", str(site.parent)])
+    assert done.exit_code == 0, done.output
+    assert given == [site.parent]

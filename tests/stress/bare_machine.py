@@ -3,8 +3,9 @@
 python -m tests.stress.bare_machine
 
 The environment is this one without the packages that such a machine lacks. First they are missing altogether, and only
-the tests that need them may fail for it; then they lie in a folder that PYTHONPATH names, and nothing may. There is no
-GPU here: what asks for one must say so, in a summary that is whole.
+the tests that need them may fail for it; then `python -m bench.carry` has put them into a folder, from what is
+installed here where it would ask the network, and nothing may. There is no GPU here: what asks for one must say so, in
+a summary that is whole.
 """
 
 import json
@@ -12,7 +13,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.gpu import ROOT
+from bench import carry
+from bench._running import ROOT
 
-LACKING = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "tomli-w", "pyautoattack")
+THERE = ("typing-extensions",)  # torch asks for it; the folder brings one that is new enough
 PARTS = ("ceilings", "pgd_step", "training")
 TINY = ("model.name=small", "train.batch_size=8", "teacher.batch_size=4", "attack.steps=1", "eval.n_examples=4")
 
@@ -33,18 +37,27 @@ def entries(package: str) -> set[str]:
     return {file.parts[0] for file in files if file.parts[0] not in ("..", "__pycache__")}
 
 
-def bare_environment(folder: Path) -> tuple[Path, Path]:
-    """A Python without the lacking packages, and a folder that holds them."""
+def bare_environment(folder: Path) -> Path:
+    """A Python without the lacking packages."""
     ours = Path(metadata.distribution("torch").locate_file(""))
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
-    brought = folder / "site"
-    brought.mkdir()
-    lacking = set().union(*map(entries, LACKING))
+    lacking = set().union(*(entries(package) for package in carry.LACKING if package not in THERE))
     for entry in ours.iterdir():
-        if not entry.name.startswith(("ltat", "__editable__", "_virtualenv")):
-            ((brought if entry.name in lacking else site) / entry.name).symlink_to(entry)
-    return folder / "venv" / "bin" / "python", brought
+        if entry.name not in lacking and not entry.name.startswith(("ltat", "__editable__", "_virtualenv")):
+            (site / entry.name).symlink_to(entry)
+    return folder / "venv" / "bin" / "python"
+
+
+def wheels_of_here(requirements: Sequence[str], python: str, folder: Path) -> None:
+    """Stands in for pip: what is installed of every package, as a wheel."""
+    del python
+    for requirement in requirements:
+        package, _, version = requirement.partition("==")
+        with zipfile.ZipFile(folder / f"{package}-{version}-py3-none-any.whl", "w") as wheel:
+            for file in metadata.files(package) or []:
+                if ".." not in file.parts and file.suffix != ".pyc":
+                    wheel.write(file.locate(), str(file))
 
 
 def copy_of_the_tree(folder: Path) -> Path:
@@ -65,8 +78,10 @@ def run(python: Path, tree: Path, words: Sequence[str], path: str = "") -> str:
 
 
 def outcomes(out: Path) -> dict[str, dict[str, str]]:
-    """The parts of a run of the GPU command, by name; its page of results must be there too."""
+    """The parts of a run of the GPU command, by name; its page of results and its archive must be there too."""
     assert "| part | state |" in (out / "summary.md").read_text()
+    with tarfile.open(f"{out}.tar.gz") as archive:
+        assert {f"{out.name}/summary.json", f"{out.name}/summary.md"} <= set(archive.getnames())
     return {part["name"]: part for part in json.loads((out / "summary.json").read_text())["parts"]}
 
 
@@ -81,27 +96,30 @@ def write_images(folder: Path) -> Path:
 
 
 def without_packages(python: Path, tree: Path, out: Path) -> None:
-    """They are named with the lines that bring them, and the other tests are collected."""
+    """They are named with the command that brings them, and the other tests are collected."""
     said = run(python, tree, ["bench.gpu", str(out), "--only", "tests", "--minutes", "4", "--commit", "none"])
-    first = said.splitlines()[0]
+    first, _, rest = said.partition("\n")
     assert first.startswith("missing here: ") and all(
         name in first for name in ("pydantic", "tomli-w", "pyautoattack")
     ), said
+    assert "python -m bench.carry" in rest, said
     told = outcomes(out)["tests"]["last_line"]
     assert "error" in told and "skipped" in told, told  # here every test of a GPU is skipped
 
 
-def with_packages(python: Path, tree: Path, brought: Path, folder: Path) -> None:
-    """Nothing is missing any more, and the main method trains."""
+def with_packages(python: Path, tree: Path, carried: Path, folder: Path) -> None:
+    """Nothing is missing any more, and the main method trains on the images that were brought."""
     only = [word for part in PARTS for word in ("--only", part)]
-    said = run(python, tree, ["bench.gpu", str(folder / "out"), *only, "--minutes", "2"], str(brought))
+    given = ["--carried", str(carried), "--minutes", "2"]
+    said = run(python, tree, ["bench.gpu", str(folder / "out"), *only, *given])
     assert "missing here" not in said, said
     assert set(outcomes(folder / "out")) == set(PARTS), said
     logs = "".join(log.read_text() for log in (folder / "out" / "logs").iterdir())
     assert "No module named" not in logs and "NVIDIA" in logs, logs
+    assert (folder / "out" / "images" / "train.npz").exists(), logs
     settings = [word for setting in TINY for word in ("--set", setting)]
-    place = ["--data-dir", str(write_images(folder / "data")), "--device", "cpu", "--epochs", "1"]
-    said = run(python, tree, ["bench.short_training", str(folder / "run"), *place, *settings], str(brought))
+    place = ["--data-dir", str(carried), "--device", "cpu", "--epochs", "1"]
+    said = run(python, tree, ["bench.paper_run", str(folder / "run"), *place, *settings], str(carried / carry.SITE))
     assert "teacher epoch 1" in said and "student epoch 1" in said, said
 
 
@@ -110,12 +128,14 @@ def main() -> None:
         raise SystemExit("this rehearsal is for a machine without a GPU; run python -m bench.gpu OUT itself")
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
-        python, brought = bare_environment(folder)
-        tree = copy_of_the_tree(folder / "tree")
+        python, tree = bare_environment(folder), copy_of_the_tree(folder / "tree")
         without_packages(python, tree, folder / "missing")
         print("without the packages: they are named, and what does not need them runs", flush=True)
-        with_packages(python, tree, brought, folder)
-        print("with the packages beside it: nothing is missing, and both stages train", flush=True)
+        sizes = carry.prepare(
+            folder / "carried", write_images(folder / "images"), "3.12", carry.LACKING, wheels_of_here
+        )
+        with_packages(python, tree, folder / "carried", folder)
+        print(f"with {sum(sizes.values()):.0f} MiB carried: nothing is missing, and both stages train", flush=True)
 
 
 if __name__ == "__main__":
