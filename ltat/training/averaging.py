@@ -1,11 +1,11 @@
-"""An average of the weights over training, which is validated, saved and reported; the raw weights w train on.
+"""An average of the weights over training, which is validated, saved and reported; training continues on the raw ones.
 
     ema, after every optimiser step:   a <- d a + (1 - d) w        (Tarvainen & Valpola, NeurIPS 2017)
     swa, after every epoch:            a <- a + (w - a) / (k + 1)  (Izmailov et al., UAI 2018), k epochs are in a
 
-Both begin as a = w in the epoch that ``average.start`` names, ema after that epoch's first step. Of batch norm's
-running statistics the same average is taken, or the raw network's are copied, or they are computed anew after every
-epoch by one pass of its clean, augmented training images. Counters are always copied: a mean of integers is none.
+Both begin as a = w in the epoch ``average.start``, ema after the first step of that epoch. Batch norm's running
+statistics are averaged too, or copied from the raw network, or recomputed after every epoch by one pass over its clean,
+augmented training images. Counters are always copied, because the mean of integers is not an integer.
 """
 
 import copy
@@ -46,7 +46,7 @@ class Average:
         """Called after the last step of ``epoch``, with the images that were trained on."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside the raw weights."""
+        """The state that resuming needs besides the raw weights."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -55,19 +55,19 @@ class Average:
 
 
 class RunningAverage(Average):
-    """What the averages share; a subclass says how a new model enters, and when.
+    """Base of the averages; a subclass defines how new weights enter the average, and when.
 
-    The arithmetic is torch's; the loop is not ``AveragedModel``'s, which at every step copies its count to the device
-    and so waits for it.
+    The arithmetic is torch's. ``AveragedModel`` is not used, because it copies its count to the device at every step
+    and waits for the copy.
     """
 
     def __init__(self, model: Classifier, config: RunConfig) -> None:
         super().__init__(model, config)
         self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
-        self.count = 0  # of the models that are in it
+        self.count = 0  # models in the average
 
     def rule(self) -> Update:
-        """How the average changes by the newest weights."""
+        """The function that updates the average with the newest weights."""
         raise NotImplementedError
 
     @property
@@ -77,7 +77,7 @@ class RunningAverage(Average):
 
     @torch.no_grad()
     def update(self, epoch: int) -> None:
-        """Take the newest weights in, where ``epoch`` is averaged."""
+        """Add the newest weights to the average, if ``epoch`` is averaged."""
         if not is_averaged(self.config, epoch):
             return
         averaged, copied = self._pairs()
@@ -92,23 +92,22 @@ class RunningAverage(Average):
         self.count += 1
 
     def _pairs(self) -> tuple[list[Pair], list[Pair]]:
-        """Tensors of the average and of the raw network: those that are averaged, and those that are copied."""
+        """Pairs of tensors (of the average, of the raw network) to average, and pairs to copy."""
         averaged: list[Pair] = list(zip(self.averaged.parameters(), self.model.parameters(), strict=True))
         copied: list[Pair] = []
         for pair in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
-            # Batch norm's counters are always copied: the mean of integers is none.
             joins = self.config.average.bn == "average" and pair[0].is_floating_point()
             (averaged if joins else copied).append(pair)
         return averaged, copied
 
     def end_epoch(self, epoch: int, loader: Loader) -> None:
-        """Compute batch norm's statistics anew, where ``average.bn`` asks for it."""
+        """Recompute batch norm's statistics, if ``average.bn`` is ``"recompute"``."""
         if is_averaged(self.config, epoch) and self.config.average.bn == "recompute":
             network = StepNetwork(self.network, self.config.train.precision).eval()
             update_bn((batch.images for batch in loader.epoch(epoch)), network)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, and how many models are in it."""
+        """The average, and the number of models in it."""
         return {"n_averaged": self.count, "network": self.averaged.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -156,7 +155,7 @@ def first_epoch(config: RunConfig) -> int:
 
 
 def is_averaged(config: RunConfig, epoch: int) -> bool:
-    """Whether the weights kept of ``epoch`` are averaged ones."""
+    """Whether the weights saved after ``epoch`` are averaged ones."""
     return config.average.kind != "none" and epoch >= first_epoch(config)
 
 
@@ -164,7 +163,7 @@ def check_average(config: RunConfig) -> None:
     """Check when averaging begins.
 
     Raises:
-        LtatError: it never would.
+        LtatError: it would begin after the last epoch.
     """
     average, epochs = config.average, config.train.epochs
     if average.kind != "none" and first_epoch(config) > epochs:
@@ -172,7 +171,7 @@ def check_average(config: RunConfig) -> None:
 
 
 def average_record(config: RunConfig, epoch: int) -> dict[str, Any]:
-    """What a model card says of the average, where ``epoch`` is averaged."""
+    """The entry of a model card about the average; empty if ``epoch`` is not averaged."""
     if not is_averaged(config, epoch):
         return {}
     average = config.average

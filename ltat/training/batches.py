@@ -1,4 +1,4 @@
-"""The batches of a stage: which images an epoch serves, in what order, and how they are augmented."""
+"""The batches of a stage: the images of an epoch, their order and their augmentation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +46,7 @@ def _from_file(split: Split, config: RunConfig) -> IndexPlan:
 
 
 def balanced_plan(split: Split, config: RunConfig) -> BalancedPlan:
-    """The plan of D_B, the balanced subset, by the ``db`` settings."""
+    """The index plan of D_B, the balanced subset, by the ``db`` settings."""
     db = config.db
     return BalancedPlan(
         split.labels,
@@ -97,10 +97,10 @@ def build_loader(
 ) -> Loader:
     """The batches of a stage, by its ``data.sampling``, ``aug`` and ``loader`` settings.
 
-    ``on_progress`` is called with (images read, images in all) where the set is read beforehand.
+    ``on_progress`` is called with (images read, all images) while the loader reads the data set into memory.
 
     Raises:
-        LtatError: batches larger than the data, or settings that do not suit it.
+        LtatError: batches larger than the data, or settings that do not fit it.
     """
     return make_loader(
         split,

@@ -1,4 +1,4 @@
-"""The checkpoints of a stage: its newest and its best weights, and going on from the state beside them."""
+"""The checkpoints of a stage: saving its newest and its best weights, and resuming from the state beside them."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ NOTHING_YET: Row = {"score": -1.0, "epoch": 0}
 
 
 def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFiles) -> tuple[list[Row], Row]:
-    """Take up a stage where its folder left it; returns the figures of its epochs, and those of the best one.
+    """Resume a stage from its folder; returns the metrics of its complete epochs, and those of the best epoch.
 
     Raises:
-        LtatError: the saved state belongs to another network or is not one.
+        LtatError: the saved state is damaged or belongs to another network.
     """
     stage = trainer.stage
     state = folder.load_state(files.state)
@@ -35,7 +35,7 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
         if rows[-1]["stage"] != stage.name or state["epoch"] > stage.config.train.epochs:
             raise ValueError(f"it is of epoch {state['epoch']} of stage {rows[-1]['stage']!r}")
         trainer.load_state_dict(state)
-    except Exception as error:  # of whatever type: it is the file that is wrong
+    except Exception as error:  # a wrong file can raise any type
         reason = str(error).partition("\n")[0] or type(error).__name__
         where = folder.path / files.state
         raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
@@ -46,7 +46,7 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
 
 
 def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> None:
-    """Check, before training goes on, the best weights so far, which the state of ``epoch`` does not hold.
+    """Check the best weights so far before training continues; the state of ``epoch`` does not contain them.
 
     Raises:
         LtatError: they are damaged, or of another epoch.
@@ -55,20 +55,20 @@ def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> N
     if not best["epoch"]:
         return
     if not path.exists():
-        return folder.say(f"warning: {path} of epoch {best['epoch']} is lost; only a better epoch writes another")
+        return folder.say(f"warning: {path} of epoch {best['epoch']} is lost; only a better epoch writes a new one")
     try:
         saved_tensors(path)
         found = saved_row(path)["epoch"]
     except LtatError as error:
         reason = str(error).rpartition("; ")[0]  # without the remedy, which does not fit a run that goes on
         raise LtatError(f"{reason}; restore it with its card, or delete it to go on without") from None
-    later = found > epoch  # written before its state was lost; it is trained again
+    later = found > epoch  # written before its state was lost; that epoch is trained again
     if found != best["epoch"] and not later:
         raise LtatError(f"{path} is of epoch {found} and the best was {best['epoch']}; delete it to go on without")
 
 
 def saved_row(path: Path) -> Row:
-    """What the card of a checkpoint records of its epoch.
+    """The metrics of its epoch that the card of a checkpoint records.
 
     Raises:
         LtatError: the card is damaged, or names no epoch.
@@ -98,7 +98,7 @@ def require_best_teacher(folder: RunFolder) -> Path:
 
 
 def save_weights(stage: Stage, data: RunData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:
-    """Write the newest weights, and the best where the newest are the best."""
+    """Write the newest weights, and write them as the best too if they are."""
     save_checkpoint(stage, data, folder, files.last, row, best=False)
     if row["epoch"] == best["epoch"]:
         save_checkpoint(stage, data, folder, files.best, row, best=True)

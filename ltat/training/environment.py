@@ -14,10 +14,10 @@ from ltat.installed import package_versions
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one; else the device called ``name``.
+    """The device called ``name``; ``auto`` is the GPU, or the CPU on a machine without one.
 
     Raises:
-        LtatError: an unknown device, or a GPU that is not there.
+        LtatError: an unknown device, or a GPU that torch does not see.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,9 +34,9 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Inside, with ``wanted``, torch uses deterministic algorithms only; without, cuDNN tries its own for the quickest.
+    """With ``wanted``, torch uses only deterministic algorithms inside; otherwise cuDNN benchmarks its algorithms.
 
-    On leaving, all is as before.
+    On leaving, the previous settings are restored.
     """
     enabled, warn_only = (
         torch.are_deterministic_algorithms_enabled(),
@@ -54,7 +54,7 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:
-    """What ``env.json`` holds: versions, machine, device and the native build."""
+    """The content of ``env.json``: versions, machine, device and the native build."""
     return {
         "ltat": __version__,
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The figures of an epoch: its mean losses, and the accuracy on the images of the training attack."""
+"""The metrics of an epoch: its mean losses, and the accuracy on the images of the training attack."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 @dataclass
 class EpochMetrics:
-    """Sums over an epoch, kept on the device so that no step waits for the host."""
+    """Sums over an epoch, kept on the device so that the host never waits for a step."""
 
     classes: int
     device: torch.device
@@ -28,7 +28,7 @@ class EpochMetrics:
 
     @torch.no_grad()
     def add(self, terms: LossTerms, labels: Tensor) -> None:
-        """Count one step."""
+        """Add one step."""
         self.steps += 1
         for name, value in {"loss": terms.loss.detach(), **terms.logs}.items():
             self.logs[name] = self.logs.get(name, 0) + value

@@ -1,4 +1,4 @@
-"""Errors of code that a run calls, with the place where they arose."""
+"""Errors of code that a run calls, with the place where they occurred."""
 
 import traceback
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from ltat.errors import LtatError
 
 @contextmanager
 def rephrased(what: str, remedy: str) -> Iterator[None]:
-    """Turn an error inside into one sentence; one of programming also says where it arose."""
+    """Turn an error inside into one sentence; for a programming error it includes the file and line."""
     try:
         yield
     except (LtatError, MemoryError, ModuleNotFoundError):
@@ -24,7 +24,7 @@ def rephrased(what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Add to an error where it arose."""
+    """Prefix an error inside with ``where`` it occurred."""
     try:
         yield
     except LtatError as error:

@@ -1,4 +1,4 @@
-"""Whether the tensors of a training are finite."""
+"""Checks that the tensors of a training are finite."""
 
 from collections.abc import Mapping
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ltat.errors import LtatError
 
-LIMIT = 1e18  # of weights, momentum and statistics: their squares still fit into fp32
-INTERVAL = 50  # steps between two checks of the loss on a GPU, where reading it would stall every step
+LIMIT = 1e18  # for weights, momentum and statistics: their squares still fit into fp32
+INTERVAL = 50  # steps between two checks of the loss on a GPU, where each check waits for the device
 
 
 def loss_is_due(device: torch.device, index: int) -> bool:
-    """Whether the loss is to be checked after the step of that ``index``, from 0."""
+    """Whether to check the loss after the step ``index``, counted from 0."""
     return device.type == "cpu" or (index + 1) % INTERVAL == 0
 
 
@@ -30,7 +30,7 @@ def require_finite_state(state: Mapping[str, object], stage: str, epoch: int) ->
     """Check the weights and the optimiser's state after an epoch.
 
     Raises:
-        LtatError: a value is not finite, or beyond :data:`LIMIT`.
+        LtatError: a value is not finite, or above :data:`LIMIT`.
     """
     name = non_finite_tensor(state)
     if name:

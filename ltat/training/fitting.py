@@ -1,4 +1,4 @@
-"""A stage from its first epoch, or from where it was left, to its last: train, validate, keep, record."""
+"""Running the epochs of a stage, from the first or from a saved state: train, validate, save, record."""
 
 from ltat.interrupts import interrupts_wait
 from ltat.training.checkpoints import restore, save_weights
@@ -11,11 +11,11 @@ from ltat.training.stage import Stage
 from ltat.training.trainer import Trainer
 from ltat.training.validation import validate
 
-KD_RATIO_LIMIT = 5.0  # above it IGDM's authors saw training collapse (a teacher that is not locally linear)
+KD_RATIO_LIMIT = 5.0  # above it, IGDM's authors report that training collapses (a teacher that is not locally linear)
 
 KD_WARNING = (
     f"warning: the distillation term is more than {KD_RATIO_LIMIT:g} times the rest of the loss (kd_ratio in "
-    "metrics.jsonl); should accuracy collapse, lower its alpha or use a teacher trained adversarially"
+    "metrics.jsonl); if accuracy collapses, lower its alpha or use an adversarially trained teacher"
 )
 
 
@@ -34,8 +34,8 @@ def fit(
 def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFiles, reporter: Reporter) -> None:
     """Run a trainer's remaining epochs.
 
-    After each epoch the figures are written first, then the state, then the weights: whatever is cut off between
-    two of these is written again from the state by :func:`restore`.
+    After each epoch the metrics are written first, then the state, then the weights. If a crash comes between two of
+    these, :func:`restore` writes the missing ones again from the state.
     """
     stage = trainer.stage
     rows, best = restore(trainer, data, folder, files)

@@ -1,4 +1,4 @@
-"""Which images and classes a run uses, with hashes by which a resumed run recognises its data."""
+"""The record of the images and classes of a run, with hashes that a resumed run compares."""
 
 import hashlib
 import json
@@ -14,9 +14,10 @@ from ltat.training.run_data import RunData
 
 
 def index_record(data: RunData, config: RunConfig, given: Mapping[str, str | None]) -> dict[str, Any]:
-    """Which images are used for what, as positions in the source set, each list with its hash.
+    """The images of each part of the data, as positions in the source set, each list with its hash.
 
-    ``given`` networks (a teacher, the weights a run starts from) stand there too, with the checksum of their weights.
+    ``given`` has the checksums of the weights that the run does not train (a teacher, the weights it starts from); they
+    are part of the record.
     """
     lists = {"subset": data.dataset.train.indices, "train": data.train.indices}
     if data.dataset.test_imbalance_ratio is not None:
@@ -39,7 +40,7 @@ def index_record(data: RunData, config: RunConfig, given: Mapping[str, str | Non
 def class_record(dataset: Dataset) -> dict[str, Any]:
     """The class names, and a hash of them and of the label of each training image.
 
-    Positions alone do not distinguish a folder whose classes were renamed from the one that was trained on.
+    With positions alone, a folder whose classes were renamed would look like the original one.
     """
     names = json.dumps(list(dataset.class_names)).encode()
     digest = hashlib.sha256(names + np.ascontiguousarray(dataset.train.labels, dtype="<i8").tobytes())

@@ -1,4 +1,4 @@
-"""How the steps of a stage are launched, as lines for a person: what network the attack runs on, which graphs."""
+"""Lines that describe how the steps of a stage run: the network under attack, and which steps are CUDA graphs."""
 
 import torch
 
@@ -10,7 +10,7 @@ from ltat.training.trainer import Trainer
 
 
 def describe_attack(trainer: Trainer, data: RunData) -> str:
-    """Which form of the network the training attack runs on, and how, in words."""
+    """The form of the network that the training attack runs on, and with ``train.graph`` how its steps are launched."""
     attack = trainer.stage.config.attack
     folded = attack.fold and attack.mode == "eval"
     form = (
@@ -20,9 +20,9 @@ def describe_attack(trainer: Trainer, data: RunData) -> str:
 
 
 def describe_attack_launch(trainer: Trainer, data: RunData) -> str:
-    """Whether the attack's steps are one CUDA graph, or why not, in words."""
+    """Whether the attack's steps are one CUDA graph, or the reason why not."""
     stage, attack = trainer.stage, trainer.stage.config.attack
-    if attack.mode != "eval":  # building an objective in such a mode may move running statistics
+    if attack.mode != "eval":  # building an objective in another mode may change running statistics
         return f", step by step: mode={attack.mode}"
     image = torch.zeros(1, stage.model.in_channels, *data.train.images.shape[1:3], device=stage.device)
     first = torch.zeros(1, dtype=torch.long, device=stage.device)
@@ -33,6 +33,6 @@ def describe_attack_launch(trainer: Trainer, data: RunData) -> str:
 
 
 def describe_update(trainer: Trainer) -> str:
-    """Whether the update is one CUDA graph, or why not, in words."""
+    """Whether the update is one CUDA graph, or the reason why not."""
     why = trainer.runner.why_not
     return f"step by step: {why}" if why else "as one CUDA graph"

@@ -1,4 +1,4 @@
-"""The mean and the standard deviation of each channel that a network normalises its images with."""
+"""The mean and standard deviation of each channel, with which a network normalises its images."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from ltat.models.base import Normalization
 
 
 def normalization(config: RunConfig, train: Split) -> Normalization | None:
-    """The mean and deviation inside the network: the saved model's where the run starts from one.
+    """The mean and standard deviation inside the network: those of the saved model if the run starts from one.
 
-    Its weights belong to its own figures; those of another subset would change the network.
+    A saved model's weights fit only its own statistics; those of another subset would change the network.
     """
     if config.model.normalize == "none":
         return None
@@ -22,7 +22,7 @@ def normalization(config: RunConfig, train: Split) -> Normalization | None:
 
 
 def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over a split, for pixels in [0, 1]."""
+    """The mean and standard deviation of each channel over a split, for pixels in [0, 1]."""
     values, histogram = np.arange(256), channel_histogram(split)
     share = histogram / histogram.sum(axis=1, keepdims=True)
     mean = share @ values
@@ -34,10 +34,10 @@ def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]
 
 
 def channel_histogram(split: Split) -> np.ndarray:
-    """How often each channel has each value, int64 [C, 256]."""
+    """The number of pixels of each value in each channel, int64 [ch, 256]."""
     channels = split.images.shape[-1]
     histogram = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(split), 1024):  # a set that is read on demand need not fit into memory
+    for start in range(0, len(split), 1024):  # in parts: a set that is read on demand may not fit into memory
         pixels = split.images[start : start + 1024].reshape(-1, channels)
         histogram += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
     return histogram

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the settings say."""
+"""Stochastic gradient descent, by the ``optim`` settings."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from ltat.config import OptimSection
 
 
 def build_optimizer(model: nn.Module, settings: OptimSection, scaled: bool = False) -> torch.optim.SGD:
-    """SGD over the model's parameters; one-dimensional ones escape weight decay with ``wd_skip_bn``.
+    """SGD over the model's parameters; with ``wd_skip_bn`` one-dimensional parameters have no weight decay.
 
-    ``scaled`` is whether a gradient scaler drives it, which skips the steps that overflow.
+    ``scaled`` is whether a gradient scaler calls it, which skips the steps that overflow.
     """
     decayed = [p for p in model.parameters() if p.ndim > 1 or not settings.wd_skip_bn]
     spared = [p for p in model.parameters() if p.ndim <= 1 and settings.wd_skip_bn]
@@ -22,20 +22,22 @@ def build_optimizer(model: nn.Module, settings: OptimSection, scaled: bool = Fal
         momentum=settings.momentum,
         weight_decay=settings.wd,
         nesterov=settings.nesterov,
-        # The fused one leaves momentum undefined when the first step is skipped. None and not False, by which torch
-        # would step tensor by tensor on a GPU too.
+        # The fused optimiser leaves momentum undefined when the first step is skipped. None and not False, because
+        # with False torch updates tensor by tensor on a GPU too.
         fused=None if scaled else True,
     )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group the learning rate ``lr``."""
+    """Set the learning rate of every parameter group to ``lr``."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state dict whose momentum fits the weights: torch takes any, and the fused step reads beyond it.
+    """Load a state dict and check that the momentum fits the weights.
+
+    torch accepts momentum of any shape, and the fused step would read beyond its end.
 
     Raises:
         ValueError: the momentum has another shape than its weights.

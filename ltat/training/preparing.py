@@ -1,4 +1,4 @@
-"""Everything that can fail in a run, built and tried once before anything is written."""
+"""Building and checking every part of a run before anything is written."""
 
 import math
 from collections.abc import Callable
@@ -29,9 +29,9 @@ from ltat.units import check_length
 
 @dataclass(frozen=True, eq=False)
 class PreparedRun:
-    """A run whose every part is built and checked.
+    """A run whose parts are built and checked.
 
-    ``teacher`` is the stage that trains the teacher, or ``None`` where there is nothing to train.
+    ``teacher`` is the stage that trains the teacher, or ``None`` if the run trains no teacher.
     """
 
     config: RunConfig
@@ -47,11 +47,11 @@ def prepare(
 ) -> PreparedRun:
     """Load the data, build every part of the run, and rehearse a step of each stage.
 
-    ``on_progress`` is called with what is done, images done and images in all, where images are read from files;
-    ``teacher`` is one handed in, see :func:`ltat.training.train`.
+    ``on_progress`` is called as (task, images done, all images) while images are read from files; ``teacher`` is a
+    module passed from Python, see :func:`ltat.training.train`.
 
     Raises:
-        LtatError: the first thing that would stop the run later.
+        LtatError: the first error that would stop the run later.
     """
     reading = partial(on_progress, "reading the images") if on_progress else None
     asked = settings if isinstance(settings, Asked) else Asked(settings)
@@ -74,19 +74,19 @@ def prepare(
 
 
 def check_graph(config: RunConfig, device: torch.device) -> None:
-    """Check that CUDA graphs, where the settings ask for them, can be captured.
+    """Check that CUDA graphs can be captured, if ``train.graph`` is set.
 
     Raises:
-        LtatError: not on this device, or not together with ``torch.compile``.
+        LtatError: the device is not a GPU, or ``train.compile`` is set too.
     """
     if config.train.graph and device.type != "cuda":
         raise LtatError(f"train.graph=true captures CUDA graphs and the run is on {device}; use train.graph=false")
     if config.train.graph and config.train.compile:
-        raise LtatError("train.graph=true and train.compile=true do not go together yet; choose one of them")
+        raise LtatError("train.graph=true and train.compile=true cannot be combined yet; choose one of them")
 
 
 def check_evaluation(config: RunConfig, data: RunData) -> None:
-    """Check the settings of the evaluation that ends the run.
+    """Check the settings of the evaluation at the end of the run.
 
     Raises:
         LtatError: no attack, an unknown one, a radius or step wider than the box, or more examples than test images.
@@ -111,7 +111,7 @@ def checked_stage(
     teacher: nn.Module | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
-    """Build a stage, and try what it will do.
+    """Build a stage, check its settings and rehearse a step.
 
     Raises:
         LtatError: settings that do not fit together, or a step that fails.
@@ -131,7 +131,7 @@ def check_selection(config: RunConfig) -> None:
     """Check how the best checkpoint is chosen.
 
     Raises:
-        LtatError: no epoch in which a checkpoint competes.
+        LtatError: no epoch is a candidate.
     """
     select, epochs = config.select, config.train.epochs
     if select.set != "none" and select.from_epoch > epochs:

@@ -1,4 +1,4 @@
-"""A few training steps as a Chrome trace, to be read in chrome://tracing or ui.perfetto.dev."""
+"""A Chrome trace of a few training steps, for chrome://tracing or ui.perfetto.dev."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +9,14 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from ltat.files import replacing
 
-SKIPPED = 3  # the first steps allocate, choose kernels, compile
+SKIPPED = 3  # the first steps allocate memory, choose kernels and compile
 RECORDED = 3
 
 
 class StepTrace:
     """Records :data:`RECORDED` steps after the first :data:`SKIPPED` into ``path``; a context manager.
 
-    ``written`` is whether it has: a run that ends earlier leaves no file.
+    ``written`` is whether the file exists: a run that ends earlier writes none.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -38,7 +38,7 @@ class StepTrace:
         self._profile.stop()
 
     def counting(self, on_step: Callable[[int], None]) -> Callable[[int], None]:
-        """``on_step``, called with the images of a step, and the step counted."""
+        """A function that calls ``on_step`` with the number of images of a step and counts the step."""
 
         def counted(images: int) -> None:
             on_step(images)

@@ -1,4 +1,4 @@
-"""A rehearsal: one step of training on a copy of the stage, before the run folder is made."""
+"""A rehearsal: training steps on a copy of the stage, before the run folder is created."""
 
 import copy
 import io
@@ -19,9 +19,9 @@ from ltat.training.stage import Stage
 
 
 def rehearse(stage: Stage, data: RunData) -> None:
-    """One step of the first and of the last epoch on a copy, attack and update.
+    """Run one step of the first and of the last epoch, attack and update, on a copy.
 
-    The batch has as many images as the smallest of an epoch will have, at most two.
+    The batch has as many images as the smallest batch of an epoch, at most two.
 
     Raises:
         LtatError: the step fails.
@@ -46,7 +46,7 @@ def rehearse(stage: Stage, data: RunData) -> None:
 
 
 def rehearse_step(method: Method, step: Step) -> None:
-    """All that a method does in an epoch of one batch, up to the gradients."""
+    """Call every hook of a method for an epoch of one batch, up to the gradients."""
     method.begin_epoch(step.epoch)
     step = replace(step, x_adv=method.attack(step))
     with perturbed_weights(step, method.config, method.loss):
@@ -58,10 +58,10 @@ def rehearse_step(method: Method, step: Step) -> None:
 
 
 def check_terms(terms: object, step: Step, method: Method) -> None:
-    """Check what a method's loss returned.
+    """Check the return value of a method's loss.
 
     Raises:
-        LtatError: not what :class:`ltat.methods.LossTerms` describes, or no finite loss.
+        LtatError: it is not as :class:`ltat.methods.LossTerms` describes, or the loss is not finite.
     """
     if not isinstance(terms, LossTerms):
         raise LtatError(f"loss() of {type(method).__name__} returns a {type(terms).__name__}; return LossTerms")
@@ -70,7 +70,7 @@ def check_terms(terms: object, step: Step, method: Method) -> None:
         _require_shape(name, value, shape)
     for name, value in dict(terms.logs).items():
         _require_shape(f"logs[{name!r}]", value, ())
-    served = bool(step.class_counts[step.batch.labels].all())  # the prior of a class that is never drawn is 0
+    served = bool(step.class_counts[step.batch.labels].all())  # a class that is never drawn has the prior 0
     if served and not terms.loss.isfinite():
         raise LtatError(f"the loss of the first step is {terms.loss.item()}; lower the constants of the loss")
 
@@ -82,15 +82,15 @@ def _require_shape(name: str, value: object, shape: tuple[int, ...]) -> None:
 
 
 def check_state(method: Method) -> None:
-    """Write and read the method's state as the file to resume from does.
+    """Write and read the method's state in the format of the file to resume from.
 
     Raises:
-        LtatError: it holds more than tensors, numbers, strings and containers of them.
+        LtatError: the state contains more than tensors, numbers, strings and containers of them.
     """
     file = io.BytesIO()
     try:
         torch.save(method.state_dict(), file)
         torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    except Exception:  # torch raises many types for what it cannot write or will not read
+    except Exception:  # torch raises many types for what it cannot write or does not read
         name = type(method).__name__
-        raise LtatError(f"state_dict() of {name} cannot be kept; return tensors, numbers and strings only") from None
+        raise LtatError(f"state_dict() of {name} cannot be saved; return tensors, numbers and strings only") from None

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar with images/s and the time left, or plain lines in a log."""
+"""The progress of a run: a bar with images/s and the time left in a terminal, or plain lines in a log."""
 
 import sys
 import time
@@ -22,8 +22,8 @@ class _ImagesPerSecond(ProgressColumn):
 class Reporter:
     """Shows the progress of long work on a console; a context manager.
 
-    In a terminal there is one bar per stage; elsewhere lines, at most one every few seconds. A console that can no
-    longer be written to ends nothing.
+    A terminal shows one bar per stage; other outputs get lines, at most one every few seconds. A console that can no
+    longer be written to does not stop the run.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -42,13 +42,13 @@ class Reporter:
         self._progress.stop()
 
     def begin(self, stage: str, total: int) -> None:
-        """Start a stage of ``total`` images in place of the one before."""
+        """Start a stage of ``total`` images; its bar replaces the previous one."""
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task, self._stage = self._progress.add_task(stage, total=total), stage
 
     def advance(self, images: int) -> None:
-        """Count ``images`` more."""
+        """Add ``images`` to the count."""
         self._progress.advance(self._task, images)
         task = self._progress.tasks[-1]
         left = "?" if task.time_remaining is None else f"{task.time_remaining:.0f}"
@@ -56,13 +56,13 @@ class Reporter:
         self._log(f"{self._stage}: {task.completed:,.0f} of {task.total:,.0f} images, {speed}")
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """Tell how an epoch ended."""
+        """Show the metrics of a complete epoch."""
         line = epoch_line(row, epochs)
         self._progress.update(self._task, description=line)
         self._log(line, final=row["epoch"] == epochs)
 
     def evaluation(self, stage: str, done: int, total: int) -> None:
-        """Progress of an evaluation, as :func:`ltat.evaluate` reports it."""
+        """Show the progress of an evaluation, as :func:`ltat.evaluate` reports it."""
         if self._task is None or self._stage != stage:
             self.begin(stage, total)
         self._progress.update(self._task, completed=done, total=total)
@@ -80,7 +80,7 @@ class Reporter:
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
-    """One epoch's figures in a line."""
+    """The metrics of an epoch as a line."""
     parts = [
         f"{row['stage']} {row['epoch']}/{epochs}",
         f"loss {row['loss']:.3f}",

@@ -42,20 +42,20 @@ def train(
 ) -> dict[str, Evaluation]:
     """Train by ``settings`` into the run folder ``out`` and evaluate the result on the test set.
 
-    Everything is checked before the folder is made, so wrong use leaves nothing behind. An interrupted run goes
-    on with ``resume=True`` from its last complete epoch and, on a CPU, ends bit-identical to an uninterrupted one.
+    Everything is checked before the folder is created, so wrong use leaves no files. With ``resume=True`` an
+    interrupted run continues from its last complete epoch; on a CPU its bits are those of an uninterrupted run.
 
     Args:
-        settings: what :func:`ltat.config.load_config` returns, or settings made in Python.
-        out: the run folder; it must not hold another run, and is locked until this one ends.
-        resume: continue the run that stands there.
-        reporter: where progress is shown; a new one on standard error when left out.
-        teacher: a network from images [B, ch, H, W] in [0, 1] to logits [B, C], for a method that distils, in
-            place of ``teacher.path``. It is copied, stays as it is, and must be handed in again to resume.
+        settings: the result of :func:`ltat.config.load_config`, or settings made in Python.
+        out: the run folder; it must not hold another run, and is locked until this run ends.
+        resume: continue the run in that folder.
+        reporter: shows the progress; by default a new one on standard error.
+        teacher: images [B, ch, H, W] in [0, 1] → logits [B, C], for a distillation method, instead of
+            ``teacher.path``. The run copies it and does not change it. To resume, pass it again.
         profile: write a Chrome trace of a few steps of each stage into the folder, ``trace-STAGE.json``.
 
     Returns:
-        The evaluations of the teacher, the best and the last student, as they stand in ``report.json``.
+        The evaluations of the teacher, the best and the last student, as in ``report.json``.
 
     Raises:
         LtatError: settings, data or files that cannot be used.
@@ -75,14 +75,14 @@ def train(
 
 
 def remarks(run: PreparedRun) -> list[str]:
-    """What the user should know of the data and of the evaluation before the training, not after it."""
+    """Lines about the data and the evaluation that a run prints before training."""
     data, threat = run.data.dataset, run.student.method.threat
     read = [f"data: passed over {listed(data.passed_over)}"] if data.passed_over else []
     return read + left_out(run.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
 
 
 def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:
-    """Train the teacher, where there is one to train, then the student, and evaluate them."""
+    """Train the teacher if the run has a teacher stage, then the student, and evaluate them."""
     with determinism(run.config.train.deterministic), dead_workers_reported():
         if run.teacher is not None:
             train_teacher(run.teacher, run, folder, reporter, profile)
@@ -91,31 +91,31 @@ def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile:
 
 
 def given_networks(config: RunConfig, handed: nn.Module | None = None) -> dict[str, str | None]:
-    """The checksums of the weights that are given and not trained: the teacher's, and those to start from."""
+    """The checksums of the weights that the run does not train: the teacher's, and those it starts from."""
     teacher = weights_sha256(handed) if handed is not None else file_sha256(teacher_path(config))
     unsaved = unsaved_sha256(handed) if handed is not None else None
     return {"teacher": teacher, UNSAVED: unsaved, "weights": file_sha256(config.model.weights)}
 
 
 def file_sha256(path: str | None) -> str | None:
-    """The checksum on the card of a saved model, where one is named."""
+    """The checksum on the card of the saved model ``path``; ``None`` without a path."""
     return read_card(path).sha256 if path else None
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """A checksum of the names and values that a module saves: its parameters and its persistent buffers."""
+    """A checksum of the names and values of a module's parameters and persistent buffers."""
     return tensors_sha256(module.state_dict())
 
 
 def unsaved_sha256(module: nn.Module) -> str | None:
-    """A checksum of the buffers that a module does not save, such as mean and deviation of a normalisation."""
+    """A checksum of the buffers that a module does not save, such as the mean of a normalisation; ``None`` without."""
     saved = module.state_dict()
     unsaved = {name: buffer for name, buffer in module.named_buffers() if name not in saved}
     return tensors_sha256(unsaved) if unsaved else None
 
 
 def tensors_sha256(tensors: Mapping[str, object]) -> str:
-    """A checksum of the names, types, shapes and values of tensors; anything else is passed over."""
+    """A checksum of the names, types, shapes and values of tensors; other values are ignored."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         if isinstance(tensor, Tensor):
@@ -125,10 +125,10 @@ def tensors_sha256(tensors: Mapping[str, object]) -> str:
 
 
 def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> None:
-    """Train the teacher stage and leave its model with the weights to distil from, saved as ``teacher``."""
+    """Train the teacher stage. Afterwards its model has the weights to distil from, saved as ``teacher``."""
     settings = teacher_settings(run.config)
     assert settings is not None
-    stage.model.requires_grad_(True)  # the student's method, built before, has frozen it
+    stage.model.requires_grad_(True)  # building the student's method has frozen it
     fit(stage, run.data, folder, TEACHER_FILES, reporter, profile)
     if settings.ckpt == "best":
         row = saved_row(require_best_teacher(folder))
@@ -138,7 +138,7 @@ def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: R
 
 
 def write_report(run: PreparedRun, folder: RunFolder, reporter: Reporter) -> dict[str, Evaluation]:
-    """Evaluate the teacher, the best and the last student on the test set into ``report.json``."""
+    """Evaluate the teacher, the best and the last student on the test set and write ``report.json``."""
     names = {"best": STUDENT_FILES.best, "last": STUDENT_FILES.last}
     report = {}
     if run.teacher is not None:
@@ -153,7 +153,7 @@ def write_report(run: PreparedRun, folder: RunFolder, reporter: Reporter) -> dic
 def evaluate_checkpoint(
     run: PreparedRun, stage: Stage, folder: RunFolder, role: str, name: str, reporter: Reporter
 ) -> Evaluation:
-    """One checkpoint of the run on the test set, as its method deploys it, by the ``eval`` settings."""
+    """Evaluate one checkpoint of the run on the test set, by the ``eval`` settings."""
     config = run.config
     network = copy.deepcopy(stage.model)
     load_weights(network, folder.path / name)
@@ -172,7 +172,7 @@ def evaluate_checkpoint(
         state_dir=folder.path / "evaluation" / role,
         on_progress=reporter.evaluation,
     )
-    facts = read_card(folder.path / name).extra
-    selected = [SELECTED_ON_TEST] if facts.get("best") and facts.get("select") == "test" else []
+    extra = read_card(folder.path / name).extra
+    selected = [SELECTED_ON_TEST] if extra.get("best") and extra.get("select") == "test" else []
     twice = [CORRECTED_TWICE] if evaluation.adjust and corrects_prior(stage) else []
     return replace(evaluation, flags=[*evaluation.flags, *selected, *twice])

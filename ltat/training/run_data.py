@@ -1,4 +1,4 @@
-"""The data of a run: the training images, what is held out of them, and the test images."""
+"""The data of a run: the training images, the held-out part of them, and the test images."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ltat.data import Dataset, Split, holdout_indices, load_dataset
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """The data of a run: ``dataset.train`` is D, of which ``train`` is trained on and ``val`` held out."""
+    """The data of a run: ``train`` is the part of D = ``dataset.train`` for training, ``val`` the held-out part."""
 
     dataset: Dataset
     train: Split
@@ -18,10 +18,10 @@ class RunData:
 
 
 def load_data(config: RunConfig) -> RunData:
-    """Load the data set and hold out the validation part, by settings that what the data set decides is in.
+    """Load the data set and hold out the validation part; the settings that the data set decides must be complete.
 
     Raises:
-        LtatError: whatever :func:`ltat.data.load_dataset` finds, or a class too small to hold anything out.
+        LtatError: an error of :func:`ltat.data.load_dataset`, or a class too small to hold images out.
     """
     data = config.data
     dataset = load_dataset(

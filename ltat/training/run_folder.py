@@ -1,4 +1,4 @@
-"""The folder that explains a run: its settings, environment, data indices, metrics, weights and state."""
+"""The folder of a run: its settings, environment, data indices, metrics, weights and state."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from ltat.files import atomic_write_text, exists, read_bytes, read_text
 from ltat.training.epoch_metrics import Row
 from ltat.training.state_file import State, before, newest_state, write_state
 
-FREE_TO_CHANGE = ("train.device", "loader.", "eval.", "data.download")  # on resuming: they change nothing trained
+FREE_TO_CHANGE = ("train.device", "loader.", "eval.", "data.download")  # may change on resuming: training ignores them
 UNSAVED = "teacher_buffers"
 LATER = ("classes", UNSAVED)  # entries of indices.json that run folders of former versions do not have
-NOT_FREE = ("eval.tau",)  # but the choice of the best checkpoint
+NOT_FREE = ("eval.tau",)  # it affects the choice of the best checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StageFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files themselves."""
+        """All files of the stage."""
         return (*self.states, f"{self.last}.safetensors", f"{self.best}.safetensors")
 
 
@@ -49,15 +49,15 @@ REMAINS = (
     *("metrics.jsonl", "report.json"),
     *(name for files in (STUDENT_FILES, TEACHER_FILES) for name in files.names),
 )
-"""The files by which a run that has lost its settings is recognised."""
+"""The files that show that a folder without settings held a run."""
 
 
 class RunFolder:
-    """A run's folder; every file but the growing ``metrics.jsonl`` is written atomically.
+    """A run's folder. All files are written atomically, except for appending to ``metrics.jsonl``.
 
     Args:
-        path: where it is, or will be.
-        say: called with each line that a person is to read.
+        path: of the folder, which may not exist yet.
+        say: called with each line for the user.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None] = lambda line: None) -> None:
@@ -68,17 +68,17 @@ class RunFolder:
         self._hashes: dict[str, str] = {}
 
     def open(self, config: RunConfig, num_classes: int, indices: Row, resume: bool) -> None:
-        """Begin a run here, or continue the one that stands here.
+        """Begin a run in the folder, or continue the run in it.
 
         Args:
             config: the complete settings.
-            num_classes: of the data, by which settings are decided that an older version did not save.
-            indices: what :func:`ltat.training.index_record.index_record` returns for the data.
-            resume: whether a run that stands here is to be continued.
+            num_classes: of the data; it decides settings that an older version did not save.
+            indices: the result of :func:`ltat.training.index_record.index_record` for the data.
+            resume: whether to continue a run in the folder.
 
         Raises:
-            LtatError: a run stands here and ``resume`` is off, its settings or its data are other ones or are lost,
-                or the folder cannot be written.
+            LtatError: the folder holds a run and ``resume`` is off, its settings or its data differ or are lost, or the
+                folder cannot be written.
         """
         self._config, self._num_classes, self._hashes = config, num_classes, _hashes(indices)
         self.require_vacant(resume)
@@ -89,10 +89,10 @@ class RunFolder:
         atomic_write_text(self.path / "config.toml", to_toml(config))
 
     def require_vacant(self, resume: bool) -> None:
-        """Refuse a folder that holds a run, unless to resume it, or what is left of one.
+        """Check that the folder holds no run, or with ``resume`` a run that can be continued.
 
         Raises:
-            LtatError: naming what stands there.
+            LtatError: the folder holds a run, or files of a run without its settings.
         """
         if exists(self.path / "config.toml"):
             if not resume:
@@ -139,7 +139,7 @@ class RunFolder:
             )
 
     def record_environment(self, record: Row) -> None:
-        """Keep the environment in which the run began, and add each in which it was resumed."""
+        """Record the environment in which the run began, and each in which it was resumed."""
         first = self.read_json("env.json")
         if first is None:
             return self.write_json("env.json", record)
@@ -156,10 +156,10 @@ class RunFolder:
         atomic_write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def read_json(self, name: str) -> Any:
-        """The content of the JSON file ``name``, or ``None`` where there is none.
+        """The content of the JSON file ``name``, or ``None`` if it does not exist.
 
         Raises:
-            LtatError: it is not JSON.
+            LtatError: the file is not JSON.
         """
         path = self.path / name
         try:
@@ -168,10 +168,10 @@ class RunFolder:
             raise LtatError(f"{path} cannot be read ({error}); delete it") from None
 
     def append_metrics(self, row: Row) -> None:
-        """Add one line to ``metrics.jsonl``, and wait until it is on the disk.
+        """Append a line to ``metrics.jsonl`` and flush it to the disk.
 
         Raises:
-            LtatError: it cannot be written.
+            LtatError: the file cannot be written.
         """
         path = self.path / "metrics.jsonl"
         try:
@@ -185,9 +185,9 @@ class RunFolder:
             ) from None
 
     def restore_metrics(self, stage: str, rows: list[Row]) -> None:
-        """Make the lines of ``stage`` those of its state: ``rows``, and what is there of the epochs before them.
+        """Make the lines of ``stage`` agree with its state: ``rows``, and the existing lines of the epochs before them.
 
-        What a crash cut off or lost is written again, and what it left of later epochs goes.
+        Lines that a crash cut off or lost are written again, and lines of later epochs are removed.
 
         Raises:
             LtatError: the file cannot be read or written.
@@ -205,15 +205,15 @@ class RunFolder:
             atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in others + own))
 
     def save_state(self, name: str, state: State) -> None:
-        """Write the state to resume from, bound to the run's settings and data."""
+        """Write the state to resume from, with the run's settings and the hashes of its data."""
         run = {"settings": settings_tree(self._config), "data": self._hashes} if self._config else {}
         write_state(self.path / name, {**state, "run": run})
 
     def load_state(self, name: str) -> State | None:
-        """The newest usable state, or ``None`` where there is none; loading never executes code.
+        """The newest usable state, or ``None`` if the folder has no state; loading never executes code.
 
         Raises:
-            LtatError: every state there is damaged, or of another run.
+            LtatError: every state in the folder is damaged, or of another run.
         """
         newest = newest_state(self.path / name)
         if newest is None:
@@ -222,26 +222,26 @@ class RunFolder:
         if remark:
             self.say(f"warning: {remark}")
         run = state.get("run")
-        if run and self._config is not None:  # a state without a checksum is bound to nothing
+        if run and self._config is not None:  # states of versions before the checksum do not name their run
             self._require_same_settings(run["settings"], of=name)
             self._require_same_hashes(run["data"], f"{self.path / name} is of", "are others")
         return state
 
 
 def settings_tree(config: RunConfig) -> Tree:
-    """The settings as they stand in ``config.toml``."""
+    """The settings as in ``config.toml``."""
     return config.model_dump(exclude_none=True, by_alias=True, mode="json")
 
 
 def changes(environments: list[Row]) -> str:
-    """What of the environments of one run differs and can change its figures, in words."""
-    facts = {
+    """The differences between the environments of one run that can change its figures; empty without any."""
+    compared = {
         "torch": [_of(record, "packages").get("torch") for record in environments],
         "threads": [record.get("threads") for record in environments],
         "device": [record.get("gpu") or record.get("device") for record in environments],
         "native kernels": [_of(record, "native").get("isa") for record in environments],
     }
-    differing = {name: dict.fromkeys(map(str, values)) for name, values in facts.items()}
+    differing = {name: dict.fromkeys(map(str, values)) for name, values in compared.items()}
     return "; ".join(f"{name} {', then '.join(values)}" for name, values in differing.items() if len(values) > 1)
 
 
@@ -251,7 +251,7 @@ def _of(record: Row, name: str) -> Row:
 
 
 def _hashes(indices: object) -> dict[str, str]:
-    """The checksum of each list of images and each given network that has one."""
+    """The checksum of each list of images and each given network."""
     entries = indices.items() if isinstance(indices, dict) else ()
     return {name: entry["sha256"] for name, entry in entries if isinstance(entry, dict) and "sha256" in entry}
 
@@ -266,7 +266,7 @@ def _parsed(line: bytes) -> Row | None:
 
 
 def differing_settings(before: Row, after: Row, prefix: str = "") -> list[str]:
-    """The dotted names whose values differ, but for those that are free to change."""
+    """The dotted names of the settings that differ, without those that may change on resuming."""
     names: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)

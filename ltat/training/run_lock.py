@@ -1,10 +1,10 @@
-"""One run in a folder at a time: a lock that the kernel holds, and lets go when its holder ends, however it ends.
+"""One run in a folder at a time: a lock that the kernel releases when its process ends, however it ends.
 
-It is ``flock``'s, on the file ``.lock`` of the folder, which stays there. A lock of ``fcntl`` belongs to a process: it
-is lost when anything in the process closes the file, a copy of the folder for instance, and does not keep a second run
-of the same process out. ``flock``'s belongs to the open file. On NFS, Linux turns it into a lock over the whole file at
-the server, so it holds between machines; an exclusive one needs a file open for writing, which a folder cannot be. A
-forked process would keep the file open beyond its parent's death, so it is closed there.
+The lock is a ``flock`` on the file ``.lock`` of the folder, which is not deleted. A lock of ``fcntl`` would belong to
+the process: it is lost when anything in the process closes the file, such as a copy of the folder, and it does not keep
+out a second run of the same process. A ``flock`` belongs to the open file. On NFS, Linux turns it into a lock of the
+whole file at the server, so that it holds between machines; an exclusive lock needs a file open for writing, so the
+folder itself cannot be locked. A forked process would keep the file open after its parent ends, so it closes the file.
 """
 
 import fcntl
@@ -22,9 +22,9 @@ NAME = ".lock"
 
 @contextmanager
 def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder, which is made if it is missing, for this run alone.
+    """Lock the folder for this run; it is created if it is missing.
 
-    Where the file system knows no locks, ``say`` is called with a line that says so, and nothing is held.
+    On a file system without locks, ``say`` is called with a warning and nothing is locked.
 
     Raises:
         LtatError: another run holds it, or it cannot be written.
@@ -38,16 +38,16 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
                 f"{folder} is in use by {_holder(file)}; wait for it to end, or name another --out"
             ) from None
         except OSError as error:
-            say(f"warning: {folder} cannot be locked ({error.strerror}); see that no second run uses it")
+            say(f"warning: {folder} cannot be locked ({error.strerror}); make sure that no second run uses it")
         else:
-            with suppress(OSError):  # a full disk; the lock holds without a name
+            with suppress(OSError):  # on a full disk the lock holds without the holder's name
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
 
 
 def require_unlocked(folder: Path) -> None:
-    """Check that no other run holds the folder, before long preparations; creates nothing.
+    """Check before long preparations that no other run holds the folder; this creates no file.
 
     Raises:
         LtatError: another run holds it.

@@ -13,7 +13,7 @@ def _multistep(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
 
 
 def _compounding(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
-    # RoBal's code multiplies the current rate, not the first one, by the decay of the epoch.
+    # RoBal's code multiplies the current rate, not the initial one, by the decay of the epoch.
     drops = drop_epochs(schedule, epochs)
     return schedule.factor ** sum(max(0, epoch - first + 1) for first in drops)
 
@@ -37,9 +37,9 @@ SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
 
 
 def drop_epochs(schedule: ScheduleSection, epochs: int) -> list[int]:
-    """The epochs, counted from 1, in which the multistep schedule first uses each smaller rate.
+    """The epochs, counted from 1, from which the multistep schedule uses each smaller rate.
 
-    A share never names the first epoch: a run of one epoch keeps the base rate.
+    A share never means the first epoch, so that a run of one epoch keeps the base rate.
     """
     earliest = 1 + schedule.milestone_base
     absolute = [max(earliest, named_epoch(m, epochs)) if m <= 1 else int(m) for m in schedule.milestones]

@@ -22,10 +22,7 @@ from ltat.training.warm_start import start_from
 
 @dataclass
 class Stage:
-    """Everything that one run of the loop needs.
-
-    ``name`` identifies the stage in the metrics and in the random streams.
-    """
+    """The parts that the training loop needs; ``name`` identifies the stage in the metrics and the random streams."""
 
     name: str
     config: RunConfig
@@ -43,7 +40,7 @@ def build_stage(
     teacher: nn.Module | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
-    """Loader, method and model of one stage; new weights depend on the training seed and the stage only."""
+    """Build loader, method and model of a stage; new weights depend only on the training seed and the stage's name."""
     loader = build_loader(data.train, config, device, on_progress)
     counts = torch.as_tensor(loader.class_counts(1), device=device)
     building = rephrased(f"method {config.method} cannot be built", "correct it, or its settings")
@@ -64,7 +61,7 @@ def build_stage(
 
 @contextmanager
 def initial_weights(seed: int, stage: str) -> Iterator[None]:
-    """Inside, torch's CPU generator is the stage's own; outside it is as before, on every device."""
+    """Seed torch's CPU generator for the stage inside; on leaving, its previous state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(torch_generator(seed, f"{stage}/init").initial_seed())
         yield

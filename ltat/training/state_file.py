@@ -1,10 +1,10 @@
-"""The state to resume from, in a file that shows any damage to it, with the state before it kept beside it.
+"""The state to resume from, in a file with a checksum; the previous state is kept beside it.
 
     ltat state 1 SHA-256-OF-THE-REST
-    what torch.save writes
+    the output of torch.save
 
-The two files are verified before torch reads a byte of them. States of versions before the checksum begin as torch's
-own files do; no flipped bit turns one beginning into the other.
+Both files are verified before torch reads them. States of versions before the checksum begin like torch's own files; no
+flipped bit turns one beginning into the other.
 """
 
 import hashlib
@@ -26,20 +26,20 @@ PARTS = {"epoch": int, "model": dict, "optimizer": dict, "scaler": dict, "rows":
 
 
 class Unusable(Exception):
-    """A state that cannot be resumed from; the text says why."""
+    """A state that cannot be resumed from; the message is the reason."""
 
 
 def before(path: Path) -> Path:
-    """Where the state before the newest stands: ``state-before.pt`` beside ``state.pt``."""
+    """The file of the state before the newest: ``state-before.pt`` beside ``state.pt``."""
     return path.with_name(f"{path.stem}-before{path.suffix}")
 
 
 def write_state(path: Path, state: State) -> None:
-    """Write a state of tensors, numbers, strings and containers of them; the one that stood there is kept.
+    """Write a state of tensors, numbers, strings and containers of them; the previous one is kept as :func:`before`.
 
-    At any moment one of the two is whole. Raises ``LtatError`` where they cannot be written.
+    At any moment one of the two is complete. Raises ``LtatError`` if they cannot be written.
     """
-    path = path.resolve()  # a link stays, and the state before lies where the newest does
+    path = path.resolve()  # keeps a link, and puts the previous state beside the newest
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getbuffer()
@@ -52,10 +52,10 @@ def write_state(path: Path, state: State) -> None:
 
 
 def read_state(path: Path) -> State:
-    """One state file, verified; loading never executes code.
+    """Read and verify one state file; loading never executes code.
 
     Raises:
-        Unusable: it is missing, damaged, or holds something else or figures that no training reaches.
+        Unusable: the file is missing or damaged, or its content is not a training state.
     """
     try:
         data = read_bytes(path)
@@ -68,8 +68,8 @@ def read_state(path: Path) -> State:
         _check_content(state)
     except Unusable:
         raise
-    except Exception as error:  # torch raises many types for a broken file, in words that guess at causes
-        raise Unusable(f"it is no training state: {type(error).__name__}") from None
+    except Exception as error:  # torch raises many types for a broken file, with messages that guess at the cause
+        raise Unusable(f"it is not a training state: {type(error).__name__}") from None
     return dict(state)
 
 
@@ -90,11 +90,11 @@ def _verified(data: bytes) -> memoryview:
 
 
 def _check_content(state: State) -> None:
-    if "row" in state:  # of a version that kept the newest row alone
+    if "row" in state:  # a former version kept only the newest row
         state["rows"] = [state.pop("row")]
     for name, kind in PARTS.items():
         if not isinstance(state.get(name), kind) or isinstance(state.get(name), bool):
-            raise Unusable(f"its {name} is no {kind.__name__}")
+            raise Unusable(f"its {name} is not of type {kind.__name__}")
     run = state.get("run")
     if run and not (isinstance(run["settings"], dict) and isinstance(run["data"], dict)):
         raise Unusable("it does not name its run")
@@ -102,20 +102,20 @@ def _check_content(state: State) -> None:
     if not epochs or epochs != list(range(epochs[0], state["epoch"] + 1)) or epochs[0] < 1:
         raise Unusable(f"its rows are not those of {state['epoch']} epochs")
     if not -1 <= state["best"]["score"] <= 100 or not 0 <= state["best"]["epoch"] <= state["epoch"]:
-        raise Unusable("its best epoch is none of it")
+        raise Unusable("its best epoch is not one of its epochs")
     wild = non_finite_tensor({name: state.get(name, {}) for name in ("model", "optimizer", "average")})
     if wild:
-        raise Unusable(f"{wild} is not finite, or beyond {LIMIT:g}")
+        raise Unusable(f"{wild} is not finite, or above {LIMIT:g}")
 
 
 def newest_state(path: Path) -> tuple[State, str | None] | None:
-    """The newest state that can be used, and what a person is to know of it; ``None`` where there is none at all.
+    """The newest usable state, and a warning about it or ``None``; ``None`` alone if there is no state file.
 
-    Where the newest is damaged, the one before it takes its place, so that the next write cannot push out the only
-    good one.
+    If the newest state is damaged, the one before it replaces it, so that the next write does not remove the only good
+    one.
 
     Raises:
-        LtatError: there are states and none can be used.
+        LtatError: there are state files and none can be used.
     """
     path = path.resolve()
     try:
@@ -138,5 +138,5 @@ def newest_state(path: Path) -> tuple[State, str | None] | None:
     os.replace(older, path)
     return (
         state,
-        f"the training state {path} cannot be used ({reason}): going on from the one of epoch {state['epoch']}",
+        f"the training state {path} cannot be used ({reason}); continuing from the state of epoch {state['epoch']}",
     )

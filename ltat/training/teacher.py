@@ -1,4 +1,4 @@
-"""The teacher of a run that is given: a checkpoint, or a module from Python."""
+"""A teacher that the run does not train: a checkpoint, or a module from Python."""
 
 import copy
 
@@ -15,16 +15,16 @@ from ltat.training.run_data import RunData, first_images
 
 
 def teacher_path(config: RunConfig) -> str | None:
-    """The checkpoint that is named as the teacher, if the method has one and one is named."""
+    """The checkpoint of the teacher, or ``None`` for a method without a teacher or a run without a checkpoint."""
     settings = teacher_settings(config)
     return None if settings is None else settings.path
 
 
 def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Classifier | None:
-    """The teacher of a checkpoint, where one is named, in the memory layout of training.
+    """Load the teacher from its checkpoint, if one is named, in the memory layout of training.
 
     Raises:
-        LtatError: it cannot be read, takes images of another number of channels, or knows other classes.
+        LtatError: the file cannot be read, or the teacher has another number of channels or other classes.
     """
     settings = teacher_settings(config)
     if settings is None or settings.path is None:
@@ -41,30 +41,31 @@ def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Clas
 
 
 def handed_teacher(teacher: nn.Module, config: RunConfig, data: RunData, device: torch.device) -> nn.Module:
-    """A copy of a module handed in as the teacher, on ``device`` and tried on two images.
+    """A copy of a teacher module passed from Python, on ``device``, after a trial on two images.
 
     Raises:
-        LtatError: the method has no teacher, another one is named, or this one does not fit the images and classes.
+        LtatError: the method has no teacher, ``teacher.path`` names another one, or the module does not fit the images
+            and classes.
     """
     settings = teacher_settings(config)
     if settings is None:
-        raise LtatError(f"method {config.method!r} has no teacher and one was handed in; leave it out")
+        raise LtatError(f"method {config.method!r} has no teacher and one was passed; leave it out")
     if settings.path:
-        raise LtatError(f"teacher.path={settings.path} names a teacher and another was handed in; give one")
+        raise LtatError(f"teacher.path={settings.path} names a teacher and another was passed; leave one out")
     teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()
     match_teacher(teacher, settings, data)
     images = first_images(data, 2, device)
     found, wanted = tuple(trial_logits(teacher, images, "the teacher").shape), (len(images), data.train.num_classes)
     if found != wanted:
-        raise LtatError(f"the teacher answers {found} and not logits {wanted}; hand in one of the data's classes")
+        raise LtatError(f"the teacher returns shape {found} instead of {wanted}; pass one with the data's classes")
     return teacher
 
 
 def match_teacher(teacher: nn.Module, settings: TeacherSection, data: RunData) -> None:
-    """See that the teacher's classes are the data's, as far as names are known; ``teacher.classes_by_name`` maps them.
+    """Check the teacher's class names, if it has any, against the data's; ``teacher.classes_by_name`` maps them.
 
     Raises:
-        LtatError: they are other ones, or cannot be mapped.
+        LtatError: the names differ, or cannot be mapped.
     """
     if isinstance(teacher, Classifier):
         names, by_name = data.dataset.class_names, settings.classes_by_name

@@ -4,7 +4,7 @@
         x' = attack(S, x, y)
         minimise loss(S, x, x', y)
 
-The teacher and the student are trained by this same loop, with another method and another index plan.
+This loop trains the teacher and the student, each with its method and index plan.
 """
 
 import time
@@ -50,11 +50,11 @@ class Trainer:
 
     @property
     def outcome(self) -> Stage:
-        """The stage with the network that is validated and saved: the average, where one has begun."""
+        """The stage with the network to validate and save: the average if one has begun, else the raw network."""
         return replace(self.stage, model=self.average.network)
 
     def run_epoch(self) -> Row:
-        """Train the next epoch and return its figures.
+        """Train the next epoch and return its metrics.
 
         Raises:
             LtatError: the loss or the weights are no longer finite.
@@ -92,11 +92,11 @@ class Trainer:
         self.epoch = epoch
 
     def class_counts(self, epoch: int) -> Tensor:
-        """Images of each class that an epoch serves, [C]."""
+        """The number of images of each class in an epoch, [C]."""
         return torch.as_tensor(self.stage.loader.class_counts(epoch), device=self.stage.device)
 
     def step(self, batch: Batch, epoch: int, index: int, class_counts: Tensor) -> Step:
-        """The step of that ``index`` (from 0) in an epoch, before its attack."""
+        """The step with ``index`` (from 0) in an epoch, before its attack."""
         stage = self.stage
         noise = torch_generator(stage.config.seed.train, f"{stage.name}/attack", epoch, index, device=stage.device)
         epochs = stage.config.train.epochs
@@ -116,7 +116,7 @@ class Trainer:
         return terms
 
     def update(self, step: Step) -> LossTerms:
-        """The optimiser's step on a batch and its adversarial images."""
+        """Take the optimiser's step on a batch and its adversarial images."""
         method = self.stage.method
         self.optimizer.zero_grad(set_to_none=True)
         with perturbed_weights(step, self.stage.config, method.loss):
@@ -127,7 +127,7 @@ class Trainer:
         return terms.detached()
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs; random draws are keyed by epoch and step and need nothing."""
+        """The state that resuming needs; random draws are keyed by epoch and step and need no state."""
         return {
             "epoch": self.epoch,
             "model": self.stage.model.state_dict(),

@@ -8,10 +8,10 @@ from ltat.training.stage import Stage
 
 
 def validate(stage: Stage, data: RunData, epoch: int) -> Row:
-    """The score by which the best checkpoint is chosen, in percent; nothing in epochs that do not compete.
+    """The score that chooses the best checkpoint, in percent; empty in epochs that are no candidates.
 
-    It is the balanced robust accuracy (the mean over classes), because held-out images are imbalanced as the training
-    set is, and a test set may be; on the balanced test set of most papers it is the overall one.
+    The score is the balanced robust accuracy (the mean over classes), because the held-out images are as imbalanced as
+    the training set, and a test set may be imbalanced too. On a balanced test set it equals the overall accuracy.
     """
     select = stage.config.select
     competes = epoch >= select.from_epoch and (epoch % select.every == 0 or epoch == stage.config.train.epochs)
@@ -27,20 +27,20 @@ def validate(stage: Stage, data: RunData, epoch: int) -> Row:
 
 
 def adjustment(stage: Stage, data: RunData) -> Adjustment | None:
-    """What ``eval.tau`` takes off the logits of the deployed network, by the counts of the training set."""
+    """The logit adjustment of the deployed network by ``eval.tau`` and the counts of the training set, if any."""
     tau = stage.config.eval.tau
     return Adjustment(tau, data.dataset.train.counts.tolist()) if tau else None
 
 
 def corrects_prior(stage: Stage) -> bool:
-    """Whether training makes up for the class frequencies, by its loss or by what it samples."""
+    """Whether training corrects for the class frequencies, by its loss or by its sampling."""
     return stage.method.corrects_prior or stage.config.data.sampling != "natural"
 
 
 def evaluate_stage(
     stage: Stage, split: Split, attacks: tuple[str, ...], adjust: Adjustment | None = None
 ) -> Evaluation:
-    """Evaluate a stage's network as it is deployed, under the threat model of its training."""
+    """Evaluate a stage's deployed network under the threat model of its training."""
     return evaluate(
         stage.model,
         split,

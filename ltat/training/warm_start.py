@@ -9,10 +9,10 @@ from ltat.models.classes import match_classes
 
 
 def start_from(model: Classifier, config: RunConfig, class_names: Sequence[str]) -> None:
-    """Put the weights that ``model.weights`` names into ``model``, where one is named.
+    """Load the weights ``model.weights``, if set, into ``model``.
 
     Raises:
-        LtatError: they cannot be read, or are of another network, or of one for other classes than ``class_names``.
+        LtatError: the file cannot be read, or its network differs from ``model`` or has other classes.
     """
     path = config.model.weights
     if path is None:
@@ -32,13 +32,13 @@ def start_from(model: Classifier, config: RunConfig, class_names: Sequence[str])
     for name, value in model.classifier.named_buffers():
         if not value.equal(constants[name]):
             raise LtatError(
-                f"model.weights={path}: the constant {name} of its last layer is not that of this run; "
-                "give the settings and the data it was trained with"
+                f"model.weights={path}: the constant {name} of its last layer differs from that of this run; "
+                "use the settings and the data it was trained with"
             )
 
 
 def _require_same(what: str, where: str, path: str, saved: object, wanted: object) -> None:
     if saved != wanted:
         raise LtatError(
-            f"model.weights={path}: its {what} is {saved} and {wanted} is asked for by {where}; name other weights"
+            f"model.weights={path}: its {what} is {saved} and {where} requires {wanted}; name other weights"
         )

@@ -138,7 +138,7 @@ WRONG = {
     "def begin_epoch(self): pass": r"defines begin_epoch\(self\); define begin_epoch\(self, epoch\)$",
     "def deployed(self, model): return model": r"deployed\(\), which is no longer called; build what it adds",
     "def radius_scale(self, batch, progress): return None": "no longer called; override attack",
-    "def state_dict(self): return {'f': lambda: 1}": "cannot be kept",
+    "def state_dict(self): return {'f': lambda: 1}": "cannot be saved",
 }
 
 
