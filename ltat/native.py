@@ -12,9 +12,12 @@ import types
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ltat.errors import LtatError
+
+if TYPE_CHECKING:
+    import torch
 
 ISAS = ("baseline", "x86-64-v3", "x86-64-v4")
 """The instruction sets that ``LTAT_ISA`` names, as ``csrc/kernels/isa.cpp`` spells them."""
@@ -102,6 +105,41 @@ def status() -> NativeStatus:
         problem=problem,
         remedy=None if problem is None else TURN_ON if _wanted() == "0" else REMEDY,
     )
+
+
+def problem_on(device: "torch.device") -> str | None:
+    """Why no kernel of ``_ops.so`` runs on this GPU, with the line that builds them for it; ``None`` where they run.
+
+    A library holds code for some architectures; which of them a GPU takes, its driver knows. So a kernel is launched.
+    """
+    reason = _launch_failure(device)
+    if reason is None:
+        return None
+    import torch  # noqa: PLC0415
+
+    name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    archs = (build_info() or {}).get("cuda_archs")
+    built = "" if archs is None else f"; they are built for {archs}"
+    return (
+        f"the CUDA kernels do not run on {name} of compute capability {major}.{minor} ({reason}{built}); "
+        f"build with: CUDAARCHS={major}{minor} {REMEDY}"
+    )
+
+
+def required() -> bool:
+    """Whether ``LTAT_NATIVE=1`` makes an error of what the native build lacks."""
+    return _wanted() == "1"
+
+
+def _launch_failure(device: "torch.device") -> str | None:
+    import torch  # noqa: PLC0415
+
+    pixel = torch.zeros(1, device=device)
+    try:
+        torch.ops.ltat.pgd_step_.default(pixel, pixel, pixel, None, None, 0.0, 0.0, False, 0.0, 1.0)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0].removeprefix("CUDA kernel launch failed: ")
+    return None
 
 
 def _host_found() -> bool:

@@ -54,4 +54,16 @@ def native_lines() -> list[str]:
     elif not status.cuda:
         hint = "LTAT_CUDA=ON make build" if shutil.which("nvcc") else "install the CUDA toolkit (nvcc), then make build"
         lines.append(f"  CUDA kernels: not built; fix: {hint}")
-    return lines
+    return lines + (kernel_lines() if status.cuda else [])
+
+
+def kernel_lines() -> list[str]:
+    """Whether the CUDA kernels run on each GPU that torch sees, and how to build them for it."""
+    import torch
+
+    from ltat import native
+
+    if not torch.cuda.is_available():
+        return []
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [f"  on {device}: {native.problem_on(device) or 'the CUDA kernels run'}" for device in devices]

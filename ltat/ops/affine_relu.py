@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ltat import native
 from ltat.ops.checks import plain, require_one_kind, require_per_channel, require_tensors
+from ltat.ops.devices import has_kernels
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -28,7 +29,7 @@ def affine_relu(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         LtatError: shapes, dtypes or devices that do not fit.
     """
     try:
-        if x.device.type in _NATIVE_DEVICES:
+        if x.device.type in _NATIVE_DEVICES and (x.is_cpu or has_kernels(x.device)):
             return torch.ops.ltat.affine_relu.default(plain(x), plain(scale), plain(shift))
     except Exception:
         # The operator checks all tensors before it writes; this names the one that it refused.

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ltat import native
 from ltat.errors import LtatError
 from ltat.ops.checks import flag, number, require_tensors
+from ltat.ops.devices import has_kernels
 
 # Loading registers the operator; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -95,10 +96,10 @@ def balanced_kd(
     """
     given = _by_name(student_minus, teacher_adv, teacher_minus, teacher_clean)
     _check_form(form, given)
-    options = _checked_options(cls_weight, kd_weight, temperature, reduction, on_biased)
-    operands = (*_compared(form, given), *options)
+    operands = (*_compared(form, given), *_checked_options(cls_weight, kd_weight, temperature, reduction, on_biased))
     try:
-        if student_adv.device.type in _NATIVE_DEVICES and not log_prior.requires_grad:
+        on = student_adv.device
+        if on.type in _NATIVE_DEVICES and (on.type == "cpu" or has_kernels(on)) and not log_prior.requires_grad:
             return _native_loss(student_adv, target, log_prior, *operands)
     except Exception:
         # The operator checks all tensors and targets before it computes; this names the one that it refused.

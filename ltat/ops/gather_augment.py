@@ -10,6 +10,7 @@ from torch import Tensor
 from ltat import native
 from ltat.errors import LtatError
 from ltat.ops.checks import require_tensors
+from ltat.ops.devices import has_kernels
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -52,7 +53,7 @@ def gather_augment(
         _check(images, positions, shift, mirrored, pad_mode)
         if dtype not in _DTYPES:
             raise LtatError(f"images of {dtype} cannot be given; choose torch.float32 or torch.bfloat16")
-        if images.device.type in _NATIVE_DEVICES:
+        if images.device.type in _NATIVE_DEVICES and (images.is_cpu or has_kernels(images.device)):
             return _native_gather(images, positions, shift, mirrored, pad_mode, dtype)
         if not torch.compiler.is_compiling():
             _check_values(images, positions, shift, pad_mode)

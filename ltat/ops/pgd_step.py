@@ -10,6 +10,7 @@ from torch import Tensor
 from ltat import native
 from ltat.errors import LtatError
 from ltat.ops.checks import FLOATS, flag, number, plain, require_tensors
+from ltat.ops.devices import has_kernels
 from ltat.ops.memory import overlaps_partly, shares_with_itself
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
@@ -61,7 +62,7 @@ def pgd_step(
     try:
         eps_each, eps_all = _checked(eps, "eps", x_adv, minimum=0.0)
         step_each, step_all = _checked(step, "step", x_adv, minimum=-math.inf)
-        if x_adv.device.type in _NATIVE_DEVICES:
+        if x_adv.device.type in _NATIVE_DEVICES and (x_adv.is_cpu or has_kernels(x_adv.device)):
             amounts = (eps_each, step_each, eps_all, step_all, norm == "l2", *box)
             return (_step_in_place if inplace else _step)(plain(x_adv), plain(grad), plain(x), *amounts)
     except Exception:

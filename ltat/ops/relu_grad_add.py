@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ltat import native
 from ltat.ops.checks import plain, require_one_kind, require_per_channel, require_tensors
+from ltat.ops.devices import has_kernels
 
 # Loading registers the operators; it happens here because torch.compile could not trace it later.
 _NATIVE_DEVICES = native.op_devices()
@@ -40,7 +41,7 @@ def relu_grad_add(
         LtatError: shapes, dtypes or devices that do not fit.
     """
     try:
-        if output.device.type in _NATIVE_DEVICES:
+        if output.device.type in _NATIVE_DEVICES and (output.is_cpu or has_kernels(output.device)):
             tensors = (output, grad, other, scale, outside)
             return torch.ops.ltat.relu_grad_add.default(*(None if each is None else plain(each) for each in tensors))
     except Exception:
