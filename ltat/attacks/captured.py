@@ -37,6 +37,8 @@ def why_not_captured(network: StepNetwork, objective: Objective, *, mode: str = 
     """Why this attack runs step by step, in words; ``None`` where one graph can hold it."""
     if network.graphs is None:
         return "no graph was asked for"
+    if network.graphs.why_not is not None:
+        return network.graphs.why_not
     if mode != "eval":
         return f"mode={mode} changes more than the images"
     if steps == 0:

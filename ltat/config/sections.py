@@ -323,8 +323,8 @@ class TrainSection(Section):
     """Whether torch's deterministic algorithms are used."""
     compile: bool = False
     """Whether the network body runs through `torch.compile`."""
-    graph: bool = False
-    """Whether attack and update are replayed as one CUDA graph each (docs/engine.md); not yet run on a GPU."""
+    graph: bool | Literal["auto"] = "auto"
+    """Whether attack and update are a CUDA graph each; `auto`: on a GPU, once both have given the eager bits."""
 
 
 class SelectSection(Section):

@@ -9,11 +9,12 @@ counts), so it is good for that epoch. The next one begins with an eager step, s
 (AWP after its warm-up, TAET's second stage), and then records again, into the same memory.
 
 Whether an update can be captured shows while it runs: one that reads attributes which change between two steps, draws
-random numbers on the host, or does what no graph can hold, is launched kernel by kernel from then on.
+random numbers on the host, or does what no graph can hold, is launched kernel by kernel from then on. So is one whose
+graph fails the check: its first replays are compared with the eager update, run before them from the same state.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from ltat.engine.graphs import WARM_UP, Captured, layout_of, record, require_cuda
 from ltat.engine.host_state import Attributes, host_generators
 from ltat.engine.network import StepNetwork
+from ltat.engine.self_check import NO_MEMORY, NOT_REPEATABLE, OTHER_BITS, Snapshot, same_bits
 from ltat.engine.working_copy import altered
 from ltat.errors import LtatError
 
@@ -116,16 +118,22 @@ class CapturedUpdate(Generic[T]):
     Args:
         recorder: what runs and records; another one serves tests without a GPU.
         reads: the object whose attributes the update reads.
+        changes: the tensors that an update may change, or more.
+        checks: replays, the first ones, that must leave the bits of the eager update; with 0 nothing is compared.
 
     Attributes:
         why_not: why the update is launched kernel by kernel for the rest of the run, in words; ``None`` while a graph
             may hold it.
     """
 
-    def __init__(self, recorder: CudaRecorder, reads: object) -> None:
+    def __init__(
+        self, recorder: CudaRecorder, reads: object, changes: Callable[[], Iterable[Tensor]], checks: int = 0
+    ) -> None:
         self.recorder = recorder
         self.reads = reads
+        self.changes = changes
         self.why_not: str | None = None
+        self._unchecked = checks
         self._eager_steps: Counter[Hashable] = Counter()
         self._before: Attributes | None = None
         self._recorded: _Recorded[T] | None = None
@@ -144,13 +152,47 @@ class CapturedUpdate(Generic[T]):
             inputs: of one device.
         """
         layout = tuple(map(layout_of, inputs))
-        if self.why_not is None and self._same_attributes(inputs[0].device):
-            if self._recorded is None and self._eager_steps[layout] >= WARM_UP:
-                self._record(update, inputs)
-            if self._recorded is not None and self._recorded.layout == layout:
-                return self._recorded.replay(inputs)
+        if self.why_not is None and self._same_attributes(inputs[0].device) and self._is_due(layout):
+            return (self._checked if self._unchecked else self._captured)(update, inputs)
         self._eager_steps[layout] += 1
         return self._eagerly(partial(update, *inputs))
+
+    def _is_due(self, layout: Hashable) -> bool:
+        """Whether a batch of this layout has its graph, or is to have it now."""
+        if self._recorded is None:
+            return self._eager_steps[layout] >= WARM_UP
+        return self._recorded.layout == layout
+
+    def _captured(self, update: Callable[..., T], inputs: Sequence[Tensor]) -> T:
+        if self._recorded is None:
+            self._record(update, inputs)
+        if self._recorded is None:
+            return self._eagerly(partial(update, *inputs))
+        return self._recorded.replay(inputs)
+
+    def _checked(self, update: Callable[..., T], inputs: Sequence[Tensor]) -> T:
+        """The update eagerly, then from the same state by the graph; where they differ, the eager one has been run."""
+        eager, device = partial(update, *inputs), inputs[0].device
+        try:
+            before, after = (Snapshot(self.changes(), device) for _ in range(2))
+        except torch.OutOfMemoryError:
+            self._give_up(NO_MEMORY)
+            return self._eagerly(eager)
+        expected = self._eagerly(eager)
+        # What an update changes on the host is not put back, so one that does is not run a second time.
+        if self.why_not is not None or not self._same_attributes(device):
+            return expected
+        after.renew()
+        before.put_back()
+        found = self._captured(update, inputs)
+        self._unchecked -= 1
+        if self.why_not is not None or (after.holds() and same_bits(found, expected)):
+            return found
+        before.put_back()
+        again = self._eagerly(eager)
+        self._give_up(OTHER_BITS if after.holds() and same_bits(again, expected) else NOT_REPEATABLE)
+        after.put_back()
+        return expected
 
     def _same_attributes(self, device: torch.device) -> bool:
         """Whether all attributes are as they were a step ago; where not, a graph is given up once one is due."""
@@ -201,13 +243,19 @@ def _cloned(nest: Any) -> Any:
     return type(nest)(*parts) if hasattr(nest, "_fields") else tuple(parts)
 
 
-def update_runner(network: StepNetwork, reads: object, device: torch.device) -> EagerUpdate[Any] | CapturedUpdate[Any]:
-    """What runs the updates of ``network``: by a CUDA graph where one may hold them.
+def update_runner(
+    network: StepNetwork, reads: object, changes: Callable[[], Iterable[Tensor]], device: torch.device
+) -> EagerUpdate[Any] | CapturedUpdate[Any]:
+    """What runs the updates of ``network``: by a CUDA graph where one may hold them, checked where the attack's is.
 
     Args:
         network: as the steps run it.
         reads: the object that computes the loss.
+        changes: the tensors that an update may change, or more.
         device: of the training.
     """
     why_not = why_update_not_captured(network, reads)
-    return EagerUpdate(why_not) if why_not else CapturedUpdate(CudaRecorder(device), reads)
+    if why_not:
+        return EagerUpdate(why_not)
+    assert network.graphs is not None
+    return CapturedUpdate(CudaRecorder(device), reads, changes, network.graphs.checks)

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from ltat.engine.self_check import NOT_REPEATABLE, OTHER_BITS, REPLAYS, same_bits
 from ltat.errors import LtatError
 
 T = TypeVar("T")
@@ -62,27 +63,33 @@ def record(function: Callable[[], T], stream: torch.cuda.Stream, pool: Any = Non
     Raises:
         LtatError: the function does what a graph cannot hold, such as reading a value back.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
     with torch.cuda.stream(stream), _collector_paused():
-        # Thread-local: a loader's thread may pin memory meanwhile.
-        graph.capture_begin(pool, capture_error_mode="thread_local")
         try:
+            # Thread-local: a loader's thread may pin memory meanwhile.
+            graph.capture_begin(pool, capture_error_mode="thread_local")
             result = function()
             graph.capture_end()
         except RuntimeError as error:
-            _give_up(graph)
+            _give_up(graph, pool)
             why = str(error).partition("\n")[0]
             raise LtatError(f"this cannot be captured as a CUDA graph ({why}); use train.graph=false") from error
         except BaseException:
-            _give_up(graph)
+            _give_up(graph, pool)
             raise
     return graph, result
 
 
-def _give_up(graph: torch.cuda.CUDAGraph) -> None:
-    """End a failed capture, then capture nothing: torch's generator stays in capture mode until a capture succeeds."""
-    with suppress(RuntimeError):
+def _give_up(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """Leave torch, on the present stream, as if the failed capture of ``graph`` had not been begun."""
+    try:
         graph.capture_end()
+    except RuntimeError:
+        # Up to torch 2.12 the allocator still counts the capture as under way: it would give back no memory, and fail
+        # an assertion where it is asked to. Later versions have ended it, and refuse.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+    # torch's generator stays in capture mode until a capture succeeds, so nothing is captured.
     with suppress(RuntimeError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about an empty graph
         nothing = torch.cuda.CUDAGraph()
@@ -114,18 +121,26 @@ class Graphs:
     Args:
         capture: captures a function; tests without a GPU pass another one.
         size: graphs to keep; each holds the memory of a whole run of its function.
+        checks: replays, the first ones, that must give the bits of the function itself. Where they do not, or where a
+            capture fails, the graphs are given up. With 0 nothing is compared, and a capture that fails raises.
+
+    Attributes:
+        why_not: why the graphs have been given up, in words; ``None`` while they are in use.
     """
 
-    def __init__(self, capture: Capture[Tensor] = capture_on_cuda, size: int = 3) -> None:
+    def __init__(self, capture: Capture[Tensor] = capture_on_cuda, size: int = 3, checks: int = 0) -> None:
         self.capture = capture
         self.size = size
+        self.checks = checks
+        self.why_not: str | None = None
+        self._unchecked = checks
         self._kept: OrderedDict[Hashable, Captured[Tensor]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.capture, self.size)
+        return type(self), (self.capture, self.size, self.checks)
 
     def run(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Hashable) -> Tensor:
         """``function(*inputs)``, as a new tensor, by the graph of ``key`` and of the inputs' layouts.
@@ -134,7 +149,31 @@ class Graphs:
             function: has no side effects and draws no random numbers.
             inputs: tensors on one device, without gradient.
             key: whatever else the result depends on; kept alive as long as the graph.
+
+        Raises:
+            LtatError: a capture fails, and nothing is to be checked.
         """
+        run = self._checked if self._unchecked else self._replayed
+        return run(function, inputs, key)
+
+    def _checked(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Hashable) -> Tensor:
+        expected = function(*inputs)
+        try:
+            found = self._replayed(function, inputs, key)
+        except LtatError as error:
+            self._give_up(str(error).partition("; ")[0])  # without the remedy, which is what happens now
+            return expected
+        if not same_bits(found, expected):
+            self._give_up(OTHER_BITS if same_bits(function(*inputs), expected) else NOT_REPEATABLE)
+            return expected
+        self._unchecked -= 1
+        return found
+
+    def _give_up(self, why: str) -> None:
+        self.why_not = why
+        self._kept.clear()  # safe here: a comparison has synchronised the device, or nothing is running
+
+    def _replayed(self, function: Callable[..., Tensor], inputs: Sequence[Tensor], key: Hashable) -> Tensor:
         whole = (key, tuple(map(layout_of, inputs)))
         if whole not in self._kept:
             self._kept[whole] = Captured(self.capture, function, inputs)
@@ -142,6 +181,18 @@ class Graphs:
         while len(self._kept) > self.size:  # safe here: a capture has synchronised the device
             self._kept.popitem(last=False)
         return self._kept[whole](inputs).clone()
+
+
+def graphs_for(asked: bool | str, device: torch.device) -> Graphs | None:
+    """Where the attacks of a training keep their graphs, or ``None`` where they are launched step by step.
+
+    Args:
+        asked: the setting ``train.graph``; with "auto" graphs are for a GPU only, and are checked.
+        device: of the training.
+    """
+    if asked == "auto":
+        return Graphs(checks=REPLAYS) if device.type == "cuda" else None
+    return Graphs() if asked else None
 
 
 class Captured(Generic[T]):

@@ -7,6 +7,8 @@ another, stays what it was at the capture. This module finds such changes betwee
 import io
 import pickle
 import random
+from collections.abc import Iterator
+from contextlib import suppress
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -41,6 +43,22 @@ class Attributes:
             self._kept.append(value)
             return id(value)
         return file.getvalue()
+
+
+def tensors_within(owner: object) -> Iterator[Tensor]:
+    """The tensors that the attributes of an object hold, also in containers and objects, and those of its networks.
+
+    Of an attribute that cannot be pickled only what comes before the obstacle is found.
+    """
+    found: list[object] = []
+    for value in vars(owner).values():
+        with suppress(Exception):  # an object may raise anything where it cannot be pickled
+            _Writer(io.BytesIO(), found, torch.device("cpu")).dump(value)
+    for part in found:
+        if isinstance(part, nn.Module):
+            yield from (*part.parameters(), *part.buffers())
+        elif isinstance(part, Tensor):
+            yield part
 
 
 class _Writer(pickle.Pickler):

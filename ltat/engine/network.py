@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ltat.config import TrainSection
-from ltat.engine.graphs import Graphs
+from ltat.engine.graphs import Graphs, graphs_for
 from ltat.engine.precision import autocast, dtype_of
 from ltat.engine.working_copy import Untraceable, WorkingCopy
 from ltat.errors import LtatError
@@ -95,7 +95,8 @@ class StepNetwork(nn.Module):
 
 def step_network(model: nn.Module, settings: TrainSection) -> StepNetwork:
     """``model`` as the ``train`` settings say that a step runs it."""
-    return StepNetwork(model, settings.precision, settings.compile, Graphs() if settings.graph else None)
+    graphs = graphs_for(settings.graph, next(model.parameters()).device)
+    return StepNetwork(model, settings.precision, settings.compile, graphs)
 
 
 def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

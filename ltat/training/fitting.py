@@ -2,7 +2,7 @@
 
 from ltat.interrupts import interrupts_wait
 from ltat.training.checkpoints import restore, save_weights
-from ltat.training.launch_report import describe_attack, describe_update
+from ltat.training.launch_report import describe_attack, describe_update, given_up
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import RunData
@@ -39,11 +39,11 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     """
     stage = trainer.stage
     rows, best = restore(trainer, data, folder, files)
-    epochs, warned, launched = stage.config.train.epochs, False, describe_update(trainer)
+    epochs, warned, told = stage.config.train.epochs, False, given_up(trainer)
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
     reporter.say(f"{stage.name}: attack on {describe_attack(trainer, data)}")
-    if stage.config.train.graph:
-        reporter.say(f"{stage.name}: update {launched}")
+    if trainer.network.graphs is not None:
+        reporter.say(f"{stage.name}: update {describe_update(trainer)}")
     for remark in stage.method.remarks():
         reporter.say(f"{stage.name}: {remark}")
     steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
@@ -59,9 +59,10 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
             folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
             save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
-        if describe_update(trainer) != launched:
-            launched = describe_update(trainer)
-            reporter.say(f"{stage.name}: update {launched}")
+        for part, why in given_up(trainer).items():
+            if part not in told:
+                reporter.say(f"{stage.name}: {part} step by step: {why}")
+        told = given_up(trainer)
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)
             warned = True

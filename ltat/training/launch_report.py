@@ -16,7 +16,7 @@ def describe_attack(trainer: Trainer, data: RunData) -> str:
     form = (
         trainer.network.describe_folded() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
     )
-    return f"{form}{describe_attack_launch(trainer, data) if trainer.stage.config.train.graph else ''}"
+    return f"{form}{'' if trainer.network.graphs is None else describe_attack_launch(trainer, data)}"
 
 
 def describe_attack_launch(trainer: Trainer, data: RunData) -> str:
@@ -36,3 +36,10 @@ def describe_update(trainer: Trainer) -> str:
     """Whether the update is one CUDA graph, or the reason why not."""
     why = trainer.runner.why_not
     return f"step by step: {why}" if why else "as one CUDA graph"
+
+
+def given_up(trainer: Trainer) -> dict[str, str]:
+    """Why the attack or the update, which were to be captured, are launched step by step from now on, in words."""
+    graphs = trainer.network.graphs
+    found = {} if graphs is None else {"attack": graphs.why_not, "update": trainer.runner.why_not}
+    return {part: why for part, why in found.items() if why is not None}

@@ -74,14 +74,14 @@ def prepare(
 
 
 def check_graph(config: RunConfig, device: torch.device) -> None:
-    """Check that CUDA graphs can be captured, if ``train.graph`` is set.
+    """Check that CUDA graphs can be captured, where ``train.graph=true`` insists on them.
 
     Raises:
         LtatError: the device is not a GPU, or ``train.compile`` is set too.
     """
-    if config.train.graph and device.type != "cuda":
+    if config.train.graph is True and device.type != "cuda":
         raise LtatError(f"train.graph=true captures CUDA graphs and the run is on {device}; use train.graph=false")
-    if config.train.graph and config.train.compile:
+    if config.train.graph is True and config.train.compile:
         raise LtatError("train.graph=true and train.compile=true cannot be combined yet; choose one of them")
 
 

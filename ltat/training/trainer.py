@@ -10,6 +10,7 @@ This loop trains the teacher and the student, each with its method and index pla
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from ltat.data import Batch
 from ltat.engine.captured_update import update_runner
 from ltat.engine.network import step_network
+from ltat.engine.self_check import changed_by_update
 from ltat.methods import LossTerms, Step
 from ltat.methods.awp import perturbed_weights
 from ltat.seeding import torch_generator
@@ -45,7 +47,8 @@ class Trainer:
         self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
         self.average = build_average(stage.model, stage.config)
-        self.runner = update_runner(self.network, stage.method, stage.device)
+        changes = partial(changed_by_update, stage.model, self.optimizer, stage.method)
+        self.runner = update_runner(self.network, stage.method, changes, stage.device)
         self.epoch = 0
 
     @property

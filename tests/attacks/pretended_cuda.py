@@ -8,8 +8,9 @@ from types import SimpleNamespace
 class PretendedCuda:
     """In place of torch.cuda: writes down what is asked of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, refused: str | None = None) -> None:
         self.said: list[str] = []
+        self.refused = refused  # "begin" or "end": what a capture of more than nothing fails at
         self.graphs: list[weakref.ref] = []
 
     def Stream(self, device):
@@ -35,6 +36,9 @@ class PretendedCuda:
     def graph_pool_handle(self):
         return "pool"
 
+    def current_device(self):
+        return 1
+
     def synchronize(self, device):
         self.said.append("synchronize")
 
@@ -42,20 +46,30 @@ class PretendedCuda:
         self.said.append("empty the cache")
 
     def CUDAGraph(self):
-        graph = PretendedGraph(self.said)
+        graph = PretendedGraph(self)
         self.graphs.append(weakref.ref(graph))
         return graph
 
 
 class PretendedGraph:
-    def __init__(self, said: list[str]) -> None:
-        self.said = said
+    def __init__(self, cuda: PretendedCuda) -> None:
+        self.said = cuda.said
+        self.refused = cuda.refused
 
     def capture_begin(self, pool: str | None = None, capture_error_mode: str = "global") -> None:
         self.said.append(f"begin in {pool}, {capture_error_mode}")
+        if pool is None:  # of nothing
+            self.refused = None
+        if self.refused == "begin":
+            self._refuse()
 
     def capture_end(self) -> None:
         self.said.append("end")
+        if self.refused:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise RuntimeError("the capture was invalidated\nby this or that")
 
     def replay(self) -> None:
         self.said.append("replay")

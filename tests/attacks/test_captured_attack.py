@@ -13,9 +13,10 @@ from ltat.attacks import ThreatModel, cross_entropy, pgd
 from ltat.attacks.captured import why_not_captured
 from ltat.attacks.objectives import dlr
 from ltat.data import Batch
-from ltat.engine.graphs import Graphs, capture_on_cuda
+from ltat.engine.graphs import Graphs, capture_on_cuda, graphs_for
 from ltat.engine.graphs import record as record_graph
 from ltat.engine.network import StepNetwork
+from ltat.engine.self_check import NOT_REPEATABLE, OTHER_BITS, REPLAYS, same_bits
 from ltat.errors import LtatError
 from ltat.methods.objectives import INNER_LOSSES, inner_objective
 from ltat.models import build_model
@@ -287,7 +288,7 @@ def test_copies_of_a_wrapper_begin_without_captured_graphs():
     network, _, _ = networks(capture=record)
     attack(network, batch_of(6))
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert len(twin.graphs) == 0 and twin.graphs.size == 3 and twin.graphs.capture is record
+        assert len(twin.graphs) == twin.graphs.checks == 0 and twin.graphs.size == 3 and twin.graphs.capture is record
         assert torch.equal(attack(twin, batch_of(6)), attack(network, batch_of(6)))
         twin.model.classifier.weight.data.neg_()
         assert torch.equal(attack(network, batch_of(6)), eager(network, batch_of(6)))
@@ -318,7 +319,7 @@ def test_a_capture_is_warmed_up_on_its_own_stream_and_heeds_only_its_own_thread(
     replay, output = capture_on_cuda(lambda: cuda.said.append("run") or "output", torch.device("cuda", 1))
     replay()
     warm_up = ["side waits for main", "into side", "run", "run", "run", "out of side", "main waits for side"]
-    capture = ["synchronize", "into side", "begin in None, thread_local", "run", "end", "out of side"]
+    capture = ["synchronize", "into side", "begin in pool, thread_local", "run", "end", "out of side"]
     assert cuda.said == ["into cuda:1", *warm_up, *capture, "out of cuda:1", "replay"] and output == "output"
 
 
@@ -332,8 +333,125 @@ def test_a_capture_that_fails_is_ended_and_another_made_that_ends_well(monkeypat
     with pytest.raises(LtatError, match=r"\(operation not permitted\); use train\.graph=false") as caught:
         record_graph(failing, cuda.Stream(None))
     assert "\n" not in str(caught.value) and gc.isenabled()
-    begun, nothing = "begin in None, thread_local", "begin in None, global"
+    begun, nothing = "begin in pool, thread_local", "begin in None, global"
     assert cuda.said == ["into side", begun, "end", nothing, "end", "out of side"]
+
+
+@pytest.mark.parametrize("refused", ["begin", "end"])
+@pytest.mark.parametrize("fixed", [False, True], ids=["torch counts it still", "torch has ended it"])
+def test_a_capture_that_cannot_be_ended_leaves_the_allocator_in_no_capture(refused: str, fixed: bool, monkeypatch):
+    cuda = PretendedCuda(refused)
+    monkeypatch.setattr("ltat.engine.graphs.torch.cuda", cuda)
+
+    def end_allocation(device: int, pool: str) -> None:
+        cuda.said.append(f"end allocation on {device} to {pool}")
+        if fixed:
+            raise RuntimeError("not currently recording to this pool")
+
+    monkeypatch.setattr("torch._C._cuda_endAllocateToPool", end_allocation, raising=False)
+    with pytest.raises(LtatError, match=r"\(the capture was invalidated\)"):
+        record_graph(lambda: None, cuda.Stream(None))
+    nothing = ["begin in None, global", "end"]
+    assert cuda.said[-4:] == ["end allocation on 1 to pool", *nothing, "out of side"] and gc.isenabled()
+    cuda.refused = None
+    record_graph(lambda: None, cuda.Stream(None))  # and the next one is captured
+    assert cuda.said[-4:] == ["into side", "begin in pool, thread_local", "end", "out of side"]
+
+
+def checking(capture=None) -> StepNetwork:
+    """A network whose first captured attacks are compared with eager ones."""
+    network, _, _ = networks()
+    network.graphs = Graphs(capture or Recorder(), checks=REPLAYS)
+    return network
+
+
+def spoilt(change, after: int = 0):
+    """A capture whose replays give ``change(output)``, from the one after that many on."""
+    replays = []
+
+    def capture(function, device):
+        replay, output = Recorder()(function, device)
+
+        def other() -> None:
+            replay()
+            replays.append(1)
+            if len(replays) > after:
+                output.copy_(change(output))
+
+        return other, output
+
+    return capture
+
+
+class Notes(nn.Module):
+    def __init__(self, runs: list[int]) -> None:
+        super().__init__()
+        self.runs = runs
+
+
+def noting(logits: Tensor, y: Tensor, x_adv: Tensor, runs: Notes) -> Tensor:
+    runs.runs.append(1)
+    return cross_entropy(logits, y, x_adv)
+
+
+def test_the_first_replays_are_compared_with_the_attack_itself_and_the_later_ones_are_not():
+    network, runs = checking(), []
+    objective = partial(noting, runs=Notes(runs).eval())
+    for seed, expected in enumerate((6, 9, 9)):  # three steps to capture, and three at each of two checks
+        batch = batch_of(6, seed)
+        found = attack(network, batch, objective)
+        assert len(runs) == expected
+        assert torch.equal(found, eager(network, batch)) and not torch.equal(found, batch.images)
+    assert network.graphs.why_not is None and len(network.graphs) == 1
+
+
+@pytest.mark.parametrize("after", range(REPLAYS))
+def test_a_graph_of_other_bits_is_given_up_and_the_eager_attack_returned(after: int):
+    network = checking(spoilt(lambda output: torch.nextafter(output, torch.ones(())), after))
+    for seed in range(3):
+        batch = batch_of(6, seed)
+        assert torch.equal(attack(network, batch), eager(network, batch))
+    assert network.graphs.why_not == OTHER_BITS == why_not_captured(network, cross_entropy)
+    assert len(network.graphs) == 0
+
+
+def test_a_value_frozen_by_the_capture_shows_at_the_second_check():
+    graphs, factor = Graphs(Recorder(), checks=REPLAYS), torch.ones(1)
+    for value in (1.0, 2.0):
+        frozen = factor * value  # another tensor every time, which is no input of the graph
+        found = graphs.run(lambda x, frozen=frozen: x * frozen, (torch.ones(2),), "key")
+        assert torch.equal(found, torch.full((2,), value))
+    assert graphs.why_not == OTHER_BITS
+
+
+def test_an_attack_that_does_not_repeat_itself_is_launched_step_by_step_and_says_how_to_capture_it():
+    drawn = torch.Generator().manual_seed(0)
+    graphs = Graphs(Recorder(), checks=REPLAYS)
+    graphs.run(lambda x: x + torch.rand(2, generator=drawn), (torch.ones(2),), "key")
+    assert graphs.why_not == NOT_REPEATABLE
+    assert "train.deterministic=true" in NOT_REPEATABLE and "train.graph=true" in NOT_REPEATABLE
+
+
+def test_a_capture_that_fails_under_a_check_is_no_error():
+    def failing(function, device):
+        raise LtatError("this cannot be captured as a CUDA graph (it waits); use train.graph=false")
+
+    network, batch = checking(failing), batch_of(6)
+    assert torch.equal(attack(network, batch), eager(network, batch))
+    assert network.graphs.why_not == "this cannot be captured as a CUDA graph (it waits)"
+
+
+def test_a_nan_equals_itself_and_a_zero_not_its_negative():
+    one = torch.tensor([float("nan"), 0.0, -0.0])
+    assert same_bits({"a": (one, one.bool())}, {"a": (one.clone(), one.bool())})
+    assert not same_bits([one], [one.abs()]) and not same_bits(one, one.double()) and not same_bits(one, one[:1])
+    assert same_bits(one.bfloat16()[0], one.bfloat16()[0])
+
+
+def test_graphs_are_for_a_gpu_unless_insisted_on():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert graphs_for("auto", cpu) is graphs_for(False, cpu) is graphs_for(False, gpu) is None
+    assert graphs_for("auto", gpu).checks == REPLAYS and graphs_for(True, gpu).checks == 0
 
 
 @pytest.fixture
@@ -384,3 +502,26 @@ def test_a_function_that_reads_a_value_back_is_refused_by_the_capture():
     with pytest.raises(LtatError, match=r"train\.graph=false"):
         Graphs().run(lambda x: x + x.sum().item(), (torch.ones(2, device="cuda"),), "key")
     assert torch.ones(2, device="cuda").sum().item() == 2
+
+
+@needs_cuda
+@pytest.mark.usefixtures("exact_kernels")
+def test_on_a_gpu_the_check_passes_and_leaves_a_graph():
+    network, _, _ = networks("cuda", "bf16", capture_on_cuda)
+    network.graphs = graphs_for("auto", torch.device("cuda"))
+    for seed in range(3):
+        batch = batch_of(8, seed, 16, "cuda")
+        assert torch.equal(attack(network, batch, fold=True), eager(network, batch, fold=True))
+        changed(network.model)
+    assert network.graphs.why_not is None and len(network.graphs) == 1
+
+
+@needs_cuda
+def test_on_a_gpu_a_process_goes_on_after_a_failed_capture():
+    x = torch.ones(2**20, device="cuda")
+    for _ in range(3):
+        with pytest.raises(LtatError, match="cannot be captured"):
+            Graphs().run(lambda x: x + x.sum().item(), (x,), "key")
+    torch.cuda.empty_cache()
+    assert torch.rand(3, device="cuda").shape == (3,)  # the generator is in no capture
+    assert torch.equal(Graphs().run(lambda x: x + 1, (x,), "key"), x + 1)

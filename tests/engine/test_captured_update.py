@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltat.engine.captured_update import CudaRecorder, why_update_not_captured
+from ltat.engine.captured_update import CudaRecorder, update_runner, why_update_not_captured
 from ltat.engine.graphs import Graphs
-from ltat.engine.host_state import Attributes
+from ltat.engine.host_state import Attributes, tensors_within
 from ltat.engine.network import StepNetwork
+from ltat.engine.self_check import NO_MEMORY, NOT_REPEATABLE, OTHER_BITS, REPLAYS, Snapshot
 from ltat.errors import LtatError
 from ltat.methods import METHODS, AtBsl, LossTerms, Step, find_method
-from ltat.models import build_model
+from ltat.models import build_model, load_model
 from ltat.training import Trainer, train
 from ltat.training.environment import determinism, pick_device
 from ltat.training.launch_report import describe_update
@@ -46,12 +47,17 @@ SHORT = (
 )
 
 
+def graphs_on_a_tape(asked: bool | str, device: torch.device) -> Graphs | None:
+    """As `graphs_for` a GPU."""
+    return Graphs(Recorder(), checks=REPLAYS if asked == "auto" else 0) if asked else None
+
+
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> UpdateRecorder:
     """What captures in place of CUDA; what looks at a value on a CPU only does not, as on a GPU."""
     recorder = UpdateRecorder()
     monkeypatch.setattr("ltat.engine.captured_update.CudaRecorder", lambda device: recorder)
-    monkeypatch.setattr("ltat.engine.network.Graphs", lambda: Graphs(Recorder()))
+    monkeypatch.setattr("ltat.engine.network.graphs_for", graphs_on_a_tape)
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     kernel = import_module("ltat.ops.balanced_kd")
     monkeypatch.setattr(kernel, "_check_values", lambda target, log_prior: None)
@@ -75,9 +81,13 @@ def stage_of(*assignments: str) -> Stage:
     return build_stage("student", config, data, device, teacher if taught else None)
 
 
-def eager(stage: Stage) -> Stage:
-    train_section = stage.config.train.model_copy(update={"graph": False})
+def eager(stage: Stage, graph: bool | str = False) -> Stage:
+    train_section = stage.config.train.model_copy(update={"graph": graph})
     return replace(stage, config=stage.config.model_copy(update={"train": train_section}))
+
+
+def checked(stage: Stage) -> Stage:
+    return eager(stage, "auto")
 
 
 def run(stage: Stage, epochs: int = 2) -> tuple[Trainer, list[dict[str, Any]]]:
@@ -309,6 +319,219 @@ def failing(recorder: UpdateRecorder, function):
     raise LtatError("this cannot be captured as a CUDA graph (it waits); use train.graph=false")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "self-distill",
+        "self-distill kd.bn=concat teacher.mode=train kd.form=kl_adv+igdm",
+        "at-bsl awp.gamma=0.01 average.kind=ema average.decay=0.5 optim.wd_skip_bn=true",
+        "at-bsl optim.momentum=0 train.precision=bf16",
+        "taet taet.clean=0.5",
+        "reat",
+    ],
+)
+def test_a_checked_run_captures_what_gives_the_eager_bits_and_is_not_changed_by_the_check(settings, recorder):
+    stage = stage_of(*f"method={settings}".split())
+    expected, expected_rows = run(eager(copy.deepcopy(stage)))
+    captured, rows = run(checked(stage))
+    assert_same(captured, expected)
+    assert rows == expected_rows and describe_update(captured) == "as one CUDA graph"
+    assert recorder.captured == 2 and captured.runner._unchecked == 0
+
+
+def spoiling(recorder: UpdateRecorder, spoil, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays of ``recorder`` end with ``spoil(result)``, from the one after that many on."""
+    replays: list[int] = []
+
+    def record(function):
+        replay, result = UpdateRecorder.record(recorder, function)
+
+        def other() -> None:
+            replay()
+            replays.append(1)
+            if len(replays) > after:
+                with torch.no_grad():
+                    spoil(result)
+
+        return other, result
+
+    monkeypatch.setattr(recorder, "record", record)
+
+
+def nudge(tensor: Tensor) -> None:
+    tensor.copy_(torch.nextafter(tensor, torch.full((), 9.0)))
+
+
+SPOILT = {
+    "a weight": lambda trainer, result: nudge(next(trainer.stage.model.parameters())),
+    "the momentum": lambda trainer, result: nudge(next(iter(trainer.optimizer.state.values()))["momentum_buffer"]),
+    "a statistic": lambda trainer, result: nudge(dict(trainer.stage.model.named_buffers())["bn1.running_var"]),
+    "the teacher": lambda trainer, result: nudge(next(trainer.stage.method.teacher.parameters())),
+    "the result": lambda trainer, result: nudge(result.loss),
+}
+
+
+@pytest.mark.parametrize("after", range(REPLAYS))
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_graph_that_changes_something_else_is_given_up_and_the_run_is_the_eager_one(
+    what, after, recorder, monkeypatch
+):
+    stage = stage_of("method=self-distill")
+    expected, expected_rows = run(eager(copy.deepcopy(stage)))
+    trainer = Trainer(checked(stage))
+    spoiling(recorder, lambda result: SPOILT[what](trainer, result), after, monkeypatch)
+    rows = [trainer.run_epoch() for _ in range(2)]
+    assert_same(trainer, expected)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in expected_rows]
+    assert describe_update(trainer) == f"step by step: {OTHER_BITS}"
+    assert recorder.captured == 1 and recorder.discarded == 1
+
+
+class Drifting(AtBsl):
+    """Its loss reads a number that is kept outside of the method, where no comparison of attributes sees it."""
+
+    scale = 1.0
+
+    def end_step(self, step: Step, terms: LossTerms) -> None:
+        Drifting.scale *= 1.01
+
+    def loss(self, step: Step) -> LossTerms:
+        terms = super().loss(step)
+        return terms._replace(loss=terms.loss * Drifting.scale)
+
+
+def test_a_number_frozen_by_the_capture_shows_at_the_second_check(recorder: UpdateRecorder):
+    trainers = []
+    for change in (checked, eager):
+        Drifting.scale = 1.0
+        trainers.append(run(change(with_method(Drifting)))[0])
+    assert_same(*trainers)
+    assert describe_update(trainers[0]) == f"step by step: {OTHER_BITS}" and recorder.captured == 1
+
+
+class Unsteady(AtBsl):
+    """Its loss draws from a generator that is kept outside of the method."""
+
+    drawn = torch.Generator()
+
+    def loss(self, step: Step) -> LossTerms:
+        terms = super().loss(step)
+        return terms._replace(loss=terms.loss * torch.rand((), generator=Unsteady.drawn))
+
+
+def test_an_update_that_does_not_repeat_itself_is_launched_step_by_step_and_says_so(recorder: UpdateRecorder):
+    trainer, _ = run(checked(with_method(Unsteady)))
+    assert describe_update(trainer) == f"step by step: {NOT_REPEATABLE}"
+    trainers = []
+    for change in (checked, eager):  # the step that was checked has taken place once, with the figures it has told
+        Unsteady.drawn.manual_seed(0)
+        trainer = Trainer(change(with_method(Unsteady)))
+        trainer._begin_epoch(1)
+        counts = trainer.class_counts(1)
+        for index, batch in enumerate(list(trainer.stage.loader.epoch(1))[:4]):
+            terms = trainer.train_step(trainer.step(batch, 1, index, counts))
+        trainers.append((trainer, terms.loss))
+    assert_same(trainers[0][0], trainers[1][0])
+    assert trainers[0][0].runner.why_not == NOT_REPEATABLE and torch.equal(trainers[0][1], trainers[1][1])
+
+
+class Noting(AtBsl):
+    """Its loss changes an attribute in the step that is to be checked, and counts all steps in place."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.steps, self.noted = torch.zeros(()), []
+
+    def loss(self, step: Step) -> LossTerms:
+        if self.steps.add_(1) == 4:
+            self.noted.append("the fourth")
+        terms = super().loss(step)
+        return terms._replace(loss=terms.loss * (1 + len(self.noted)))
+
+
+def test_an_update_that_changes_an_attribute_is_not_run_a_second_time_to_be_checked(recorder: UpdateRecorder):
+    trainers = [run(change(with_method(Noting)))[0] for change in (checked, eager)]
+    assert_same(*trainers)
+    for trainer in trainers:
+        assert trainer.stage.method.noted == ["the fourth"] and trainer.stage.method.steps == 12
+    assert "changes its attribute noted" in describe_update(trainers[0]) and recorder.captured == 0
+
+
+def test_without_memory_for_the_check_the_update_is_launched_step_by_step(recorder, monkeypatch):
+    def full(tensors, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("ltat.engine.captured_update.Snapshot", full)
+    stage = stage_of("method=at-bsl")
+    expected, _ = run(eager(copy.deepcopy(stage)))
+    trainer, _ = run(checked(stage))
+    assert_same(trainer, expected)
+    assert describe_update(trainer) == f"step by step: {NO_MEMORY}" and recorder.captured == 0
+
+
+def test_a_checked_update_that_no_graph_can_hold_runs_step_by_step_and_says_why(recorder, monkeypatch):
+    expected, _ = run(eager(stage_of("method=self-distill")))
+    monkeypatch.setattr(recorder, "record", lambda function: failing(recorder, function))
+    trainer, _ = run(checked(stage_of("method=self-distill")))
+    assert_same(trainer, expected)
+    assert describe_update(trainer) == "step by step: this cannot be captured as a CUDA graph (it waits)"
+
+
+def test_a_run_says_once_which_graph_it_has_given_up_and_ends_as_the_eager_run(recorder, tmp_path, monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: lines.append(text))
+    monkeypatch.setattr("ltat.engine.network.graphs_for", lambda *asked: Graphs(off_by_a_bit, checks=REPLAYS))
+    spoiling(recorder, lambda result: nudge(result.loss), 0, monkeypatch)
+    own = ("method=at-bsl", "train.epochs=3", "select.set=none", "train.batch_size=40")
+    train(tiny_config(*own), tmp_path / "given_up")
+    told = [line for line in lines if "step by step" in line]
+    assert told == [f"student: {part} step by step: {OTHER_BITS}" for part in ("attack", "update")]
+    monkeypatch.undo()
+    train(tiny_config(*own, "train.graph=false"), tmp_path / "eager")
+    found, expected = (load_model(tmp_path / name / "last").state_dict() for name in ("given_up", "eager"))
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def off_by_a_bit(function, device):
+    replay, output = Recorder()(function, device)
+    return lambda: (replay(), nudge(output)), output
+
+
+def test_a_snapshot_puts_back_what_was_written_and_writes_nothing_else():
+    written, expanded = torch.zeros(3), torch.ones(1).expand(3)  # the second cannot be written
+    elsewhere = torch.zeros(3, device="meta")
+    before = Snapshot([written, expanded, elsewhere, written], torch.device("cpu"))
+    drawn = torch.get_rng_state()
+    assert len(before.tensors) == 2 and before.holds()
+    written.add_(1)
+    torch.rand(1)
+    assert not before.holds()
+    before.put_back()
+    assert before.holds() and not written.any() and torch.equal(torch.get_rng_state(), drawn)
+    written.add_(1)
+    before.renew()
+    assert before.holds() and written.all()
+    torch.rand(1)
+    assert not before.holds()
+
+
+def test_the_tensors_of_a_method_are_found_in_its_networks_containers_and_objects():
+    net = torch.nn.BatchNorm1d(2)
+    owner = SimpleNamespace(
+        net=net, nested={"a": [torch.zeros(1)]}, object=SimpleNamespace(t=torch.ones(2)), odd=(i for i in ()), n=3
+    )
+    found = {id(tensor) for tensor in tensors_within(owner)}
+    parts = (*net.parameters(), *net.buffers(), owner.nested["a"][0], owner.object.t)
+    assert found == {id(tensor) for tensor in parts}
+
+
+def test_an_update_is_checked_where_its_attack_is(recorder: UpdateRecorder):
+    for checks in (0, REPLAYS):
+        network = StepNetwork(wrapped().model, graphs=Graphs(Recorder(), checks=checks))
+        runner = update_runner(network, make_method("at-bsl", counts=torch.ones(3)), lambda: (), torch.device("cpu"))
+        assert runner._unchecked == checks
+
+
 @pytest.mark.parametrize("value", [3, "a", [1, {"k": 2}], np.zeros(3), torch.zeros(2), torch.device("cpu"), print])
 def test_an_attribute_left_alone_has_not_changed_and_another_value_has(value):
     owner = SimpleNamespace(value=value)
@@ -360,7 +583,8 @@ def test_what_no_graph_can_hold_is_launched_step_by_step():
     [
         ("method=at-bsl train.graph=true", ["student: update as one CUDA graph"]),
         ("method=at-bsl train.graph=true train.precision=fp16", ["student: update step by step: the loss scale"]),
-        ("method=at-bsl", []),
+        ("method=at-bsl", ["student: update as one CUDA graph"]),
+        ("method=at-bsl train.graph=false", []),
     ],
 )
 def test_a_run_says_how_its_update_is_launched(settings: str, said: list[str], recorder, tmp_path, monkeypatch):
@@ -477,3 +701,15 @@ def test_on_a_gpu_an_update_that_reads_a_value_back_runs_step_by_step():
     captured, expected = (run(change(with_method(Reading, *ON_GPU)))[0] for change in (lambda stage: stage, eager))
     assert "cannot be captured" in describe_update(captured)
     assert_same(captured, expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("method", ["self-distill train.precision=bf16", "at-bsl awp.gamma=0.01"])
+def test_a_checked_run_on_a_gpu_is_captured_and_gives_the_eager_bits(method: str):
+    stage = stage_of(*f"method={method}".split(), *ON_GPU)
+    with determinism(True):
+        expected, expected_rows = run(eager(copy.deepcopy(stage)), epochs=3)
+        captured, rows = run(checked(stage), epochs=3)
+    assert_same(captured, expected)
+    assert rows == expected_rows and describe_update(captured) == "as one CUDA graph"
+    assert captured.network.graphs.why_not is None

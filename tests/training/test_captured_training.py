@@ -3,11 +3,13 @@
 import pytest
 import torch
 
+from ltat.config import load_config
 from ltat.engine.graphs import Graphs
 from ltat.errors import LtatError
+from ltat.methods import find_method
 from ltat.models import load_model
 from ltat.training import Trainer, prepare, train
-from ltat.training.launch_report import describe_attack
+from ltat.training.launch_report import describe_attack, given_up
 from ltat.training.preparing import check_graph
 from tests.attacks.recording import Recorder, UpdateRecorder
 from tests.marks import needs_cuda
@@ -20,7 +22,7 @@ SMALL_LAST_BATCH = ("train.drop_last=false", "train.epochs=2", "select.set=none"
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """What captures in place of CUDA; a CPU is not refused."""
     recorder = Recorder()
-    monkeypatch.setattr("ltat.engine.network.Graphs", lambda: Graphs(recorder))
+    monkeypatch.setattr("ltat.engine.network.graphs_for", lambda asked, device: Graphs(recorder) if asked else None)
     monkeypatch.setattr("ltat.engine.captured_update.CudaRecorder", lambda device: UpdateRecorder())
     monkeypatch.setattr("ltat.training.preparing.check_graph", lambda config, device: None)
     return recorder
@@ -44,7 +46,7 @@ def trained(*assignments: str) -> tuple[Trainer, str]:
 )
 def test_a_captured_run_ends_with_the_weights_of_the_eager_run(settings: str, recorder: Recorder):
     captured, said = trained(*settings.split(), "train.graph=true")
-    eager, _ = trained(*settings.split())
+    eager, _ = trained(*settings.split(), "train.graph=false")
     assert said.endswith(", one CUDA graph") and len(captured.network.graphs) in (2, 3)
     theirs = eager.stage.model.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in captured.stage.model.state_dict().items())
@@ -56,9 +58,30 @@ def test_a_run_that_cannot_be_captured_says_why_and_trains(recorder: Recorder):
     assert recorder.captured == 0 and trainer.epoch == 2
 
 
-def test_without_the_setting_nothing_is_captured(recorder: Recorder):
-    trainer, said = trained("method=at-bsl")
+def test_with_the_setting_off_nothing_is_captured(recorder: Recorder):
+    trainer, said = trained("method=at-bsl", "train.graph=false")
     assert recorder.captured == 0 and trainer.network.graphs is None and "graph" not in said
+
+
+@pytest.mark.parametrize("settings", [(), ("train.graph=auto",), ("train.graph=auto", "train.compile=true")])
+def test_on_a_cpu_nothing_is_captured_by_itself_and_nothing_is_said_of_it(settings: tuple[str, ...], monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    trainer = Trainer(prepare(tiny_config("method=at-bsl", "select.set=none", *settings)).student)
+    assert trainer.stage.config.train.graph == "auto" and trainer.network.graphs is None
+    assert given_up(trainer) == {}
+
+
+def test_a_recipe_of_the_time_of_true_and_false_is_read_as_before():
+    for word, value in (("true", True), ("false", False), ("auto", "auto")):
+        assert tiny_config(f"train.graph={word}").config.train.graph is value
+    assert (
+        load_config(
+            lambda name: find_method(name).Config, recipe={"train": {"graph": True}, "method": "at-bsl"}
+        ).config.train.graph
+        is True
+    )
+    with pytest.raises(LtatError, match=r"train\.graph='maybe' is not possible: it must be true or false or 'auto'"):
+        tiny_config("train.graph=maybe")
 
 
 def test_what_is_said_before_a_captured_run_changes_nothing(recorder: Recorder):
@@ -74,6 +97,8 @@ def test_a_captured_run_and_a_compiled_one_are_told_apart():
     with pytest.raises(LtatError, match=r"train\.compile"):
         check_graph(asked.config, torch.device("cuda"))
     check_graph(tiny_config("train.graph=true").config, torch.device("cuda", 0))
+    for device in ("cpu", "cuda"):  # left to itself, the engine finds out and says why not
+        check_graph(tiny_config("train.graph=auto", "train.compile=true").config, torch.device(device))
 
 
 @needs_cuda
