@@ -1,6 +1,6 @@
 """The typed settings of a run (:mod:`sections`), and where they come from (:mod:`recipes`, :mod:`loading`).
 
-:mod:`ltat.config.resolving` makes the settings of the run of those that are asked for.
+:mod:`ltat.config.resolving` makes the settings that were asked for complete.
 """
 
 from ltat.config.asked import Asked

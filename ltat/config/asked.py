@@ -1,4 +1,4 @@
-"""What a run is asked to be."""
+"""The settings that were asked for, before they are complete."""
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -10,9 +10,9 @@ Config = TypeVar("Config", bound=RunConfig)
 
 @dataclass(frozen=True)
 class Asked(Generic[Config]):
-    """The settings asked for; :func:`ltat.config.resolving.resolve` makes those of the run of them.
+    """The settings that were asked for; :func:`ltat.config.resolving.resolve` returns the complete ones.
 
-    In ``config`` a setting declared as :data:`ltat.config.Decided` is ``None`` where it is left out.
+    In ``config`` a setting declared as :data:`ltat.config.Decided` is ``None`` if it was left out.
     """
 
     config: Config

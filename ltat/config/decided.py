@@ -1,4 +1,4 @@
-"""Settings that the data or the method decide where they are left out."""
+"""Settings that the data or the method decide if they are left out."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +16,7 @@ class MayBeLeftOut:
 
 
 Decided = Annotated[T, MayBeLeftOut()]
-"""A setting of type T, which is ``None`` only until :func:`ltat.config.resolving.resolve` has decided it."""
+"""A setting of type T; it is ``None`` only until :func:`ltat.config.resolving.resolve` decides it."""
 
 
 def left_out() -> Any:

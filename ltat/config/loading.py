@@ -26,13 +26,13 @@ _PLAIN = {
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
     "string_type": "text (in quotes where it looks like a number)",
 }
-"""What a setting must be, by pydantic's name of what is wrong with it."""
+"""What a setting must be, by pydantic's name of the error."""
 
-_SHOWN = 200  # characters of a wrong value
+_SHOWN = 200  # characters of a wrong value in an error
 
 
 def set_by_path(tree: Tree, dotted: str, value: object) -> None:
-    """Set ``tree["a"]["b"]`` for the dotted name ``a.b``, making the tables on the way; a table is set key by key."""
+    """Set ``tree["a"]["b"]`` for the dotted name ``a.b``; missing tables are created, and a table is set key by key."""
     *tables, leaf = dotted.split(".")
     if len(tables) >= DEEPEST:
         raise LtatError(f"setting {shortened(dotted)!r} is nested more than {DEEPEST} deep; check the name")
@@ -48,7 +48,7 @@ def set_by_path(tree: Tree, dotted: str, value: object) -> None:
 
 
 def parse_assignment(text: str) -> tuple[str, object]:
-    """Split ``section.key=value``; the value is read as TOML where it is TOML, else taken as a word."""
+    """Split ``section.key=value``; the value is read as TOML, or taken as text if it is not TOML."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip() or not value.strip():
         raise LtatError(f"--set {text!r} is not of the form section.key=value; write for example attack.eps=8/255")
@@ -72,13 +72,12 @@ def load_config(
     """Put a run's settings together: method defaults, then the recipe, then ``settings``, then ``assignments``.
 
     Args:
-        config_class: from a method's name to its :class:`RunConfig` subclass.
-        recipe: a recipe's name, a TOML file's path, or an already read tree.
-        settings: dotted names to values; ``None`` values are passed over. Paths, and numbers of NumPy, are as good
-            as text and Python's own.
+        config_class: maps a method's name to its :class:`RunConfig` subclass.
+        recipe: a recipe's name, a TOML file's path, or a tree of settings.
+        settings: maps dotted names to values; ``None`` values are ignored. Paths and NumPy numbers are accepted too.
         assignments: ``section.key=value`` texts, as from ``--set``.
-        default_method: the method where nothing names one.
-        decided: the settings that no assignment may name, since the command decides them otherwise, each with how.
+        default_method: the method if no source names one.
+        decided: the settings that the command itself decides and no assignment may set, each with the reason.
 
     Raises:
         LtatError: an unknown recipe, method or setting, a value outside its range, or two that exclude each other.
@@ -114,14 +113,14 @@ def _refuse_decided(assigned: Tree, decided: Mapping[str, str]) -> None:
 
 
 def _refuse_second_teacher(given: Tree, tree: Tree) -> None:
-    # A saved teacher goes before one that is trained first, which is the default: only who asks for both is wrong.
+    # A saved teacher replaces the trained one, which is the default: only asking for both is an error.
     train, path = _value(given, "teacher.train"), _value(tree, "teacher.path")
     if path is not None and train not in (None, "none"):
         raise LtatError(f"teacher.train={train} trains a teacher and teacher.path={path} names one; leave one out")
 
 
 def _value(tree: Tree, dotted: str) -> Any:
-    """The value under a dotted name, ``None`` where there is none."""
+    """The value under a dotted name, or ``None``."""
     value: Any = tree
     for name in dotted.split("."):
         value = value.get(name) if isinstance(value, dict) else None
@@ -145,14 +144,14 @@ def _sentence(error: ValidationError, config_class: type[RunConfig], method: obj
     first = problems[0]
     for problem in problems:
         raised = problem.get("ctx", {}).get("error")
-        if isinstance(raised, LtatError):  # of a setting that says itself what is wrong with it
+        if isinstance(raised, LtatError):  # the setting's own check has a complete sentence
             return str(raised)
     name = _setting_name(first, config_class)
     if first["type"] == "extra_forbidden":
         return (
             f"method {method} has no setting {name!r}; `ltat train --method {method} --show-config` lists those it has"
         )
-    # A setting of several types has one problem for each of them, and any of them would do.
+    # A setting of several types has one problem for each type, and accepts any of them.
     wanted = [_wanted(problem) for problem in problems if _setting_name(problem, config_class) == name]
     value, possible = shortened(repr(first["input"])), " or ".join(dict.fromkeys(wanted))
     return f"setting {name}={value} is not possible: it must be {possible}"
@@ -164,12 +163,12 @@ def shortened(text: str) -> str:
 
 
 def _setting_name(problem: ErrorDetails, config_class: type[RunConfig]) -> str:
-    """The dotted name of the setting; what pydantic adds for positions and alternatives is left out."""
+    """The dotted name of the setting, without the positions and alternatives that pydantic adds."""
     return ".".join(_follow(config_class, map(str, problem["loc"]))[0])
 
 
 def _follow(config_class: type[RunConfig], parts: Iterable[str]) -> tuple[list[str], object]:
-    """The parts of a dotted name down to its setting, and that setting's type (``None`` where there is none)."""
+    """The parts of a dotted name down to its setting, and that setting's type (``None`` if it does not exist)."""
     names: list[str] = []
     kind: Any = config_class
     for part in parts:

@@ -14,17 +14,17 @@ from ltat.config.toml import from_toml
 from ltat.errors import LtatError
 
 TABLES = "recipe"
-"""The name of a file's tables that each hold for the recipes a pattern fits: ``[recipe."trades/*"]``."""
+"""The name of a file's tables of settings, each for the recipes that match a pattern: ``[recipe."trades/*"]``."""
 NOTES = ("source", "rows")
-"""What such a file says beside settings."""
+"""The entries of such a file that are not settings."""
 
 
 class Recipe(NamedTuple):
     """A published setting.
 
     Attributes:
-        settings: its tree of settings, without what is a method's default.
-        source: what it is, where it was published, and what of that is not followed, as one line.
+        settings: the tree of its settings, without a method's defaults.
+        source: its description, its publication, and the deviations from it, as one line.
     """
 
     settings: Tree
@@ -44,7 +44,7 @@ def find_recipe(name: str | os.PathLike[str]) -> Tree:
     """A recipe's settings, by its name in the package, by a TOML file of settings, or by FILE.toml:NAME.
 
     Raises:
-        LtatError: there is none; the message has similar names and the command that lists them, or a file's names.
+        LtatError: no such recipe; the message has similar names and the command that lists all, or the file's names.
     """
     name = os.fspath(name)
     stem, in_file, own = name.partition(".toml:")
@@ -69,18 +69,19 @@ def _named(name: str, known: Mapping[str, Recipe], remedy: str) -> Tree:
 
 
 def _similar(name: str, known: Iterable[str]) -> list[str]:
-    """At most three names that have ``name`` as a part, or else are spelled much as it is."""
+    """At most three names that contain ``name``, or names with a similar spelling."""
     return [other for other in known if name in other][:3] or get_close_matches(name, known)
 
 
 def recipes_of(tree: Tree, file: str) -> dict[str, Recipe]:
     """The recipes that a file's ``tree`` holds, by name; ``file`` is its name, for messages.
 
-    Each has the settings outside of the ``recipe`` tables, then those of every table whose pattern fits its name, in
-    the order of the file: the later wins.
+    Each has the settings outside of the ``recipe`` tables, then those of every table whose pattern matches its name, in
+    the order of the file. A later value replaces an earlier one.
 
     Raises:
-        LtatError: there is no such table, one fits no recipe, or its rows are no words for the one ``*`` in its name.
+        LtatError: the file has no such table, a table matches no recipe, or its rows are not words for the one ``*`` in
+            its name.
     """
     tables = _tables(tree, file)
     names = dict.fromkeys(name for pattern, table in tables.items() for name in _names(pattern, table, file))
@@ -101,7 +102,7 @@ def _tables(tree: Tree, file: str) -> dict[str, Tree]:
 
 
 def _names(pattern: str, table: Tree, file: str) -> list[str]:
-    """The recipes that a table adds: one for each of its rows, or the one it names."""
+    """The names of the recipes that a table adds: one for each of its rows, or its own name."""
     if "rows" not in table:
         return [] if "*" in pattern else [pattern]
     rows = table["rows"]
@@ -114,7 +115,7 @@ def _names(pattern: str, table: Tree, file: str) -> list[str]:
 
 
 def _composed(parts: Sequence[Tree]) -> Recipe:
-    """The settings of each part over those before it, and what the parts say of their source, one after the other."""
+    """The settings of all parts, later ones on top, and the sources of all parts, one after the other."""
     settings = reduce(RunConfig.over, ({k: v for k, v in part.items() if k not in NOTES} for part in parts))
     sources = " ".join(str(part.get("source", "")) for part in parts)
     return Recipe(settings, " ".join(sources.split()))

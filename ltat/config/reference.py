@@ -1,6 +1,6 @@
-"""The settings in words: a table of them for the pages, and a run's settings as TOML with a comment each.
+"""The reference of the settings: tables for the pages, and a run's settings as TOML with a comment each.
 
-The words are the attribute docstrings of the sections; they stand nowhere else.
+The texts are the attribute docstrings of the sections.
 """
 
 import json
@@ -14,7 +14,7 @@ from ltat.config.sections import RunConfig, Section, Tree
 
 
 class Setting(NamedTuple):
-    """One setting: its name within the section, its default, and what it is."""
+    """One setting: its name within the section, its default and its meaning."""
 
     name: str
     default: Any
@@ -36,7 +36,7 @@ def sections_of(kind: type[RunConfig]) -> dict[str, Section]:
 
 
 def purpose(section: Section) -> str:
-    """What a section is for: the first line of its docstring."""
+    """The purpose of a section: the first line of its docstring."""
     return (type(section).__doc__ or "").partition("\n")[0].replace("``", "`")
 
 
@@ -58,7 +58,7 @@ def _code(value: object) -> str:
 
 
 def commented_toml(config: RunConfig) -> str:
-    """The settings as TOML, each below what it is; one that is left out is a comment."""
+    """The settings as TOML, each below its meaning; a setting that is left out is a comment."""
     values = config.model_dump(by_alias=True, mode="json")
     plain = {name: value for name, value in values.items() if not isinstance(value, dict)}
     return tomli_w.dumps(plain) + "".join(_commented(config, values, ""))

@@ -1,4 +1,4 @@
-"""Former names of settings: they are read for one version, with a line that names the new one."""
+"""Former names of settings: they work for one version, with a warning that has the new name."""
 
 import warnings
 from collections.abc import Iterable
@@ -14,16 +14,16 @@ NAMES = {
     "radius.ramp": "radius.ramp_share",
     "kd.alpha": "kd.share",  # of ARD, RSLAD and AdaAD; the main method's kd.alpha is a weight, and stays
 }
-"""Today's names of settings and sections by their former ones; one holds where only the new name exists."""
+"""New names of settings and sections by their former ones; an entry applies if only the new name exists."""
 
 VALUES = {("schedule.kind", "step"): "multistep", ("teacher.schedule.kind", "step"): "multistep"}
 
 
 def with_new_names(tree: Tree, kind: type[Section]) -> Tree:
-    """A tree of settings of ``kind`` with today's names in place of former ones; each is named in a warning.
+    """A tree of settings of ``kind`` with former names replaced by new ones, with a warning for each.
 
     Raises:
-        LtatError: a setting stands there under both names.
+        LtatError: the tree has a setting under both names.
     """
     for old, new in NAMES.items():
         if not has_setting(kind, old) and has_setting(kind, new):
@@ -33,12 +33,12 @@ def with_new_names(tree: Tree, kind: type[Section]) -> Tree:
         section = _section(tree, sections)
         if section is not None and section.get(leaf) == old:
             tree = _put(tree, sections, {**section, leaf: new})
-            _tell(f"{name}={old}", f"{name}={new}")
+            _warn(f"{name}={old}", f"{name}={new}")
     return tree
 
 
 def todays_name(dotted: str, kind: type[Section]) -> str:
-    """The dotted name of a setting of ``kind``, with today's name of it or of its section in place of a former one."""
+    """The dotted name of a setting of ``kind``, with a former name of it or of its section replaced by the new one."""
     for old, new in NAMES.items():
         if f"{dotted}.".startswith(f"{old}.") and not has_setting(kind, old) and has_setting(kind, new):
             return new + dotted[len(old) :]
@@ -46,7 +46,7 @@ def todays_name(dotted: str, kind: type[Section]) -> str:
 
 
 def former_sections(kind: type[RunConfig]) -> dict[str, str]:
-    """The sections that ``kind`` declares under a former name, which nothing would read, with today's name of each."""
+    """The sections that ``kind`` declares under a former name, which is never read, with the new name of each."""
     found: dict[str, str] = {}
     for old, new in NAMES.items():
         own, shared = kind.section(old), RunConfig.section(new)
@@ -74,7 +74,7 @@ def _renamed(tree: Tree, old: list[str], new: str) -> Tree:
     both = target in rest
     if both and (not _are_sections(rest[target], section[leaf]) or rest[target].keys() & section[leaf].keys()):
         raise LtatError(f"{new} is given twice, also under its former name {'.'.join(old)}; leave that out")
-    _tell(".".join(old), new)
+    _warn(".".join(old), new)
     value = {**section[leaf], **rest[target]} if both else section[leaf]
     return _put(tree, sections, {**rest, target: value})
 
@@ -97,5 +97,5 @@ def _put(tree: Tree, names: list[str], section: Tree) -> Tree:
     return {**tree, first: _put(tree[first], rest, section)}
 
 
-def _tell(old: str, new: str) -> None:
-    warnings.warn(f"{old} is now {new}; the former name goes with the next version", FutureWarning, stacklevel=2)
+def _warn(old: str, new: str) -> None:
+    warnings.warn(f"{old} is now {new}; the next version removes the former name", FutureWarning, stacklevel=2)

@@ -1,6 +1,6 @@
-"""From the settings asked for to those of the run: the one place where a setting left out gets its value.
+"""Completing the settings of a run: the only place that decides a setting that was left out.
 
-What the value is stands with the settings: :meth:`RunConfig.by_dataset` and :meth:`RunConfig.by_method`.
+The values come from :meth:`RunConfig.by_dataset` and :meth:`RunConfig.by_method`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ Config = TypeVar("Config", bound=RunConfig)
 
 
 def for_dataset(asked: Asked[Config]) -> Asked[Config]:
-    """The settings asked for, with those decided that the data set decides by its name alone.
+    """The settings that were asked for, completed by the values that depend only on the name of the data set.
 
     Raises:
         LtatError: an unknown data set.
@@ -27,10 +27,10 @@ def for_dataset(asked: Asked[Config]) -> Asked[Config]:
 
 
 def resolve(asked: Asked[Config], num_classes: int) -> Config:
-    """The complete settings of a run on data of that many classes; a setting that is given stays as it is.
+    """The complete settings of a run on data of ``num_classes`` classes; settings that were given do not change.
 
     Raises:
-        LtatError: an unknown data set, or a setting that is left out and that nothing decides.
+        LtatError: an unknown data set, or a setting that was left out and has no value.
     """
     config = for_dataset(asked).config
     config = _decided(config, config.by_method(num_classes))
@@ -39,10 +39,10 @@ def resolve(asked: Asked[Config], num_classes: int) -> Config:
 
 
 def require_complete(config: RunConfig) -> None:
-    """Check that no setting is left to decide.
+    """Check that every setting is decided.
 
     Raises:
-        LtatError: naming those that are.
+        LtatError: some settings are not; the message names them.
     """
     names = list(undecided(config))
     if names:
@@ -50,7 +50,7 @@ def require_complete(config: RunConfig) -> None:
 
 
 def undecided(section: Section, prefix: str = "") -> Iterator[str]:
-    """The dotted names of the settings that are left to decide."""
+    """The dotted names of the settings that are not decided yet."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):

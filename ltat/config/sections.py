@@ -1,9 +1,9 @@
 """Every setting of a run, typed, with the defaults the field shares.
 
-A training method adds sections of its own, or other defaults, by subclassing :class:`RunConfig`; see
-:mod:`ltat.methods`. A setting that the data or the method decide where it is left out is :data:`Decided`, and
-:meth:`RunConfig.by_dataset` and :meth:`RunConfig.by_method` say what it is; the complete settings are saved with the
-run. Only a file or folder that need not be given, and a change to image files that is not asked for, is ``None``.
+A training method adds sections or changes defaults by subclassing :class:`RunConfig`; see :mod:`ltat.methods`. A
+setting that the data or the method decide if it is left out is :data:`Decided`; :meth:`RunConfig.by_dataset` and
+:meth:`RunConfig.by_method` return its value. The complete settings are saved with the run. In them only an optional
+file or folder, and an optional change to image files, is ``None``.
 """
 
 import os
@@ -24,7 +24,7 @@ Tree = dict[str, Any]
 
 
 def read_quotient(value: object) -> object:
-    """Read ``"8/255"`` as the quotient, as the field writes radii; anything else passes through."""
+    """Read ``"8/255"`` as a quotient, as the field writes radii; any other value is returned unchanged."""
     if isinstance(value, str) and value.count("/") == 1:
         numerator, denominator = value.split("/")
         try:
@@ -44,7 +44,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what every generator in use take
 
 
 def passing(check: Callable[[str, Any], None], name: str) -> AfterValidator:
-    """A validator that keeps the value ``check(name, value)`` lets pass."""
+    """A validator that runs ``check(name, value)`` and keeps the value."""
 
     def keep(value: Any) -> Any:
         check(name, value)
@@ -54,7 +54,7 @@ def passing(check: Callable[[str, Any], None], name: str) -> AfterValidator:
 
 
 def absolute(path: str) -> str:
-    """The path from the root, so that a run finds its files again when it is resumed from another folder."""
+    """The absolute path, so that a run finds its files when it is resumed from another folder."""
     return str(Path(path).expanduser().absolute())
 
 
@@ -65,7 +65,7 @@ ImageSize = Annotated[int, passing(check_image_size, "data.image_size")]
 
 
 def named_epoch(when: float, epochs: int) -> int:
-    """The epoch that a setting names: up to 1 a share of the epochs, above 1 an epoch.
+    """The epoch that a setting means: up to 1 a share of all epochs, above 1 an epoch.
 
     A share is rounded down (1e-9 keeps 0.29 of 100 from becoming 28).
     """
@@ -73,7 +73,7 @@ def named_epoch(when: float, epochs: int) -> int:
 
 
 def plain(value: object) -> object:
-    """A path as text, and what NumPy or torch holds as Python's own numbers; anything else passes through."""
+    """A path as text, and values of NumPy or torch as Python numbers; any other value is returned unchanged."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
@@ -83,7 +83,7 @@ def plain(value: object) -> object:
 
 
 class Section(BaseModel):
-    """A group of settings: unknown names are errors, values never change after construction."""
+    """A group of settings; unknown names are errors, and values do not change after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -99,7 +99,7 @@ class Section(BaseModel):
 
     @classmethod
     def section(cls, name: str) -> "type[Section] | None":
-        """The class of the section called ``name``, or ``None`` where that is no section."""
+        """The class of the section called ``name``, or ``None`` if ``name`` is not a section."""
         field = cls.model_fields.get(name)
         kind = None if field is None else field.annotation
         return kind if isinstance(kind, type) and issubclass(kind, Section) else None
@@ -107,7 +107,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _over_defaults(cls, given: Any) -> Any:
-        # A method's section default, such as its milestones, must outlive a change of that section's other settings.
+        # A change of one setting of a section must keep the method's defaults for the others, such as its milestones.
         if not isinstance(given, dict):
             return given
         given = {name: plain(value) for name, value in given.items()}
@@ -121,14 +121,14 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """Which images, and which long-tailed subset of them (docs/data.md)."""
+    """The images, and the long-tailed subset of them (docs/data.md)."""
 
     name: str = "cifar10"
     """The data set, a name that `ltat data` lists: `cifar10`, `cifar100`, `digits`, `imagefolder`, `npz` and others."""
     dir: FilePath | None = None
-    """The folder that holds its files; `digits` needs none."""
+    """The folder with its files; `digits` needs none."""
     image_size: ImageSize | None = None
-    """Side in pixels, 1 to 4096, to which image files are scaled and cropped; left out, they keep their size."""
+    """Side in pixels, 1 to 4096, to which image files are scaled and cropped; left out, image files keep their size."""
     channels: Literal[1, 3] | None = None
     """Channels of image files: 1 (grey) or 3 (RGB); left out, those of the files."""
     train_list: FilePath | None = None
@@ -138,24 +138,24 @@ class DataSection(Section):
     imbalance_ratio: Decided[Ratio | Literal["natural"]] = left_out()
     """Largest class over smallest, at least 1, or `natural` for all images; left out, the data set's usual one."""
     test_imbalance_ratio: TestRatio | Literal["natural"] = "natural"
-    """The same of the test set, drawn by the same seed, profile and class order; `natural` keeps it whole."""
+    """Imbalance ratio of the test set, drawn by the same seed, profile and class order; `natural` keeps it whole."""
     imbalance: Literal["exp", "step"] = "exp"
     """Profile of the subset: `exp` (exponential decay over the classes) or `step` (the last half is small)."""
     class_order: str = "label"
     """Which classes are large: `label` (the first ones) or `permuted` (drawn by `seed.subset`)."""
     split_file: FilePath | None = None
-    """A .npy or .npz file with the positions of the subset, in place of a drawn one."""
+    """A .npy or .npz file with the positions of the subset, instead of a drawn subset."""
     download: bool = False
     """Whether CIFAR's files may be downloaded into `data.dir`."""
     sampling: str = "natural"
-    """What an epoch serves: `natural`, `balanced`, `class_balanced`, `square_root`, `progressive` or `file`."""
+    """The images of an epoch: `natural`, `balanced`, `class_balanced`, `square_root`, `progressive` or `file`."""
     plan_file: FilePath | None = None
     """For `data.sampling=file`: a .npy file with the positions of an epoch."""
 
     @model_validator(mode="after")
     def _plan_is_used(self) -> Self:
         if self.plan_file is not None and self.sampling != "file":
-            raise LtatError(f"data.plan_file is not used by data.sampling={self.sampling}; set it to file")
+            raise LtatError(f"data.plan_file needs data.sampling=file and it is {self.sampling}; set it to file")
         return self
 
 
@@ -163,24 +163,24 @@ class BalancedSection(Section):
     """The balanced sub-dataset D_B: gamma * n_min images of every class (Cho, Lee, Kim, ICLR 2025)."""
 
     gamma: Positive | Literal["ir/2"] = "ir/2"
-    """Images of each class in D_B over those of the smallest class, above 0; `ir/2` is half the imbalance ratio."""
+    """Images per class of D_B divided by those of the smallest class, above 0; `ir/2` is half the imbalance ratio."""
     resample: Literal["once", "per_epoch"] = "once"
     """When D_B is drawn: `once` or `per_epoch`."""
     remainder: Literal["no_replace", "replace"] = "no_replace"
     """How the last images of a class that is repeated are drawn: `no_replace` or `replace`."""
     partial: Annotated[Quotient, Field(ge=0, le=1)] = 1.0
-    """From the natural counts (0) to D_B (1), linearly; the paper trains on 1."""
+    """Linear interpolation between the natural counts (0) and D_B (1); the paper trains on 1."""
 
 
 class AugmentSection(Section):
     """The augmentation of training images: policy, random crop, flip, Cutout, in this order (docs/data.md)."""
 
     pad: Decided[Natural] = left_out()
-    """Pixels added at each side before the random crop; left out, the data set's usual (4 for CIFAR)."""
+    """Pixels added at each side before the random crop; left out, the data set's usual value (4 for CIFAR)."""
     flip: Decided[bool] = left_out()
-    """Whether images are mirrored with probability 1/2; left out, the data set's usual."""
+    """Whether images are mirrored with probability 1/2; left out, the data set's usual value."""
     pad_mode: Literal["zero", "reflect"] = "zero"
-    """What is padded: `zero` or `reflect`."""
+    """The values of the added pixels: `zero` or `reflect`."""
     policy: str = "none"
     """`none`, `randaugment` (Cubuk et al., 2020) or `autoaugment` (the CIFAR-10 policy; Cubuk et al., 2019)."""
     ra_ops: Annotated[Count, Field(le=MAX_STEPS)] = 2
@@ -188,16 +188,16 @@ class AugmentSection(Section):
     ra_magnitude: Annotated[int, Field(ge=0, le=30)] = 8
     """Magnitude of RandAugment, 0 to 30."""
     cutout: Natural = 0
-    """Side in pixels of the black square of Cutout (DeVries & Taylor, 2017); 0 is without."""
+    """Side in pixels of the black square of Cutout (DeVries & Taylor, 2017); 0 turns it off."""
 
 
 class LoaderSection(Section):
-    """Where the batches come from; the batches themselves do not depend on it."""
+    """The loader of the batches; the batches do not depend on it."""
 
     kind: str = "auto"
     """`resident` (images on the device), `ffcv` (.beton files), `torch` (DataLoader) or `auto`, the first that fits."""
     workers: Natural | Literal["auto"] = "auto"
-    """Processes or threads that read images; `auto` is one less than the cores."""
+    """Processes or threads that read images; `auto` is the number of cores less one."""
     share: Annotated[Quotient, Field(gt=0, le=1)] = 0.25
     """With `auto`: the share of the free device memory that resident images may take, above 0 to 1."""
 
@@ -208,9 +208,9 @@ class ModelSection(Section):
     name: str = "resnet18"
     """Architecture, a name of `ltat.models`: `resnet18`, `wrn34-10`, `preactresnet18` and others."""
     normalize: Literal["none", "train"] = "none"
-    """`train` puts the training set's mean and deviation inside the model; `none` feeds it pixels in [0, 1]."""
+    """`train` normalises by the training set's mean and deviation inside the model; `none` uses pixels in [0, 1]."""
     weights: FilePath | None = None
-    """A saved model to start from, whose own mean and deviation stay inside; left out, random weights."""
+    """A saved model to start from, with its own mean and deviation; left out, random weights."""
     classes_by_name: bool = False
     """Whether the outputs of `model.weights` are permuted where its class names are the data's in another order."""
 
@@ -223,27 +223,27 @@ class AttackSection(Section):
     """The training attack; its norm and radius are also the threat model of evaluation."""
 
     norm: Literal["linf", "l2"] = "linf"
-    """`linf` or `l2`; another norm than the recipe's needs radius and step anew."""
+    """`linf` or `l2`; a norm that differs from the recipe's needs its own radius and step."""
     eps: NonNegative = 8 / 255
     """Radius ε in units of pixels in [0, 1], such as 8/255; at most 1 in `linf`."""
     steps: Annotated[Natural, Field(le=MAX_STEPS)] = 10
-    """Steps K of PGD; 0 trains on the start itself."""
+    """Steps K of PGD; 0 trains on the start of the attack."""
     step_size: NonNegative = 2 / 255
-    """Length a of a step in the units of `attack.eps`, such as 2/255."""
+    """Length of a step in the units of `attack.eps`, such as 2/255."""
     start: str = "gauss"
     """Start of the attack: `gauss` (x + 0.001 N(0, 1)), `uniform`, `uniform_clamp`, `pos_uniform` or `zero`."""
     loss: str = "ce"
-    """What the attack ascends: `ce`, `bsl`, `kl-self` (TRADES), `kl-clean` (RSLAD) or `kl-adv` (AdaAD)."""
+    """The loss that the attack ascends: `ce`, `bsl`, `kl-self` (TRADES), `kl-clean` (RSLAD) or `kl-adv` (AdaAD)."""
     mode: Literal["eval", "train", "train_frozen_stats"] = "eval"
-    """The network during the attack: `eval`, `train` (moves batch norm's statistics) or `train_frozen_stats`."""
+    """Mode of the network in the attack: `eval`, `train` (updates batch-norm statistics) or `train_frozen_stats`."""
     fold: bool = True
     """Whether an attack in mode `eval` runs on a copy with batch norm folded into the convolutions (docs/engine.md)."""
     final_forward: bool = False
-    """Whether an attack in mode `train` ends with a forward of x', as in the codes of Rice et al. and AWP."""
+    """Whether an attack in mode `train` ends with a forward of x', as in the code of Rice et al. and of AWP."""
 
     @classmethod
     def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
-        """As every section, but radius and step of ``below`` go with its norm: they are lengths in that."""
+        """As in every section, but another norm drops radius and step of ``below``, which are lengths in its norm."""
         norms = [tree.get("norm", cls.model_fields["norm"].default) for tree in (below, {**below, **given})]
         if norms[0] != norms[1]:
             below = {name: value for name, value in below.items() if name not in (*LENGTHS, "step")}  # its former name
@@ -258,7 +258,7 @@ class AttackSection(Section):
         if self.norm != "linf" and left_out:
             raise LtatError(
                 f"attack.norm={self.norm} needs {' and '.join(f'attack.{name}' for name in left_out)} in that norm, "
-                "and the usual ones are of linf; give for example attack.eps=128/255 and attack.step_size=15/255"
+                "because the defaults are for linf; give for example attack.eps=128/255 and attack.step_size=15/255"
             )
         return self
 
@@ -275,52 +275,52 @@ class OptimSection(Section):
     wd: Annotated[NonNegative, Field(le=1)] = 5e-4
     """Weight decay, 0 to 1."""
     wd_skip_bn: bool = False
-    """Whether biases and batch norm's parameters are left without weight decay."""
+    """Whether biases and batch norm's parameters have no weight decay."""
 
 
 class ScheduleSection(Section):
     """The learning rate over the epochs."""
 
     kind: str = "multistep"
-    """`multistep`, `cosine`, `constant` or `compounding` (as RoBal's code: the factor again in every epoch)."""
+    """`multistep`, `cosine`, `constant` or `compounding` (as in RoBal's code: the factor again in every epoch)."""
     milestones: tuple[Positive, ...] = (0.75, 0.9)
-    """Epochs in which the rate drops: up to 1 a share of the epochs, above 1 an epoch."""
+    """Epochs in which the rate drops: up to 1 a share of all epochs, above 1 an epoch."""
     milestone_base: Literal[0, 1] = 1
     """1: the rate drops in the milestone's epoch, counted from 1; 0: after that many completed epochs."""
     factor: Annotated[Quotient, Field(gt=0, le=1)] = 0.1
-    """What multiplies the rate at a milestone, above 0 to 1."""
+    """Factor on the rate at a milestone, above 0 to 1."""
     warmup: Natural = 0
-    """Epochs over which the rate first rises linearly."""
+    """Number of epochs (not a share) over which the rate first rises linearly."""
 
 
 class AverageSection(Section):
-    """An average of the weights, which is validated, saved and reported in place of the raw ones."""
+    """An average of the weights, which is validated, saved and reported instead of the raw weights."""
 
     kind: Literal["none", "ema", "swa"] = "none"
     """`none`, `ema` (over steps; Tarvainen & Valpola, 2017) or `swa` (over ends of epochs; Izmailov et al., 2018)."""
     decay: Annotated[Quotient, Field(ge=0, lt=1)] = 0.999
-    """Of `ema`: what the average keeps at a step, from 0 to below 1."""
+    """For `ema`: the share of the average that a step keeps, from 0 to below 1."""
     start: NonNegative = 0.0
-    """First epoch of the average: up to 1 a share of the epochs, above 1 an epoch."""
+    """First epoch of the average: up to 1 a share of all epochs, above 1 an epoch."""
     bn: Literal["average", "copy", "recompute"] = "average"
     """Batch norm's statistics: `average` them too, `copy` the raw network's, or `recompute` them after each epoch."""
 
 
 class TrainSection(Section):
-    """Length and batches of training, and how it runs on the machine."""
+    """Length and batches of training, device and precision."""
 
     epochs: Epochs = 100
-    """Epochs, 1 or more."""
+    """Number of epochs, 1 or more."""
     batch_size: Count = 128
     """Images in a batch."""
     drop_last: bool = True
-    """Whether a smaller last batch of an epoch is left out."""
+    """Whether a smaller last batch of an epoch is dropped."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the network body: `fp32`, `bf16` or `fp16`; images, logits and losses stay fp32."""
+    """Precision of the network body: `fp32`, `bf16` or `fp16`; images, logits and losses stay fp32."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or a device such as `cuda:1`."""
     deterministic: bool = False
-    """Whether torch's deterministic algorithms are used."""
+    """Whether torch uses only deterministic algorithms."""
     compile: bool = False
     """Whether the network body runs through `torch.compile`."""
     graph: bool | Literal["auto"] = "auto"
@@ -335,7 +335,7 @@ class SelectSection(Section):
     metric: Decided[str] = left_out()
     """An attack of `ltat.evaluate`; left out, `pgd10` on held-out images and `pgd20` on the test set."""
     every: Count = 1
-    """Epochs between two candidates; the last epoch is always one."""
+    """Number of epochs from one candidate to the next; the last epoch is always a candidate."""
     from_epoch: Count = Field(default=1, alias="from")
     """The first epoch that is a candidate."""
     holdout: Annotated[Quotient, Field(gt=0, lt=1)] = 0.05
@@ -343,27 +343,27 @@ class SelectSection(Section):
 
 
 class EvalSection(Section):
-    """The evaluation on the test set that ends a run."""
+    """The evaluation on the test set at the end of a run."""
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
-    """What is measured: `clean`, `pgdK`, `cwK`, `lsaK`, `tenfoldK`, `autoattack` (docs/evaluation.md)."""
+    """The attacks: `clean`, `pgdK`, `cwK`, `lsaK`, `tenfoldK`, `autoattack` (docs/evaluation.md)."""
     n_examples: Count | Literal["all"] = "all"
-    """Test images to use, the same of every class first, or `all`."""
+    """Number of test images, as evenly from all classes as possible, or `all`."""
     batch_size: Count = 256
     """Images in a batch of evaluation."""
     tau: NonNegative = 0.0
-    """Post-hoc adjustment: logits z − τ log(n/N), in the selection of the best checkpoint too; 0 is without."""
+    """τ of the logits z − τ log(n/N), also in the selection of the best checkpoint; 0 turns the adjustment off."""
 
 
 class SeedSection(Section):
-    """The seeds, apart from each other, each from 0 to 2³² − 1."""
+    """The seeds, independent of each other, each from 0 to 2³² − 1."""
 
     subset: Seed = 0
-    """Of the long-tailed subset; 0 is the published one on CIFAR."""
+    """Seed of the long-tailed subset; 0 is the published one on CIFAR."""
     db: Decided[Seed] = left_out()
-    """Of the balanced sub-dataset D_B; left out, as `seed.subset`."""
+    """Seed of the balanced sub-dataset D_B; left out, that of `seed.subset`."""
     train: Seed = 0
-    """Of weights, order, augmentation and attacks."""
+    """Seed of weights, order, augmentation and attacks."""
 
 
 class BslSection(Section):
@@ -377,9 +377,9 @@ class AwpSection(Section):
     """Adversarial weight perturbation, for any method (Wu et al., NeurIPS 2020)."""
 
     gamma: Annotated[NonNegative, Field(le=1)] = 0.0
-    """Size of the perturbation relative to the weights, 0 to 1; 0 is without."""
+    """Size of the perturbation relative to the weights, 0 to 1; 0 turns it off."""
     warmup: Natural = 0
-    """First epochs without it."""
+    """Number of first epochs (not a share) without the perturbation."""
 
 
 class RadiusSection(Section):
@@ -388,7 +388,7 @@ class RadiusSection(Section):
     share: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
     """α of the paper, 0 to 1: how much of the radius depends on the class; 0 is one radius for all."""
     ramp_share: Annotated[Quotient, Field(ge=0, le=1)] = 0.0
-    """β_r of the paper: the share of the epochs over which the radii grow from 0; 0 is without."""
+    """β_r of the paper: the share of all epochs over which the radii grow from 0; 0 turns the ramp off."""
 
 
 class LossSection(Section):
@@ -397,15 +397,15 @@ class LossSection(Section):
     cls: str = "ce"
     """`ce`, `bsl` (balanced softmax), `ldam-drw`, `cb` (class-balanced) or `focal`."""
     margin: NonNegative = 0.5
-    """Of `ldam-drw`: the margin of the rarest class, between cosines."""
+    """For `ldam-drw`: the margin of the rarest class, between cosines."""
     scale: Positive = 30.0
-    """Of `ldam-drw`: s, by which the cosines are multiplied."""
+    """For `ldam-drw`: s, the factor on the cosines."""
     drw: Annotated[Quotient, Field(ge=0, le=1)] = 160 / 200
-    """Of `ldam-drw`: the share of the epochs before classes are re-weighted, 0 to 1."""
+    """For `ldam-drw`: the share of all epochs before classes are re-weighted, 0 to 1."""
     beta: Annotated[Quotient, Field(ge=0, lt=1)] = 0.9999
-    """Of `ldam-drw` and `cb`: β of the effective number of images, from 0 to below 1 (Cui et al., CVPR 2019)."""
+    """For `ldam-drw` and `cb`: β of the effective number of images, from 0 to below 1 (Cui et al., CVPR 2019)."""
     gamma: NonNegative = 2.0
-    """Of `focal`: γ, 0 or more (Lin et al., ICCV 2017)."""
+    """For `focal`: γ, 0 or more (Lin et al., ICCV 2017)."""
 
 
 class RunConfig(Section):
@@ -429,7 +429,7 @@ class RunConfig(Section):
     seed: SeedSection = SeedSection()
 
     def by_dataset(self, usual: "DatasetSpec") -> Tree:
-        """What each setting is that is left out and that the data set or another setting decides, by dotted name."""
+        """Values by dotted name for settings that were left out and that the data set or another setting decides."""
         return {
             "data.imbalance_ratio": "natural" if self.data.split_file else usual.default_ratio,
             "aug.pad": usual.pad,
@@ -439,9 +439,9 @@ class RunConfig(Section):
         }
 
     def by_method(self, num_classes: int) -> Tree:
-        """What each setting of the method is that is left out, for that many classes, by dotted name.
+        """Values by dotted name for settings that were left out and that the method decides, for ``num_classes``.
 
-        A method's class adds its own.
+        A method's class adds its own values.
         """
         del num_classes
         return {}

@@ -1,4 +1,4 @@
-"""Settings as TOML: a file or text to a tree, and settings to text."""
+"""Settings as TOML: reading a file or text, and writing settings."""
 
 import tomllib
 from pathlib import Path
@@ -10,7 +10,7 @@ from ltat.errors import LtatError
 from ltat.files import read_text
 
 DEEPEST = 8
-"""Tables and lists in each other; settings lie two deep, those of a recipe four."""
+"""The deepest nesting of tables and lists; settings have two levels, a file of recipes four."""
 _LARGEST = 1 << 20  # bytes of a settings file; the largest file of recipes has a few thousand
 
 
@@ -18,7 +18,7 @@ def from_toml(path: Path) -> Tree:
     """Read a TOML file.
 
     Raises:
-        LtatError: the file cannot be read or is no TOML that settings can be written in.
+        LtatError: the file cannot be read or is not TOML.
     """
     try:
         return parsed_toml(read_text(path, _LARGEST))
@@ -33,7 +33,7 @@ def parsed_toml(text: str) -> Tree:
     """Read TOML text.
 
     Raises:
-        ValueError: it is no TOML, holds a whole number of more than 64 bits, or is nested deeper than settings are.
+        ValueError: the text is not TOML, has a whole number of more than 64 bits, or is nested too deep.
     """
     too_deep = ValueError(f"it is nested more than {DEEPEST} deep")
     too_long = ValueError("it holds a whole number of more than 64 bits")
@@ -58,5 +58,5 @@ def _values(value: object) -> list[object]:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The settings as TOML; what is ``None`` is left out, since TOML has no word for it."""
+    """The settings as TOML; ``None`` is left out, because TOML cannot express it."""
     return tomli_w.dumps(config.model_dump(exclude_none=True, by_alias=True, mode="json"))

@@ -2,8 +2,9 @@
 
     z_c - tau * log pi_c,    pi_c = n_c / N
 
-with z the network's logits and n_c the training images of class c. It takes the long-tailed prior out of a network
-that was trained on it; one whose loss (balanced softmax) or sampling has done so already would be corrected twice.
+with z the network's logits and n_c the number of training images of class c. It removes the long-tailed prior from a
+network that was trained on it. A network whose loss (balanced softmax) or sampling corrects for the prior would be
+corrected twice.
 """
 
 import math
@@ -19,10 +20,10 @@ from ltat.errors import LtatError
 from ltat.models import CosineClassifier
 
 CORRECTED_TWICE = (
-    "the logits are adjusted by the training prior and training had made up for it already, by its loss or its "
+    "the logits are adjusted by the training prior, and training has corrected for it too, by its loss or its "
     "sampling: it is corrected twice"
 )
-"""The flag of an adjusted evaluation of such a checkpoint."""
+"""The flag of an adjusted evaluation of a checkpoint whose training corrected for the prior."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Adjustment:
 
     Attributes:
         tau: strength, at least 0; 1 removes the whole prior.
-        train_counts: images of each class that the network was trained on, [C], each at least 1.
+        train_counts: number of training images of each class, [C], each at least 1.
 
     Raises:
         LtatError: a value out of range.
@@ -55,15 +56,15 @@ class Adjustment:
         return (-self.tau * (counts / counts.sum()).log()).float()
 
     def to_json(self) -> dict[str, Any]:
-        """For the report."""
+        """The entry of the report."""
         return {"tau": float(self.tau), "train_counts": [int(n) for n in self.train_counts]}
 
 
 class LogitAdjusted(nn.Module):
-    """``model`` in ``precision``, its logits adjusted in full precision.
+    """``model`` in ``precision``, with its logits adjusted in full precision.
 
     Raises:
-        LtatError: the model adjusts its logits itself, as RoBal's does with tau_p.
+        LtatError: the model already adjusts its logits, as RoBal's does with tau_p.
     """
 
     def __init__(self, model: nn.Module, adjustment: Adjustment, precision: str = "fp32") -> None:

@@ -1,4 +1,4 @@
-"""The attacks an evaluation knows by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``autoattack``.
+"""The attacks of an evaluation, by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``autoattack``.
 
 To add one, write an ``Attack`` and enter it in ``ATTACKS``; another loss for PGD is one line in ``PGD_LOSSES``.
 """
@@ -29,20 +29,20 @@ from ltat.units import MAX_STEPS
 
 OnProgress = Callable[[str, int, int], None]
 START = "uniform"
-LSA_SPREAD = 10.0  # the least likely class then has a probability of e^-10, which fp32 holds beside 1
+LSA_SPREAD = 10.0  # the least likely class then has a probability of about e^-10, which fp32 can add to 1
 
 
 @dataclass(frozen=True, eq=False)
 class AttackInputs:
-    """What every attack of an evaluation receives.
+    """The inputs of every attack of an evaluation.
 
     Attributes:
-        network: the classifier in its precision; keeps its working copy from attack to attack.
-        split: images uint8 [N, H, W, ch], where pixel value v stands for v / 255, and labels int64 [N].
+        network: the classifier in its precision; all attacks share its working copy.
+        split: images uint8 [N, H, W, ch], where pixel value v means v / 255, and labels int64 [N].
         threat: the threat model.
-        batch_size: images at once.
+        batch_size: images in a batch.
         seed: of every random start.
-        state_dir: folder in which a long attack keeps its state, or None.
+        state_dir: folder in which a long attack saves its state, or None.
         on_progress: called as (stage, done, total).
     """
 
@@ -56,7 +56,7 @@ class AttackInputs:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """The device of the network."""
         return next(self.network.parameters(), torch.empty(0)).device
 
     @property
@@ -93,7 +93,7 @@ class Outcome:
     Attributes:
         correct: bool [N], correct before and after the attack.
         settings: of the attack, for the report.
-        flags: what one must know before quoting the number, one sentence each.
+        flags: warnings to check before quoting the number, one sentence each.
     """
 
     correct: np.ndarray
@@ -112,8 +112,8 @@ def as_tensor(images: np.ndarray) -> Tensor:
 def predict(network: StepNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Which images are classified correctly, and which have finite logits: two bool [B].
 
-    An image whose logits are not finite counts as wrong: NaN compares false to everything, so its class would be
-    an accident.
+    An image whose logits are not finite counts as wrong: NaN compares false with everything, so its class would be
+    arbitrary.
     """
     with attack_mode(network, "eval"), torch.inference_mode():
         logits = network(x)
@@ -127,7 +127,7 @@ def clean(inputs: AttackInputs) -> Outcome:
 
 
 def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: float | None = None) -> Outcome:
-    """PGD from a uniform start, model in eval mode, on the images that are correct before the attack.
+    """PGD from a uniform start, with the model in eval mode, on the images that are correct before the attack.
 
     K = ``steps`` steps of ``step_size``, which is ε/4 if None.
     """
@@ -148,7 +148,7 @@ def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: f
             generator=generator,
             precision=inputs.network.precision,
         )
-        # A NaN gradient makes a NaN image, which is neither an adversarial example nor evidence of robustness.
+        # A NaN gradient gives a NaN image, which is neither an adversarial example nor evidence of robustness.
         illegal = ~inputs.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
         survived, finite = predict(inputs.network, x_adv, y)
         correct[batch] = (survived | illegal).cpu().numpy()
@@ -171,7 +171,7 @@ def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float |
 
 
 def _zero_gradients(inputs: AttackInputs, x: Tensor, y: Tensor) -> int:
-    """How many images have a cross-entropy gradient of exactly zero: PGD cannot leave them, other attacks may."""
+    """The number of images whose cross-entropy gradient is exactly zero: PGD cannot move them, other attacks may."""
     with attack_mode(inputs.network, "eval"), torch.inference_mode(False), torch.enable_grad():
         leaf, y = x.clone().requires_grad_(True), y.clone()  # neither can be a tensor of inference mode
         loss = F.cross_entropy(inputs.network(leaf), y, reduction="sum")
@@ -181,7 +181,7 @@ def _zero_gradients(inputs: AttackInputs, x: Tensor, y: Tensor) -> int:
 
 def auto_attack(inputs: AttackInputs) -> Outcome:
     """AutoAttack ``standard`` on all images; see ``ltat.attacks.autoattack``."""
-    from ltat.attacks.autoattack import autoattack  # noqa: PLC0415  (its package is needed here alone)
+    from ltat.attacks.autoattack import autoattack  # noqa: PLC0415  (only this attack needs its package)
 
     correct = inputs.correct.copy()
     attacked = np.flatnonzero(correct)
@@ -204,9 +204,9 @@ def auto_attack(inputs: AttackInputs) -> Outcome:
 
 
 def ce_of_spread(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-    """Cross-entropy of each image's logits scaled to lie :data:`LSA_SPREAD` apart, the scale a constant: [B].
+    """Cross-entropy of each image's logits, scaled by a constant to a range of :data:`LSA_SPREAD`: [B].
 
-    The same for c·logits with any c > 0, so that softmax is never saturated by their size.
+    It is the same for c·logits with any c > 0, so that large logits do not saturate softmax.
     """
     below = logits - logits.amax(1, keepdim=True)
     spread = -below.detach().amin(1, keepdim=True)
@@ -214,7 +214,7 @@ def ce_of_spread(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
 
 
 def ce_of_tenfold(logits: Tensor, y: Tensor, x_adv: Tensor) -> Tensor:
-    """Cross-entropy of ten times the logits, [B]: the probe of AT-BSL's code, to compare with its figures alone."""
+    """Cross-entropy of ten times the logits, [B]: the LSA of AT-BSL's code, only for comparison with its figures."""
     return cross_entropy(10 * logits, y, x_adv)
 
 
@@ -224,29 +224,29 @@ PGD_LOSSES: dict[str, tuple[str, Objective]] = {
     "lsa": (f"ce of logits {LSA_SPREAD:g} apart", ce_of_spread),
     "tenfold": ("ce of 10·logits", ce_of_tenfold),
 }
-"""Attacks whose names end in the number of steps: what the loss is called, and the loss."""
+"""Attacks whose names end in the number of steps: the name of the loss in reports, and the loss."""
 
 ATTACKS: dict[str, Attack] = {"clean": clean, "autoattack": auto_attack}
 
 
 def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[int, ...]) -> list[str]:
-    """What these attacks will leave out on that many classes and images of ``size`` (height, width), in words.
+    """Lines on the stages that these attacks leave out, for ``num_classes`` and images of ``size`` (height, width).
 
     Raises:
         ModuleNotFoundError: an attack needs a package that is not installed.
     """
     if "autoattack" not in attacks:
         return []
-    from ltat.attacks import official  # noqa: PLC0415  (its package is needed here alone)
+    from ltat.attacks import official  # noqa: PLC0415  (only this attack needs its package)
 
     runs = ", ".join(official.possible_stages(num_classes, norm, size))
     return [f"autoattack: {line}; it runs {runs}" for line in official.left_out(num_classes, norm, size)]
 
 
 def parse_attack(name: str, threat: ThreatModel = LINF_8, values: int | None = None) -> Attack:
-    """The attack of a name such as ``"clean"``, ``"pgd20"`` or, with another step size than ε/4, ``"pgd20@1/255"``.
+    """The attack called ``"clean"``, ``"pgd20"`` or, with another step size than ε/4, ``"pgd20@1/255"``.
 
-    Where the images are known, ``values`` is how many numbers one holds, ch·H·W: it bounds a step in ℓ2.
+    ``values`` is the number of values of an image, ch·H·W, if it is known: it bounds a step in ℓ2.
 
     Raises:
         LtatError: unknown name, steps missing, out of place or too many, or a step wider than the threat model's box.
@@ -266,7 +266,7 @@ def parse_attack(name: str, threat: ThreatModel = LINF_8, values: int | None = N
 
 
 def _quotient(numerator: str, denominator: str) -> float:
-    """The step; 0 where it is none."""
+    """The step size; 0 if the text is not a number."""
     try:
         return float(numerator) / float(denominator)
     except (ValueError, ZeroDivisionError):

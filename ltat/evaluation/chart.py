@@ -9,15 +9,15 @@ import numpy as np
 from ltat.evaluation.groups import FEW_BELOW, MANY_ABOVE, class_groups
 from ltat.files import replacing
 
-COLOURS = {"many": "#4477aa", "medium": "#ccbb44", "few": "#ee6677"}  # apart for colour-blind readers too
+COLOURS = {"many": "#4477aa", "medium": "#ccbb44", "few": "#ee6677"}  # distinct for colour-blind readers too
 MEANING = {"many": f"above {MANY_ABOVE}", "medium": f"{FEW_BELOW} to {MANY_ABOVE}", "few": f"below {FEW_BELOW}"}
 NAMED_CLASSES = 20
 
 
 def write_counts_chart(path: Path, counts: np.ndarray, class_names: Sequence[str], title: str) -> None:
-    """Write a PNG of the training images per class, coloured by group, the tail outlined.
+    """Write a PNG of the training images per class, coloured by group, with the tail outlined.
 
-    Up to 20 classes have their name and number beside the bar; more have their class number only.
+    Up to 20 classes are labelled with name and number of images; more than 20 only with their index.
 
     Args:
         path: the file.
@@ -26,7 +26,7 @@ def write_counts_chart(path: Path, counts: np.ndarray, class_names: Sequence[str
         title: above the chart.
 
     Raises:
-        LtatError: the place cannot be written.
+        LtatError: the file cannot be written.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  (an optional package)
 

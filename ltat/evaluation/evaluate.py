@@ -1,4 +1,4 @@
-"""Evaluating a model: clean and under attack, overall and for the rare classes."""
+"""Evaluating a model, clean and under attack, overall and for the rare classes."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,28 +49,28 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy of ``model`` on ``data``, clean and under each attack.
 
-    Robust means correct before and after the attack, so no robust accuracy can exceed the clean one. The model
-    runs in eval mode and is restored. If one of several attacks raises, it has no figure, and a flag gives the reason.
+    Robust means correct before and after the attack, so robust accuracy cannot exceed clean accuracy. The model runs in
+    eval mode and is restored. If one of several attacks raises, it has no figure, and a flag states the reason.
 
     Args:
         model: images fp32 [B, ch, H, W] in [0, 1] → logits [B, C].
-        data: a split, or a dataset, of which the test split is taken and, unless given, the training counts.
+        data: a split, or a dataset; a dataset's test split is used, and its training counts unless they are given.
         attacks: one or several names such as ``clean``, ``pgd20``, ``autoattack``; see ``ltat.evaluation.attacks``.
         threat: norm, ε and box of every attack.
         train_counts: training images per class [C], which define tail, many, medium and few.
-        adjust: post-hoc logit adjustment, inside the network that is attacked; none if None or of tau 0.
-        n_examples: evaluate that many images, classes as even as they allow; all if None.
-        batch_size: images at once.
+        adjust: post-hoc logit adjustment, inside the network that is attacked; none if None or if its tau is 0.
+        n_examples: number of images to evaluate, as evenly from all classes as possible; all if None.
+        batch_size: images in a batch.
         seed: of every random start.
-        device: where to run; the model's own if None. The model is moved there, and stays.
+        device: where to run; the model's device if None. The model is moved there and not moved back.
         precision: of the network body, ``"fp32"``, ``"bf16"`` or ``"fp16"``.
         name: of the model, for the report; its class if empty.
-        state_dir: folder in which AutoAttack keeps finished batches, so that an interrupted run can go on.
-        on_progress: called as (stage, images done, images in all).
+        state_dir: folder in which AutoAttack saves finished batches, so that an interrupted run can continue.
+        on_progress: called as (stage, images done, all images).
 
     Raises:
-        LtatError: an unknown attack; a setting out of range; a model of other classes (``ltat.models.order_classes``
-            maps named ones), or one that adjusts its logits itself where ``adjust`` is given.
+        LtatError: an unknown attack, a setting out of range, a model with other classes
+            (``ltat.models.order_classes`` maps named ones), or a model that already adjusts its logits with ``adjust``.
     """
     _check_settings(threat, precision, device)
     batch_size, seed = as_whole("batch_size", batch_size, 1), as_seed(seed)
@@ -88,7 +88,7 @@ def evaluate(
 
 
 class _Images(NamedTuple):
-    """The images to evaluate on, and what else the evaluation needs of their dataset."""
+    """The images to evaluate, and the properties of their dataset that the evaluation needs."""
 
     split: Split
     dataset: str
@@ -103,9 +103,9 @@ def _resolve(data: Split | Dataset, counts: Sequence[int] | np.ndarray | None, n
     split, dataset = (data, "") if isinstance(data, Split) else (data.test, data.name)
     if counts is None and isinstance(data, Dataset):
         counts = data.train.counts
-    class_groups(split.num_classes, counts)  # unfit counts must not wait until the attacks are through
+    class_groups(split.num_classes, counts)  # refuses wrong counts before the attacks run
     names = data.class_names or split.class_names
-    if isinstance(split.images, np.ndarray) and len(split) > 1:  # a single image may well be of one colour
+    if isinstance(split.images, np.ndarray) and len(split) > 1:  # a single image may have one colour
         check_pixels(split.images, "evaluated")
     if n_examples is not None:
         n_examples = as_whole("n_examples", n_examples, 1)
@@ -140,7 +140,7 @@ def _evaluated(
 
 
 def _check_logits(inputs: AttackInputs) -> None:
-    """Run the network on one image, before anything long."""
+    """Run the network on one image before the attacks."""
     _, x, _ = next(inputs.batches(np.arange(1)))
     with attack_mode(inputs.network, "eval"):
         shape = tuple(trial_logits(inputs.network, x, "the model").shape)
@@ -158,7 +158,7 @@ def _attack(inputs: AttackInputs, chosen: dict[str, Attack]) -> tuple[dict[str, 
     for attack, run in chosen.items():
         try:
             outcomes[attack] = run(inputs)
-        except Exception as error:  # whatever it is, it must not cost hours of other attacks
+        except Exception as error:  # no error of one attack may lose the results of the others
             if len(chosen) == 1:
                 raise
             failed[attack] = str(error).partition("\n")[0] or type(error).__name__

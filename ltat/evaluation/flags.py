@@ -1,4 +1,4 @@
-"""What one must know before quoting the figures of an evaluation, one sentence each."""
+"""The flags of an evaluation: warnings to check before quoting its figures, one sentence each."""
 
 from ltat.data.split import Dataset, Split
 from ltat.evaluation.attacks import AttackInputs, Outcome
@@ -8,7 +8,7 @@ SELECTED_ON_TEST = "the best checkpoint was selected on the test set, as the pap
 
 
 def attack_flags(outcomes: dict[str, Outcome], failed: dict[str, str]) -> list[str]:
-    """The flags of each attack, and of attacks that contradict each other; ``failed`` has the reasons by attack."""
+    """The flags of each attack, and of attacks that contradict each other; ``failed`` maps attacks to reasons."""
     flags = [f"{attack}: broke off and has no figure ({reason})" for attack, reason in failed.items()]
     flags += [f"{attack}: {flag}" for attack, outcome in outcomes.items() for flag in outcome.flags]
     return flags + _contradictions(outcomes)

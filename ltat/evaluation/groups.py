@@ -1,4 +1,4 @@
-"""Which classes are tail, many, medium and few, by their training images."""
+"""The groups of classes by their number of training images: tail, many, medium and few."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ FEW_BELOW = 20
 def class_groups(num_classes: int, train_counts: Sequence[int] | np.ndarray | None) -> dict[str, np.ndarray | None]:
     """The classes of each group as a mask, bool [C]; None for every group if the counts are unknown.
 
-    tail: the ceil(C / 10) classes with the fewest training images (of equal ones the later label), which is the
-    last class of CIFAR-10-LT and the last ten of CIFAR-100-LT. many: more than 100 training images; medium: 20 to
-    100; few: fewer than 20.
+    tail: the ceil(C / 10) classes with the fewest training images (the later label first among equal counts), which
+    is the last class of CIFAR-10-LT and the last ten of CIFAR-100-LT. many: more than 100 training images; medium: 20
+    to 100; few: fewer than 20.
 
     Raises:
         LtatError: counts of another number of classes, or negative.

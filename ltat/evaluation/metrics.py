@@ -1,4 +1,4 @@
-"""Accuracies of a classifier from which images it gets right. Pure functions, in percent."""
+"""Accuracies in percent, computed from the mask of correctly classified images."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -10,12 +10,12 @@ from ltat.evaluation.groups import class_groups
 
 
 def accuracy(correct: np.ndarray) -> float | None:
-    """Share of correct images of ``correct`` (bool [N]) in percent; None for no image."""
+    """The share of true values of ``correct`` (bool [N]) in percent; None without images."""
     return 100.0 * float(correct.mean()) if len(correct) else None
 
 
 def class_accuracies(correct: np.ndarray, labels: np.ndarray, num_classes: int) -> list[float | None]:
-    """Accuracy of each class in percent; None for a class without images.
+    """The accuracy of each class in percent; None for a class without images.
 
     Args:
         correct: bool [N].
@@ -26,7 +26,7 @@ def class_accuracies(correct: np.ndarray, labels: np.ndarray, num_classes: int) 
 
 
 def balanced_accuracy(per_class: Sequence[float | None]) -> float | None:
-    """Mean accuracy of the classes that have images (BA, and BR on adversarial images; TAET, 2025)."""
+    """The mean accuracy of the classes that have images (BA, and BR on adversarial images; TAET, 2025)."""
     present = [value for value in per_class if value is not None]
     return fmean(present) if present else None
 

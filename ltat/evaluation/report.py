@@ -32,9 +32,9 @@ class Evaluation:
         num_classes: C.
         train_counts: training images per class [C], or None.
         outcomes: by attack name, in the order asked for: which images stayed correct, settings, flags.
-        flags: every flag, each with the attack it belongs to.
+        flags: all flags, each with the name of its attack.
         adjust: the logit adjustment of the network, or None.
-        failed: the attacks that raised, by name, each with its error; they have no figure.
+        failed: maps the names of the attacks that raised to their errors; they have no figure.
     """
 
     model: str
@@ -76,9 +76,9 @@ class Evaluation:
 
 
 def render_table(evaluations: Sequence[Evaluation]) -> Table:
-    """One row per attack and model, models under each other so that they compare; flags below.
+    """A table with one row per attack and model, grouped by attack, and the flags below.
 
-    A dash stands for a group without images, or unknown because the training counts are.
+    A dash marks a group that has no images, or that is unknown because the training counts are.
     """
     table = Table(
         title="Accuracy in percent",
@@ -90,7 +90,7 @@ def render_table(evaluations: Sequence[Evaluation]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("attack", no_wrap=True)
-    table.add_column("model", overflow="fold")  # what is too long goes on below; no figure ever gives way to a name
+    table.add_column("model", overflow="fold")  # a long name is wrapped, so that no figure is cut off
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for attack in dict.fromkeys(name for evaluation in evaluations for name in evaluation.outcomes):
@@ -119,4 +119,4 @@ def _adjusted(evaluation: Evaluation) -> str:
 def _caption(evaluations: Sequence[Evaluation]) -> Text:
     lines = [f"{len(e.labels)} images, {e.threat.norm} eps {e.threat.eps:.4g}{_adjusted(e)}" for e in evaluations]
     flags = [f"! {evaluation.model}: {flag}" for evaluation in evaluations for flag in evaluation.flags]
-    return Text("\n".join([*dict.fromkeys(lines), *flags]))  # not a string, whose brackets rich would read
+    return Text("\n".join([*dict.fromkeys(lines), *flags]))  # not a string, in which rich would interpret brackets

@@ -116,11 +116,6 @@ def test_every_recipe_of_the_package_is_valid(name: str):
     assert load(recipe=name).method in METHODS
 
 
-def test_an_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(LtatError, match="demo/digits-at-bsl"):
-        load(recipe="nothing")
-
-
 def test_a_broken_settings_file_says_where(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("a = = 1")

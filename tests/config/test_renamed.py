@@ -67,5 +67,5 @@ def test_a_shared_step_size_under_its_former_name_goes_with_the_norm_too(tmp_pat
 def test_the_command_line_says_the_new_name_in_one_line():
     done = CliRunner().invoke(main, ["train", "--dataset", "digits", "--set", "lr.factor=0.5", "--show-config"])
     assert done.exit_code == 0, done.output
-    assert "warning: lr is now schedule; the former name goes with the next version\n" in done.stderr
+    assert "warning: lr is now schedule; the next version removes the former name\n" in done.stderr
     assert "[schedule]" in done.stdout and "[lr]" not in done.stdout
