@@ -121,7 +121,7 @@ def bench_options(
 def keep_freed_memory() -> None:
     """Let glibc keep what a candidate frees, so that its temporaries do not go to the system and come back.
 
-    That costs the eager candidates several times their arithmetic on some machines, and is no matter of the operation.
+    On some machines that costs the eager candidates several times their arithmetic; it is not part of the operation.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -213,9 +213,9 @@ def best_compiled(
     modes: tuple[str, ...] = MODES,
     comparison: Callable[..., dict[str, Spread]] = compare,
 ) -> Run:
-    """What ``build(compile)`` gives with the mode of ``torch.compile`` that is the quickest by ``comparison``.
+    """The result of ``build(compile)`` with the mode of ``torch.compile`` that is the fastest by ``comparison``.
 
-    Shapes are compiled in as numbers, and what an earlier case compiled is forgotten: neither may slow this one.
+    Shapes are compiled as constants, and the compiled code of earlier cases is discarded, so that neither slows this.
     """
     torch.compiler.reset()
     chosen = modes_to_try(device, modes)
@@ -299,7 +299,7 @@ def write_rows(
 
 
 def results_folder() -> Path:
-    """Where the rows go."""
+    """The folder of the rows."""
     return Path(os.environ.get(RESULTS_VARIABLE) or RESULTS)
 
 

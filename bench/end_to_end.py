@@ -26,8 +26,8 @@ from bench._training import (
 )
 from ltat.data import load_dataset
 
-EPOCHS = 1000  # more than will be asked for: a stage of a bench never reaches its end
-TRIALS = 2  # epochs: every one has steps enough to be recorded, and the second records again
+EPOCHS = 1000  # more than a bench runs, so that its stage never ends
+TRIALS = 2  # epochs: each has enough steps to be captured, and the second is captured again
 
 
 def digits(device: torch.device) -> Workload:
@@ -47,7 +47,7 @@ def ltat_epochs(workload: Workload, settings: tuple[str, ...]) -> Run:
 
 
 def cpu_candidates(workload: Workload) -> dict[str, Run]:
-    """Everyone."""
+    """All candidates."""
 
     def compiled(compile) -> Run:
         return plain_epochs(workload, 0, compile)

@@ -1,6 +1,6 @@
 """docs/performance.md and the README's table, from the rows of bench/results. Run: python -m bench.report.
 
-Nothing is typed into either by hand: what the benches are is their docstrings, what they are to reach bench/targets.py.
+Neither is edited by hand: the descriptions are the benches' docstrings, and the targets are those of bench/targets.py.
 """
 
 import ast
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- from bench/results: python -m bench.report -->", "<!-- to here -->"
-BASELINES = ("plain", "eager", "dataloader-v2", "import torch", "twin")  # a table's ratios are to the first it has
+BASELINES = ("plain", "eager", "dataloader-v2", "import torch", "twin")  # a table's ratios refer to the first it has
 INTRO = """# Performance
 
 Every number here stands as a row in `bench/results`, with its machine, versions and commit; this page is generated from
@@ -80,7 +80,7 @@ def verdict(target: Target, measured: dict[str, list[Measured]]) -> str:
 
 
 def find(target: Target, measured: dict[str, list[Measured]]) -> Measured | None:
-    """The newest rows that tell the target's number."""
+    """The newest rows with the candidates of a target."""
     fitting = [
         case
         for case in measured.get(target.bench, [])
@@ -93,7 +93,7 @@ def find(target: Target, measured: dict[str, list[Measured]]) -> Measured | None
 
 
 def bench_part(name: str, cases: Sequence[Measured]) -> str:
-    """One bench: what its docstring says, and a table per machine."""
+    """The part of one bench: its docstring, and a table per machine."""
     described = ast.get_docstring(ast.parse((ROOT / "bench" / f"{name}.py").read_text())) or ""
     parts = [f"## {name}\n\n{described}\n"]
     for machine, group in grouped(cases, machine_line).items():
@@ -105,7 +105,7 @@ def bench_part(name: str, cases: Sequence[Measured]) -> str:
 
 
 def machine_line(case: Measured) -> str:
-    """Where and when a case was measured, and the command that repeats it."""
+    """The machine and date of a measurement, and the command that repeats it."""
     row = case.first
     device = " --device cuda" if row.on_gpu else ""
     threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
@@ -130,12 +130,12 @@ def case_rows(case: Measured) -> list[list[str]]:
 
 
 def speed(row: Row, base: Row) -> float:
-    """How many times better than the baseline; below 1 is worse."""
+    """The ratio to the baseline; below 1 is worse."""
     return row.median / base.median if row.unit == "images/s" else base.median / row.median
 
 
 def shown(value: float, unit: str) -> str:
-    """A number with its unit, in one that people read easily."""
+    """A number with a readable unit."""
     if unit != "us":
         return f"{value:,.0f} {unit}"
     for size, name in ((1e6, "s"), (1e3, "ms")):
@@ -145,7 +145,7 @@ def shown(value: float, unit: str) -> str:
 
 
 def with_table(readme: str, measured: dict[str, list[Measured]]) -> str:
-    """The README with the headline targets between its two marks; as it was where it has none."""
+    """The README with the headline targets between its two marks; unchanged without marks."""
     if BEGIN not in readme or END not in readme:
         return readme
     headlines = [target for target in TARGETS if target.headline and find(target, measured)]

@@ -1,4 +1,4 @@
-"""What the benches are to reach, in one place; `python -m bench.report` shows by how much each is met or missed."""
+"""The targets of the benches; `python -m bench.report` shows by how much each is met or missed."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ Rows = Mapping[str, Row]  # the rows of one case, by candidate
 
 @dataclass(frozen=True)
 class Target:
-    """A limit on a number that the rows of one case give.
+    """A limit on a number that is computed from the rows of one case.
 
     Attributes:
-        what: what is measured, for people.
-        bench, case: where the rows lie.
-        on_gpu: whether the limit is meant for a GPU.
-        needs: the candidates that the number takes.
-        value: the number.
-        limit: what it is to reach; at least, or with ``at_most`` at most.
-        unit: behind the number.
-        threads: the CPU threads that the limit is meant for, where it matters.
+        what: description for readers.
+        bench, case: the file and the case of the rows.
+        on_gpu: whether the limit is for a GPU.
+        needs: the candidates that the number needs.
+        value: computes the number.
+        limit: the least value, or with ``at_most`` the largest.
+        unit: of the number.
+        threads: the number of CPU threads that the limit is for, if it matters.
         headline: whether the README shows it.
     """
 
@@ -79,7 +79,7 @@ def share(ours: str, theirs: str) -> dict[str, object]:
 
 
 def gb_per_s(row: Row) -> float:
-    """Bandwidth of a timed row that tells its bytes."""
+    """Bandwidth of a timed row that records its bytes."""
     assert row.bytes is not None
     return row.bytes / row.median / 1e3
 

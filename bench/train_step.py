@@ -81,7 +81,7 @@ def ltat_run(workload: Workload, settings: tuple[str, ...]) -> Run:
 
 
 def candidates(workload: Workload) -> dict[str, Run]:
-    """Everyone."""
+    """All candidates."""
 
     def compiled(compile) -> Run:
         return plain_run(make_plain(workload, compile), workload)
@@ -112,7 +112,7 @@ def process_peak(run: Run) -> float:
 
 
 def process_memory(field: str) -> int:
-    """Bytes of this process, as Linux tells them: VmRSS now, VmHWM at most."""
+    """Bytes of this process by Linux's counters: VmRSS is the current value, VmHWM the peak."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found
     return 1024 * int(found[1])
