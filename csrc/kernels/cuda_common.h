@@ -11,7 +11,7 @@
 namespace ltat {
 
 constexpr int kThreads = 256;                                   // per block, of every kernel
-constexpr int kVector = 4;                                      // elements that a thread moves at once
+constexpr int kAccess = 16;                                     // bytes, the widest access of a thread
 constexpr int64_t kMaxBlocks = INT32_MAX, kMaxBlocksY = 65535;  // of a grid, along x and along y
 constexpr int64_t kMaxStridedBlocks = 1 << 16;                  // enough to fill a GPU with elementwise work
 
@@ -43,15 +43,59 @@ static __device__ __forceinline__ int64_t thread_index() {
 }
 static __device__ __forceinline__ int64_t thread_count() { return int64_t{gridDim.x} * kThreads; }
 
-template <class T>
-struct alignas(sizeof(T) * kVector) Vector {
-  T at[kVector];
+// Consecutive elements that a thread moves at once, in accesses of up to kAccess bytes.
+template <class T, int kCount>
+struct alignas(kCount * sizeof(T) < kAccess ? kCount * sizeof(T) : kAccess) Vector {
+  T at[kCount];
 };
 
-// Whether vectors of T can be read or written from `pointer` on.
-template <class T>
+template <class T, int kCount>
 bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % sizeof(Vector<T>) == 0;
+  return reinterpret_cast<uintptr_t>(pointer) % alignof(Vector<T, kCount>) == 0;
+}
+
+// kCount elements from `from` on, as floats, of which `count` exist; `beyond` stands for the others. Where
+// `aligned`, they all exist and are read by the widest accesses; the numbers are the same either way.
+template <int kCount, class T>
+static __device__ __forceinline__ Vector<float, kCount> read_floats(const T* from, int64_t count,
+                                                                    bool aligned, float beyond = 0.0f) {
+  Vector<float, kCount> values;
+  if (aligned) {
+    const auto whole = *reinterpret_cast<const Vector<T, kCount>*>(from);
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) values.at[j] = to_float(whole.at[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) values.at[j] = j < count ? to_float(from[j]) : beyond;
+  }
+  return values;
+}
+
+// By whole accesses for certain: of a plain assignment nvcc often makes one store for each element.
+template <class T, int kCount>
+static __device__ __forceinline__ void write_vector(const Vector<T, kCount>& values, T* to) {
+  if constexpr (sizeof(values) % kAccess == 0) {
+    uint4 words[sizeof(values) / kAccess];
+    memcpy(words, &values, sizeof(values));
+#pragma unroll
+    for (size_t i = 0; i < sizeof(values) / kAccess; ++i) __stwb(reinterpret_cast<uint4*>(to) + i, words[i]);
+  } else {
+    *reinterpret_cast<Vector<T, kCount>*>(to) = values;
+  }
+}
+
+// Writes those of the values that exist.
+template <int kCount>
+static __device__ __forceinline__ void write_floats(const Vector<float, kCount>& values, float* to,
+                                                    int64_t count, bool aligned) {
+  if (aligned) {
+    write_vector(values, to);
+  } else {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      if (j < count) to[j] = values.at[j];
+    }
+  }
 }
 
 // Sum over the block in a fixed order; every thread gets it.
@@ -60,7 +104,7 @@ static __device__ __forceinline__ double block_sum(double value) {
   __syncthreads();
   partial[threadIdx.x] = value;
   __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
+  for (unsigned width = kThreads / 2; width > 0; width /= 2) {
     if (threadIdx.x < width) partial[threadIdx.x] += partial[threadIdx.x + width];
     __syncthreads();
   }

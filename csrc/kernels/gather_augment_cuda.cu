@@ -20,7 +20,7 @@ __device__ void write_elements(const GatherAugmentArgs& args, const Move& move, 
   const Index channels = static_cast<Index>(args.channels), width = static_cast<Index>(args.width);
   const Index pixel = first / channels;
   Index channel = first % channels, x = pixel % width, y = pixel / width;
-  Vector<Out> values;
+  Vector<Out, kElements> values;
 #pragma unroll
   for (int j = 0; j < kElements; ++j) {
     store(move.legal ? element(args, move, y, x, channel) : NAN, values.at + j);
@@ -30,11 +30,7 @@ __device__ void write_elements(const GatherAugmentArgs& args, const Move& move, 
     x = 0;
     ++y;
   }
-  if constexpr (kElements == kVector) {
-    *reinterpret_cast<Vector<Out>*>(out + first) = values;
-  } else {
-    out[first] = values.at[0];
-  }
+  write_vector(values, out + first);
 }
 
 // Blocks along y share the images, blocks along x the elements of one image.
@@ -51,9 +47,10 @@ __global__ void gather_kernel(const GatherAugmentArgs args, int64_t size) {
 
 template <class Out, class Index>
 const char* launch_gather(const GatherAugmentArgs& args, int64_t size, void* stream) {
-  const bool vectorised = size % kVector == 0 && is_aligned<Out>(args.out);
-  const auto kernel = vectorised ? gather_kernel<Out, Index, kVector> : gather_kernel<Out, Index, 1>;
-  const unsigned blocks = blocks_for(vectorised ? size / kVector : size, kThreads, kMaxStridedBlocks);
+  constexpr int kWide = kAccess / sizeof(Out);
+  const bool vectorised = size % kWide == 0 && is_aligned<Out, kWide>(args.out);
+  const auto kernel = vectorised ? gather_kernel<Out, Index, kWide> : gather_kernel<Out, Index, 1>;
+  const unsigned blocks = blocks_for(vectorised ? size / kWide : size, kThreads, kMaxStridedBlocks);
   return launch(kernel, {blocks, blocks_for(args.batch, 1, kMaxBlocksY)}, stream, args, size);
 }
 

@@ -20,7 +20,8 @@ struct PgdStepArgs {
   const float* step_each;  // [B], or null: step for all
   float eps, step;
   float lo, hi;
-  int64_t batch, sample_size;  // B, N
+  int64_t batch, sample_size;                          // B, N
+  double *grad_sums = nullptr, *delta_sums = nullptr;  // [B, l2_pieces], scratch of the CUDA l2 step
 };
 
 // A negative or NaN radius makes its sample NaN: the host cannot check the values of a CUDA tensor without
@@ -89,6 +90,15 @@ LTAT_INLINE float l2_shrink(double squared_delta, float eps) {
 
 LTAT_INLINE float l2_apply(float x, float delta, float shrink, float lo, float hi) {
   return clamp_keeping_nan(x + delta * shrink, lo, hi);
+}
+
+// Pieces of a sample that blocks of the CUDA l2 step share, at most as many as a block has threads; 1: no scratch
+// is needed. The size alone decides, so that a sample is the same among any number of others.
+LTAT_INLINE int64_t l2_pieces(int64_t sample_size) {
+  constexpr int64_t kPiece = 1 << 13, kMost = 256;
+  if (sample_size <= 2 * kPiece) return 1;
+  const int64_t pieces = (sample_size + kPiece - 1) / kPiece;
+  return pieces < kMost ? pieces : kMost;
 }
 
 void pgd_step_linf_cpu(const PgdStepArgs& args, ParallelFor parallel_for);

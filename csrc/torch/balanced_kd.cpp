@@ -58,11 +58,14 @@ Tensor floats(const Tensor& like, std::initializer_list<int64_t> shape) {
   return empty_on(like, shape, aoti_torch_dtype_float32());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> balanced_kd(
-    const Tensor& student, const Tensor& target, const Tensor& log_prior, OptionalTensor teacher,
-    OptionalTensor student_minus, OptionalTensor teacher_plus, OptionalTensor teacher_minus,
-    double cls_weight, double kd_weight, double temperature, bool elementmean, bool on_biased,
-    bool want_grad) {
+// The gradients [1 or 2, B, C] of the loss by student and, with differences, by student_minus.
+std::tuple<Tensor, Tensor, Tensor, Tensor> balanced_kd(const Tensor& student, const Tensor& target,
+                                                       const Tensor& log_prior, OptionalTensor teacher,
+                                                       OptionalTensor student_minus,
+                                                       OptionalTensor teacher_plus,
+                                                       OptionalTensor teacher_minus, double cls_weight,
+                                                       double kd_weight, double temperature, bool elementmean,
+                                                       bool on_biased, bool want_grad) {
   const bool differences = student_minus.has_value();
   check(student, target, log_prior,
         teacher_plus.has_value() == differences && teacher_minus.has_value() == differences);
@@ -73,11 +76,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> balanced_kd(
   const Tensor target_dense = dense(target), log_prior_dense = dense(log_prior);
 
   const int64_t batch = student.size(0), classes = student.size(1);
-  const bool grad_minus_wanted = want_grad && differences;
   Tensor loss = floats(student, {}), cls = floats(student, {}), kd = floats(student, {});
   Tensor rows = floats(student, {2, batch});
-  Tensor grad_adv = want_grad ? floats(student, {batch, classes}) : floats(student, {0});
-  Tensor grad_minus = grad_minus_wanted ? floats(student, {batch, classes}) : floats(student, {0});
+  // One tensor, so that one multiplication scales both.
+  Tensor grads = want_grad ? floats(student, {differences ? 2 : 1, batch, classes}) : floats(student, {0});
 
   BalancedKdArgs args{};
   args.student = student_dense.logits;
@@ -99,10 +101,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> balanced_kd(
   args.loss = data<float>(loss);
   args.cls = data<float>(cls);
   args.kd = data<float>(kd);
-  args.grad_adv = want_grad ? data<float>(grad_adv) : nullptr;
-  args.grad_minus = grad_minus_wanted ? data<float>(grad_minus) : nullptr;
+  args.grad_adv = want_grad ? data<float>(grads) : nullptr;
+  args.grad_minus = want_grad && differences ? data<float>(grads) + batch * classes : nullptr;
   launch(args, student);
-  return {loss, cls, kd, grad_adv, grad_minus};
+  return {loss, cls, kd, grads};
 }
 
 }  // namespace
@@ -113,7 +115,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(ltat, m) {
       "balanced_kd(Tensor student, Tensor target, Tensor log_prior, Tensor? teacher, Tensor? student_minus, "
       "Tensor? teacher_plus, Tensor? teacher_minus, float cls_weight, float kd_weight, float temperature, "
       "bool elementmean, bool on_biased, bool want_grad) "
-      "-> (Tensor loss, Tensor cls, Tensor kd, Tensor grad_adv, Tensor grad_minus)");
+      "-> (Tensor loss, Tensor cls, Tensor kd, Tensor grads)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ltat, CPU, m) { m.impl("balanced_kd", TORCH_BOX(&ltat::balanced_kd)); }

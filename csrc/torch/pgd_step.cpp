@@ -49,6 +49,16 @@ void launch(const PgdStepArgs& args, bool l2, [[maybe_unused]] const Tensor& on)
   (l2 ? pgd_step_l2_cpu : pgd_step_linf_cpu)(args, torch_threads);
 }
 
+// The sums over the pieces of each sample, where the CUDA kernel shares a sample among blocks.
+OptionalTensor l2_scratch(PgdStepArgs& args, bool l2, const Tensor& on) {
+  const int64_t pieces = l2_pieces(args.sample_size);
+  if (!l2 || pieces == 1) return std::nullopt;
+  Tensor sums = empty_on(on, {2, args.batch, pieces}, aoti_torch_dtype_float64());
+  args.grad_sums = data<double>(sums);
+  args.delta_sums = args.grad_sums + args.batch * pieces;
+  return sums;
+}
+
 // Writes the step into `out`, which may be x_adv itself and may have any strides.
 void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const OptionalTensor& eps_each,
          const OptionalTensor& step_each, double eps, double step, bool l2, double lo, double hi,
@@ -74,6 +84,7 @@ void run(const Tensor& x_adv, const Tensor& grad, const Tensor& x, const Optiona
   args.hi = static_cast<float>(hi);
   args.batch = x_adv.size(0);
   args.sample_size = x_adv.numel() / args.batch;
+  const OptionalTensor sums = l2_scratch(args, l2, x_adv);
   launch(args, l2, x_adv);
   if (!direct) torch::stable::copy_(out, target);
 }

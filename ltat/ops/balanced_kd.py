@@ -5,7 +5,7 @@ al. 2015. Matching logit differences along the perturbation (igdm): Lee, Cho and
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -275,45 +275,57 @@ def _checked_options(
     return *weights, _temperature(temperature), reduction == "elementmean", flag("on_biased", on_biased)
 
 
-def _scaled(logits: Tensor, grad: Tensor, grad_loss: Tensor) -> Tensor:
-    return (grad * grad_loss).to(logits.dtype)
+def _scaled(student: Tensor, student_minus: Tensor | None, grads: Tensor, grad_loss: Tensor) -> tuple[Tensor, ...]:
+    """The saved gradients times the incoming one: one pass over both, which also rounds them to the logits' type."""
+    alike = student_minus is None or student_minus.dtype == student.dtype
+    product = torch.empty_like(grads, dtype=student.dtype if alike else torch.float32)
+    return _halves(torch.mul(grads, grad_loss, out=product), student, student_minus)
+
+
+def _halves(grads: Iterable[Tensor], student: Tensor, student_minus: Tensor | None) -> tuple[Tensor, ...]:
+    """What goes to ``student`` and, if there is one, to ``student_minus``, each in its type."""
+    logits = (student,) if student_minus is None else (student, student_minus)
+    return tuple(grad.to(each.dtype) for grad, each in zip(grads, logits, strict=True))
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """The gradient computed in the forward pass, times the incoming one; differentiating it once more raises.
+    """The gradients computed in the forward pass, times the incoming one; differentiating them once more raises.
 
     The logits are an input so that autograd sees the dependence: without it a second derivative would be
     silently zero instead of an error.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, grad: Tensor, grad_loss: Tensor) -> Tensor:
-        return _scaled(logits, grad, grad_loss)
+    def forward(
+        ctx: Any, student: Tensor, student_minus: Tensor | None, grads: Tensor, grad_loss: Tensor
+    ) -> tuple[Tensor, ...]:
+        return _scaled(student, student_minus, grads, grad_loss)
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None, None, None]:
         raise RuntimeError("balanced_kd has no second derivative; use balanced_kd_twin where one is needed")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, cls, kd, grad_adv, grad_minus = output
+    _, cls, kd, grads = output
     student, student_minus = inputs[0], inputs[4]
     ctx.set_materialize_grads(False)  # zeros of the size of the logits, otherwise, for outputs that carry none
-    ctx.mark_non_differentiable(cls, kd, grad_adv, grad_minus)
-    ctx.save_for_backward(student, student_minus, grad_adv, grad_minus)
+    ctx.mark_non_differentiable(cls, kd, grads)
+    ctx.save_for_backward(student, student_minus, grads)
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     return _gradients(ctx, grad_loss, _ScaledGradient.apply if torch.is_grad_enabled() else _scaled)
 
 
-def _gradients(ctx: Any, grad_loss: Tensor | None, scaled: Callable[..., Tensor]) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, grad_loss: Tensor | None, scaled: Callable[..., tuple[Tensor, ...]]
+) -> tuple[Tensor | None, ...]:
     if grad_loss is None:
         return (None,) * len(ctx.needs_input_grad)
-    student, student_minus, grad_adv, grad_minus = ctx.saved_tensors
-    to_student = scaled(student, grad_adv, grad_loss) if ctx.needs_input_grad[0] else None
-    to_minus = scaled(student_minus, grad_minus, grad_loss) if ctx.needs_input_grad[4] else None
-    return (to_student, None, None, None, to_minus, *[None] * 8)
+    gradients = scaled(*ctx.saved_tensors, grad_loss)
+    to_minus = gradients[1] if len(gradients) > 1 else None
+    return (gradients[0], None, None, None, to_minus, *[None] * 8)
 
 
 class _Loss(torch.autograd.Function):
@@ -326,18 +338,15 @@ class _Loss(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             output = torch.ops.ltat.balanced_kd.default(*arguments)
         _setup_context(ctx, arguments, output)
+        # Held here, so that autograd copies them where it accumulates and does not take them over.
+        ctx.unscaled = tuple(output[3])
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if _is_one(grad_loss) and not torch.is_grad_enabled():
-            return _gradients(ctx, grad_loss, _unscaled)
+            return _gradients(ctx, grad_loss, lambda *saved: _halves(ctx.unscaled, *saved[:2]))
         return _backward(ctx, grad_loss)
-
-
-def _unscaled(logits: Tensor, grad: Tensor, _: Tensor) -> Tensor:
-    """The saved gradient itself: autograd raises if it is written to, and copies it where it accumulates."""
-    return grad.to(logits.dtype)
 
 
 def _is_one(grad_loss: Tensor | None) -> bool:
@@ -360,6 +369,5 @@ if _NATIVE_DEVICES:
         def floats(*shape: int) -> Tensor:
             return student.new_empty(shape, dtype=torch.float32)
 
-        grad_adv = floats(*student.shape) if want_grad else floats(0)
-        grad_minus = floats(*student.shape) if want_grad and differences else floats(0)
-        return floats(), floats(), floats(), grad_adv, grad_minus
+        grads = floats(2 if differences else 1, *student.shape) if want_grad else floats(0)
+        return floats(), floats(), floats(), grads

@@ -31,6 +31,7 @@ class PlantedError:
 
 
 PGD, KD, GATHER, SHARED = "pgd_step_cuda.cu", "balanced_kd_cuda.cu", "gather_augment_cuda.cu", "cuda_common.h"
+ARRIVALS = "arrivals.h"
 RELU, AFFINE, CHANNELS = "relu_grad_add_cuda.cu", "affine_relu_cuda.cu", "channels_cuda.h"
 
 PLANTED_ERRORS = (
@@ -119,45 +120,102 @@ PLANTED_ERRORS = (
         "true ? logf",
     ),
     PlantedError(
+        "a row: the alignment of one tensor is not tested",
+        KD,
+        KD,
+        "fits(args.teacher_plus) &&",
+        "",
+    ),
+    PlantedError(
+        "a row: the classes behind the last vector are forgotten",
+        KD,
+        KD,
+        "return args.classes % kWidth == 0 &&",
+        "return",
+    ),
+    PlantedError(
+        "the last block: it does not set the counter back",
+        KD,
+        ARRIVALS,
+        "if (last && gridDim.x > 1) arrived[counter] = 0;",
+        "",
+    ),
+    PlantedError(
+        "the last block: it is the first",
+        KD,
+        ARRIVALS,
+        "atomicAdd(arrived + counter, 1u) == gridDim.x - 1",
+        "atomicAdd(arrived + counter, 1u) == 0",
+    ),
+    PlantedError(
+        "the last block: it counts itself before its threads have written",
+        KD,
+        ARRIVALS,
+        "__threadfence(); __syncthreads(); if (threadIdx.x == 0)",
+        "if (threadIdx.x == 0)",
+    ),
+    PlantedError(
         "an l-infinity step: the alignment of one tensor is not tested",
         PGD,
         PGD,
-        "is_aligned<float>(args.x) &&",
+        "is_aligned<float, kCount>(args.x) &&",
         "",
     ),
     PlantedError(
         "an l-infinity step: the elements behind the last vector are forgotten",
         PGD,
         PGD,
-        "return args.batch * args.sample_size % kVector == 0 &&",
+        "return size % kCount == 0 &&",
         "return",
     ),
     PlantedError(
         "an l-infinity step: one element too many",
         PGD,
         PGD,
-        "i < size; i += thread_count()",
-        "i <= size; i += thread_count()",
+        "i < size; i += threads * kCount",
+        "i <= size; i += threads * kCount",
     ),
     PlantedError(
         "an l2 step: the threads take strides of half a block",
         PGD,
         PGD,
-        "i += kThreads) squared += square(to_float(grad[i]));",
-        "i += kThreads / 2) squared += square(to_float(grad[i]));",
+        "i += kThreads * kCount",
+        "i += kThreads / 2 * kCount",
     ),
     PlantedError(
         "an l2 step: images beyond the grid are left out",
         PGD,
         PGD,
-        "for (int64_t sample = blockIdx.x; sample < args.batch; sample += gridDim.x)",
-        "if (const int64_t sample = blockIdx.x; sample < args.batch)",
+        "for (int64_t sample = blockIdx.y; sample < args.batch; sample += gridDim.y) { const Piece<Grad> piece(args,",
+        "if (const int64_t sample = blockIdx.y; sample < args.batch) { const Piece<Grad> piece(args,",
+    ),
+    PlantedError(
+        "an l2 step: the last piece of a large image is left out of its sum",
+        PGD,
+        PGD,
+        "threadIdx.x < gridDim.x ? piece_sums",
+        "threadIdx.x + 1 < gridDim.x ? piece_sums",
+    ),
+    PlantedError(
+        "an l2 step: the pieces of a large image do not begin at whole vectors",
+        PGD,
+        PGD,
+        "const int64_t vectors = (args.sample_size + kCount - 1) / kCount; "
+        "const int64_t most = (vectors + gridDim.x - 1) / gridDim.x * kCount;",
+        "const int64_t most = (args.sample_size + gridDim.x - 1) / gridDim.x;",
+    ),
+    PlantedError(
+        "an l-infinity step: each sample has the radius of the first",
+        PGD,
+        PGD,
+        "linf_radius_of(args, sample), step",
+        "linf_radius_of(args, 0), step",
     ),
     PlantedError(
         "a batch of images: the elements behind the last vector are forgotten",
         GATHER,
         GATHER,
-        "size % kVector == 0 && is_aligned",
+        "size % kWide == 0 && is_aligned",
         "is_aligned",
     ),
     PlantedError(

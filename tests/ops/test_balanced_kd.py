@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltat.errors import LtatError
 from ltat.ops import KD_FORMS, balanced_kd, balanced_kd_twin
+from tests.ops.layouts import shifted
 
 RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -411,10 +413,8 @@ def test_either_side_of_a_whole_vector_agrees_with_float64(device, classes):
 def test_gradient_work_is_skipped_when_nobody_asks(native_device):
     tensors = make_inputs(4, 6, device=native_device)
     operands = [tensors[name] for name in ("student_adv", "target", "log_prior")]
-    *_, grad_adv, grad_minus = torch.ops.ltat.balanced_kd(
-        *operands, None, None, None, None, 1.0, 1.0, 1.0, False, False, False
-    )
-    assert grad_adv.numel() == 0 and grad_minus.numel() == 0
+    *_, grads = torch.ops.ltat.balanced_kd(*operands, None, None, None, None, 1.0, 1.0, 1.0, False, False, False)
+    assert grads.numel() == 0
 
 
 @pytest.mark.parametrize("classes", [10, 1000, 3000])
@@ -433,13 +433,89 @@ def test_threads_and_repetition_do_not_change_a_bit(native_device, classes):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("classes", [1000, 1025, 3000])
+@pytest.mark.parametrize("classes", [255, 256, 257, 1000, 1024, 1025, 1032, 3000])
 def test_many_classes_agree_with_the_twin(native_device, classes):
     tensors, leaves = with_gradients(make_inputs(5, classes, 14, native_device))
     got, twin = (f(**tensors, form="kl_adv+igdm") for f in (balanced_kd, balanced_kd_twin))
     torch.testing.assert_close(got.loss, twin.loss, rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(gradients(got.loss, leaves), gradients(twin.loss, leaves), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("classes", [10, 256, 1000, 1032])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_where_the_tensors_lie_does_not_change_a_bit(native_device, dtype, classes):
+    tensors, leaves = with_gradients(make_inputs(9, classes, 20, native_device, dtypes=(dtype,) * 5))
+    moved, moved_leaves = with_gradients({name: shifted(tensor) for name, tensor in tensors.items()})
+    assert moved["student_adv"].data_ptr() % 16
+    one, other = (balanced_kd(**given_, form="kl_adv+igdm") for given_ in (tensors, moved))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for a, b in zip(gradients(one.loss, leaves), gradients(other.loss, moved_leaves), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("batch", "classes"), [(1, 3), (7, 3), (8, 3), (9, 3), (65, 3), (300, 3), (1, 1032), (9, 1032)]
+)
+def test_one_loss_comes_of_any_number_of_blocks(native_device, batch, classes):
+    # Again and again: what the last block of a launch leaves behind is what the next one finds.
+    tensors = make_inputs(batch, classes, 21, native_device)
+    expected = balanced_kd_twin(**tensors, form="kl_adv+igdm", temperature=2.0)
+    losses = [balanced_kd(**tensors, form="kl_adv+igdm", temperature=2.0) for _ in range(3)]
+    torch.testing.assert_close(losses[0], expected, rtol=1e-5, atol=1e-5)
+    for other in losses[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(losses[0], other, strict=True))
+
+
+class Computed(TorchDispatchMode):
+    """Notes the operators that compute. To allocate or view launches nothing; a value is read on the CPU alone."""
+
+    FREE = ("aten::empty", "aten::unbind", "aten::detach", "aten::view", "aten::alias", "aten::_local_scalar_dense")
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func._schema.name.startswith(self.FREE):
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", KD_FORMS)
+def test_forward_and_backward_are_the_operator_and_one_multiplication(native_device, form, dtype):
+    tensors, leaves = with_gradients(make_inputs(4, 6, 22, native_device, dtypes=(dtype,) * 5))
+    two = torch.tensor(2.0, device=native_device)
+    with Computed() as calls:
+        loss = balanced_kd(**tensors, form=form).loss
+        torch.autograd.grad(loss, leaves, two, allow_unused=True)
+    assert calls.names == ["ltat::balanced_kd", "aten::mul"]
+
+
+def test_forward_and_backward_launch_three_kernels():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    tensors, leaves = with_gradients(make_inputs(128, 10, 22, "cuda", dtypes=(torch.bfloat16,) * 5))
+
+    def step():
+        torch.autograd.grad(balanced_kd(**tensors, form="igdm").loss, leaves)
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        step()
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(kernels) <= 3, kernels  # the loss, the one that autograd starts from, the multiplication
+
+
+def test_gradients_of_different_types_have_each_its_own(native_device):
+    dtypes = (torch.bfloat16, torch.float32, *[torch.float16] * 3)
+    tensors, leaves = with_gradients(make_inputs(4, 6, 23, native_device, dtypes=dtypes))
+    got, twin = (f(**tensors, form="igdm").loss for f in (balanced_kd, balanced_kd_twin))
+    for mine, theirs in zip(gradients(3 * got, leaves), gradients(3 * twin, leaves), strict=True):
+        assert mine.dtype == theirs.dtype
+        torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=1e-6)
 
 
 @pytest.mark.parametrize("differences", [False, True])

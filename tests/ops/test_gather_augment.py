@@ -74,8 +74,9 @@ def test_every_byte_is_divided_and_rounded_once(device):
 
 @pytest.mark.parametrize("pad_mode", ["zero", "reflect"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_bfloat16_is_float32_rounded_once_and_in_the_same_layout(device, channels, pad_mode):
-    images, positions, shift, mirrored = make_inputs(9, 16, 15, channels, 8, 2, device, pad_mode)
+@pytest.mark.parametrize("width", [13, 14, 15, 16])
+def test_bfloat16_is_float32_rounded_once_and_in_the_same_layout(device, width, channels, pad_mode):
+    images, positions, shift, mirrored = make_inputs(9, 18, width, channels, 8, 2, device, pad_mode)
     images.view(-1)[:256] = torch.arange(256, dtype=torch.uint8)
     for moves in ({}, {"shift": shift, "mirrored": mirrored}):
         wide = gather_augment(images, positions, pad_mode=pad_mode, **moves)

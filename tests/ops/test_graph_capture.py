@@ -97,3 +97,30 @@ def test_captured_relu_replays_forward_and_backward_to_the_eager_bits():
     grad.neg_()
     graph.replay()
     assert torch.equal(captured, there_and_back())
+
+
+def test_replays_and_calls_beside_one_another_count_their_blocks_apart():
+    # The last block of the loss is the one that counts itself last: two kernels at once must not share the count.
+    student, prior = torch.randn(4096, 10, device="cuda"), torch.zeros(10, device="cuda")
+    target = torch.randint(10, (4096,), device="cuda")
+
+    def step():
+        return balanced_kd(student, target, prior).loss
+
+    expected = step()
+    warmed_up(step)
+    graphs, losses = [torch.cuda.CUDAGraph() for _ in range(2)], []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            losses.append(step())
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for graph, stream in zip(graphs, streams, strict=False):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                losses.append(step())
+    torch.cuda.synchronize()
+    assert all(torch.equal(loss, expected) for loss in losses)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ltat.errors import LtatError
 from ltat.ops import pgd_step, pgd_step_twin
-from tests.ops.layouts import LAYOUTS
+from tests.marks import needs_cuda
+from tests.ops.layouts import LAYOUTS, shifted
 
 RELAXED = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SHAPES = st.one_of(
@@ -319,6 +320,60 @@ def test_threads_and_repetition_do_not_change_a_bit(native_device, norm):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [3072, 16388])
+def test_where_the_tensors_lie_does_not_change_a_bit(native_device, size, dtype, norm):
+    tensors = make_inputs((3, size), dtype, 11, native_device)
+    expected = pgd_step(*tensors, eps=0.07, step=0.03, norm=norm)
+    for which in range(3):
+        moved = [shifted(tensor) if i == which else tensor for i, tensor in enumerate(tensors)]
+        assert moved[which].data_ptr() % 8
+        assert torch.equal(pgd_step(*moved, eps=0.07, step=0.03, norm=norm), expected)
+
+
+@pytest.mark.parametrize("size", [16384, 16385, 16388, 24577, 3 * 224 * 224])
+@pytest.mark.parametrize("each", [False, True])
+def test_a_large_image_takes_the_defined_l2_step_alone_and_among_others(native_device, size, each):
+    values = make_inputs((3, size), torch.bfloat16, 12, native_device)
+    eps = torch.tensor([0.0, 4.0, 400.0], device=native_device) if each else 4.0
+    step = torch.tensor([1.0, -8.0, 2.0], device=native_device) if each else 8.0
+    got = pgd_step(*values, eps=eps, step=step, norm="l2", box=(-1.0, 2.0))
+    expected = reference(*values, eps=eps, step=step, norm="l2", box=(-1.0, 2.0))
+    np.testing.assert_allclose(got.cpu(), expected, rtol=0, atol=3e-7)
+    for i in range(3):
+        radii = {"eps": eps[i : i + 1], "step": step[i : i + 1]} if each else {"eps": eps, "step": step}
+        alone = pgd_step(*(t[i : i + 1] for t in values), **radii, norm="l2", box=(-1.0, 2.0))
+        assert torch.equal(alone[0], got[i])
+    in_place = values[0].clone()
+    pgd_step(in_place, *values[1:], eps=eps, step=step, norm="l2", box=(-1.0, 2.0), inplace=True)
+    assert torch.equal(in_place, got)
+
+
+def test_a_nan_anywhere_in_a_large_image_shows_in_the_whole_of_it(native_device):
+    x_adv, grad, x = make_inputs((2, 40000), torch.float32, 13, native_device)
+    for place in (0, 20000, 39999):
+        broken = grad.clone()
+        broken[1, place] = math.nan
+        got = pgd_step(x_adv, broken, x, eps=1.0, step=0.5, norm="l2")
+        assert got[1].isnan().all() and not got[0].isnan().any()
+
+
+@pytest.mark.parametrize("shape", [(70, 1), (70, 3), (9, 5), (5, 1027), (3, 4100)])
+def test_samples_of_any_size_have_each_its_radius(device, shape):
+    values = make_inputs(shape, torch.float32, 14, device)
+    eps, step = (torch.linspace(low, 0.3, shape[0], device=device) for low in (0.0, -0.1))
+    for amounts in ({"eps": eps, "step": step}, {"eps": eps, "step": 0.05}, {"eps": 0.05, "step": step}):
+        assert torch.equal(pgd_step(*values, **amounts), pgd_step_twin(*values, **amounts))
+
+
+@needs_cuda
+def test_more_samples_than_a_grid_has_rows_have_each_its_radius():
+    values = make_inputs((65535 + 2, 1), torch.float32, 15, "cuda")
+    eps = torch.linspace(0.0, 0.1, 65535 + 2, device="cuda")
+    assert torch.equal(pgd_step(*values, eps=eps, step=0.2), pgd_step_twin(*values, eps=eps, step=0.2))
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))

@@ -72,6 +72,15 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
 
 // ---- memory ----
 
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+
+template <class T>
+void __stwb(T* address, const T& value) {
+  *address = value;
+}
+
 inline void __threadfence() {}
 
 template <class T>
@@ -89,6 +98,7 @@ T atomicAdd(T* address, std::type_identity_t<T> value) {
 
 // ---- the host's side ----
 
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone = 0, cudaStreamCaptureStatusActive = 1 };
 enum cudaError_t { cudaSuccess = 0, cudaErrorLaunchFailure = 719 };
 using cudaStream_t = struct CUstream_st*;
 
@@ -100,7 +110,8 @@ struct cudaLaunchConfig_t {
 
 namespace ltat::emulated {
 inline const char* last_problem = nullptr;
-}
+inline cudaStreamCaptureStatus capture_status = cudaStreamCaptureStatusNone;  // of every stream
+}  // namespace ltat::emulated
 
 // Each thread gets copies of the arguments, made when the kernel is launched.
 template <class... Parameters, class... Arguments>
@@ -110,6 +121,16 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   ltat::emulated::last_problem =
       ltat::emulated::run_grid(config->gridDim, config->blockDim, [&] { std::apply(kernel, copies); });
   return ltat::emulated::last_problem ? cudaErrorLaunchFailure : cudaSuccess;
+}
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = ltat::emulated::capture_status;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
+  *id = reinterpret_cast<uintptr_t>(stream);
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }

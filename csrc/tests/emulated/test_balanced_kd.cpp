@@ -1,3 +1,4 @@
+#include "../../kernels/arrivals.h"
 #include "../../kernels/balanced_kd.h"
 #include "cases.h"
 
@@ -6,7 +7,8 @@ using namespace ltat::test;
 
 namespace {
 
-constexpr int64_t kClasses[] = {1, 2, 3, 10, 31, 32, 33, 64, 100, 255, 257, 1024, 1025, 1300};
+constexpr int64_t kClasses[] = {1,   2,   3,   10,   31,   32,   33,   100, 255,
+                                256, 257, 264, 1000, 1024, 1025, 1032, 2056};
 
 struct Result {
   Array<float> row_cls, row_kd, grad_adv, grad_minus;
@@ -97,6 +99,17 @@ void compare(DType dtype, unsigned seed) {
 }
 
 }  // namespace
+
+TEST(the_blocks_of_two_streams_and_of_captured_kernels_are_counted_apart) {
+  int there = 0, elsewhere = 0;
+  const int one = counter_for(&there), other = counter_for(&elsewhere);
+  CHECK(one != other && one == counter_for(&there) && other == counter_for(&elsewhere));
+  emulated::capture_status = cudaStreamCaptureStatusActive;
+  const int captured = counter_for(&there);
+  CHECK(captured != one && captured != other && counter_for(&there) != captured);
+  emulated::capture_status = cudaStreamCaptureStatusNone;
+  CHECK(counter_for(&there) == one);
+}
 
 TEST(emulated_losses_are_those_of_the_cpu_in_every_order_of_threads) {
   for (unsigned seed = 0; seed < 40; ++seed) {

@@ -7,7 +7,7 @@ using namespace ltat::test;
 namespace {
 
 constexpr int64_t kBatches[] = {1, 2, 3, 7},
-                  kSizes[] = {1, 3, 4, 5, 8, 31, 255, 256, 257, 341, 512, 700, 1030};
+                  kSizes[] = {1, 3, 4, 5, 8, 31, 255, 256, 257, 341, 512, 700, 1030, 16384, 16385, 24580};
 
 template <class Grad>
 struct Case {
@@ -15,6 +15,7 @@ struct Case {
   int64_t batch, sample_size, size;
   Array<float> x_adv, x, out, expected, eps_each, step_each;
   Array<Grad> grad;
+  Array<double> grad_sums, delta_sums;
 
   explicit Case(unsigned seed)
       : random(seed),
@@ -27,11 +28,15 @@ struct Case {
         expected(size),
         eps_each(drawn<float>(random, batch, 0, 0.5f)),  // a negative radius makes its sample NaN
         step_each(drawn<float>(random, batch, 0, 0.5f)),
-        grad(drawn<Grad>(random, size, random.offset(4), 2.0f)) {}
+        grad(drawn<Grad>(random, size, random.offset(4), 2.0f)),
+        grad_sums(batch * l2_pieces(sample_size)),
+        delta_sums(batch * l2_pieces(sample_size)) {}
 
   PgdStepArgs args(DType dtype) {
     PgdStepArgs args{out.data(), x_adv.data(), grad.data(), x.data(), dtype, nullptr,    nullptr,
                      0.2f,       0.15f,        -0.9f,       0.9f,     batch, sample_size};
+    args.grad_sums = grad_sums.data();
+    args.delta_sums = delta_sums.data();
     if (random.one_in(2)) args.eps_each = eps_each.data();
     if (random.one_in(2)) args.step_each = step_each.data();
     return args;
