@@ -289,7 +289,7 @@ class Listening(Reporter):
 
 @pytest.mark.parametrize(
     ("precision", "form"),
-    [("bf16", "working copy in bfloat16, 3 batch norms folded"), ("fp32", "the network itself: train.precision=fp32")],
+    [("bf16", "working copy in bfloat16, 3 batch norms folded; 3 convolutions fused"), ("fp32", "the network itself: train.precision=fp32")],
 )
 def test_a_run_says_at_its_start_how_its_teacher_runs(precision, form, tmp_path):
     reporter = Listening()
