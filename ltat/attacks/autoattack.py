@@ -96,7 +96,7 @@ def autoattack(
     check_channels(model, x.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode(False):
         x, y = x.detach().clone(), y.detach().clone()
-        body = StepNetwork(model, precision)
+        body = StepNetwork(model, precision).frozen()
         run = _Run(body, x, y, threat=threat, batch_size=batch_size, seed=seed)
         journal = Journal(
             state_path, _fingerprint(model, x, y, threat, settings={**run.settings, "precision": precision})

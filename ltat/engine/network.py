@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ltat.config import TrainSection
 from ltat.engine.graphs import Graphs, graphs_for
 from ltat.engine.precision import autocast, dtype_of
-from ltat.engine.working_copy import Untraceable, WorkingCopy
+from ltat.engine.working_copy import FrozenCopy, Untraceable, WorkingCopy
 from ltat.errors import LtatError
 from ltat.models import Classifier
 
@@ -79,6 +79,15 @@ class StepNetwork(nn.Module):
             if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
                 self._copy = self._new_copy()
             return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
+
+    def frozen(self) -> nn.Module:
+        """In half precision a copy of the network with its present numbers, as a module; else this object.
+
+        It is for a network whose numbers do not change any more, as in an evaluation. Where the model cannot be copied,
+        it is this object too.
+        """
+        copy = self if self.precision == "fp32" else self.folded()
+        return FrozenCopy(copy) if isinstance(copy, WorkingCopy) else self
 
     def describe_folded(self) -> str:
         """What :meth:`folded` returns, in words."""

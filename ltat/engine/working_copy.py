@@ -102,27 +102,22 @@ class WorkingCopy:
 
 
 class FrozenCopy(nn.Module):
-    """The working copy of a frozen network, as a module; a forward refreshes nothing.
+    """A working copy of a network that does not change, as a module; a forward refreshes nothing.
 
     Its parameters and buffers are those that a forward reads, so that a CUDA graph can compare their addresses.
 
     Args:
-        model: one of ``ltat.models``, in evaluation mode and without gradient.
-        dtype: of the copied body.
-
-    Raises:
-        Untraceable: see :class:`WorkingCopy`.
+        work: of a network in evaluation mode and without gradient.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, work: WorkingCopy) -> None:
         super().__init__()
-        with torch.inference_mode(False):  # autograd could not save the weights of a copy made in inference mode
-            self.work = WorkingCopy(model, dtype)
-        self.body, self.normalize, self.classifier = self.work.parts
+        self.work = work
+        self.body, self.normalize, self.classifier = work.parts
         self.eval()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.work.model, self.work.dtype)
+        return type(self), (self.work,)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, ch, H, W], in the network's dtype."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltat.arguments import shown
 from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
@@ -59,6 +59,11 @@ class AttackInputs:
         """The device of the network."""
         return next(self.network.parameters(), torch.empty(0)).device
 
+    @cached_property
+    def answering(self) -> nn.Module:
+        """The network whose answers count: in half precision the working copy that is attacked, too."""
+        return self.network.frozen()
+
     @property
     def correct(self) -> np.ndarray:
         """bool [N], images that the network classifies correctly before any attack."""
@@ -73,7 +78,7 @@ class AttackInputs:
     def _clean_predictions(self) -> tuple[np.ndarray, np.ndarray]:
         parts: list[np.ndarray] = []
         for batch, x, y in self.batches(np.arange(len(self.split))):
-            parts.append(torch.stack(predict(self.network, x, y)).cpu().numpy())
+            parts.append(torch.stack(predict(self.answering, x, y)).cpu().numpy())
             self.on_progress("clean", int(batch[-1]) + 1, len(self.split))
         correct, finite = np.concatenate(parts, axis=1)
         return correct, finite
@@ -109,7 +114,7 @@ def as_tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-def predict(network: StepNetwork, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def predict(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Which images are classified correctly, and which have finite logits: two bool [B].
 
     An image whose logits are not finite counts as wrong: NaN compares false with everything, so its class would be
@@ -150,7 +155,7 @@ def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: f
         )
         # A NaN gradient gives a NaN image, which is neither an adversarial example nor evidence of robustness.
         illegal = ~inputs.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
-        survived, finite = predict(inputs.network, x_adv, y)
+        survived, finite = predict(inputs.answering, x_adv, y)
         correct[batch] = (survived | illegal).cpu().numpy()
         counts["adversarial images broke the threat model and were not counted"] += int(illegal.sum())
         counts["adversarial images have logits that are not finite and count as wrong"] += int((~finite).sum())
@@ -172,9 +177,9 @@ def _pgd_settings(threat: ThreatModel, steps: int, name: str, step_size: float |
 
 def _zero_gradients(inputs: AttackInputs, x: Tensor, y: Tensor) -> int:
     """The number of images whose cross-entropy gradient is exactly zero: PGD cannot move them, other attacks may."""
-    with attack_mode(inputs.network, "eval"), torch.inference_mode(False), torch.enable_grad():
+    with attack_mode(inputs.answering, "eval"), torch.inference_mode(False), torch.enable_grad():
         leaf, y = x.clone().requires_grad_(True), y.clone()  # neither can be a tensor of inference mode
-        loss = F.cross_entropy(inputs.network(leaf), y, reduction="sum")
+        loss = F.cross_entropy(inputs.answering(leaf), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, leaf)
     return int((gradient.flatten(1) == 0).all(1).sum())
 

@@ -14,7 +14,7 @@ from ltat.attacks import Objective
 from ltat.config import AugmentSection, Decided, ModelSection, RunConfig, ScheduleSection, Section, left_out
 from ltat.config.sections import Count, Epochs, FilePath, NonNegative, Tree
 from ltat.engine.precision import dtype_of
-from ltat.engine.working_copy import FrozenCopy, Untraceable
+from ltat.engine.working_copy import FrozenCopy, Untraceable, WorkingCopy
 from ltat.errors import LtatError
 from ltat.methods.base import Method
 from ltat.methods.objectives import inner_objective
@@ -107,7 +107,8 @@ class TaughtMethod(Method):
 
     def _new_copy(self) -> FrozenCopy | Untraceable:
         try:
-            return FrozenCopy(self.teacher, dtype_of(self.config.train.precision))
+            with torch.inference_mode(False):  # autograd could not save the weights of a copy made in inference mode
+                return FrozenCopy(WorkingCopy(self.teacher, dtype_of(self.config.train.precision)))
         except Untraceable as why:
             return why
 

@@ -1,6 +1,7 @@
 """Evaluation: what is measured, on what, and what is said about it."""
 
 import json
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from ltat.attacks import ThreatModel, pgd
 from ltat.attacks.autoattack import autoattack
 from ltat.data import Dataset, Split
 from ltat.engine.network import StepNetwork
+from ltat.engine.working_copy import FrozenCopy
 from ltat.errors import LtatError
 from ltat.evaluation import render_table, write_json
 from ltat.evaluation.attacks import ATTACKS
@@ -390,6 +392,19 @@ def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: py
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_half_precision_is_answered_by_the_copy_that_is_attacked_and_fp32_by_the_network(precision, monkeypatch):
+    model, data = build_model("small", num_classes=CLASSES, in_channels=1), split_of(np.full(50, 20))
+    answers = Counter()
+    for kind in (StepNetwork, FrozenCopy):
+        forward = kind.forward
+        monkeypatch.setattr(
+            kind, "forward", lambda self, x, kind=kind, forward=forward: (answers.update([kind]), forward(self, x))[1]
+        )
+    evaluate(model, data, attacks=["pgd2", "autoattack"], threat=THREAT, batch_size=20, precision=precision)
+    assert set(answers) == {FrozenCopy if precision == "bf16" else StepNetwork}
+
+
 def test_an_evaluation_of_a_foreign_network_in_half_precision_warns_of_nothing():
     evaluate(Brightest(), split_of(np.full(50, 20)), attacks="pgd2", threat=THREAT, precision="bf16")
 

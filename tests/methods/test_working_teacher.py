@@ -11,7 +11,7 @@ from ltat.attacks.captured import why_not_captured
 from ltat.data import Batch
 from ltat.engine.graphs import Graphs
 from ltat.engine.network import StepNetwork
-from ltat.engine.working_copy import FrozenCopy
+from ltat.engine.working_copy import FrozenCopy, WorkingCopy
 from ltat.errors import LtatError
 from ltat.methods import METHODS, find_method
 from ltat.methods.self_distill import SelfDistill
@@ -184,7 +184,7 @@ def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
         for norm in (part for part in trial.teacher.modules() if isinstance(part, nn.BatchNorm2d)):
             norm.bias.add_(1.0)
     trial.begin_epoch(1)
-    expected = FrozenCopy(trial.teacher, torch.bfloat16)
+    expected = FrozenCopy(WorkingCopy(trial.teacher, torch.bfloat16))
     assert torch.equal(trial.teacher_logits(batch.images), expected(batch.images))
     assert torch.equal(method.teacher_logits(batch.images), before)
     assert trial.working_teacher.body is trial.working_teacher.work.body is not method.working_teacher.body
@@ -249,7 +249,7 @@ def test_the_copys_logits_and_their_differences_keep_to_the_stated_tolerance(tra
     data = prepare(config).data
     x, y = first_images(data, 200, torch.device("cpu")), torch.from_numpy(data.train.labels[:200]).long()
     x_adv = pgd(teacher, x, y, steps=10, generator=torch.Generator().manual_seed(0))  # of 8/255: small differences
-    exact, answer = copy.deepcopy(teacher).double(), FrozenCopy(teacher, torch.bfloat16)
+    exact, answer = copy.deepcopy(teacher).double(), FrozenCopy(WorkingCopy(teacher, torch.bfloat16))
     plus, minus = x_adv, 2 * x - x_adv
     with torch.no_grad():
         expected = exact(plus.double()), exact(minus.double())
@@ -289,7 +289,10 @@ class Listening(Reporter):
 
 @pytest.mark.parametrize(
     ("precision", "form"),
-    [("bf16", "working copy in bfloat16, 3 batch norms folded; 3 convolutions fused"), ("fp32", "the network itself: train.precision=fp32")],
+    [
+        ("bf16", "working copy in bfloat16, 3 batch norms folded; 3 convolutions fused"),
+        ("fp32", "the network itself: train.precision=fp32"),
+    ],
 )
 def test_a_run_says_at_its_start_how_its_teacher_runs(precision, form, tmp_path):
     reporter = Listening()
@@ -307,4 +310,4 @@ def test_the_copy_has_the_numbers_of_the_teacher_that_the_run_has_trained(tmp_pa
     method, saved = methods[-1], load_model(tmp_path / "run" / "teacher").eval()
     x = torch.rand(8, 1, 8, 8)
     with torch.no_grad():
-        assert torch.equal(method.teacher_logits(x), FrozenCopy(saved, torch.bfloat16)(x))
+        assert torch.equal(method.teacher_logits(x), FrozenCopy(WorkingCopy(saved, torch.bfloat16))(x))
