@@ -513,5 +513,5 @@ def test_a_module_that_cannot_teach_is_refused_before_anything_is_written(method
 
 def test_a_teacher_named_and_one_handed_in_are_one_too_many(trained_teacher, tmp_path):
     config = tiny_config("method=adaad", f"teacher.path={trained_teacher}")
-    with pytest.raises(LtatError, match="give one"):
+    with pytest.raises(LtatError, match="leave one out"):
         train(config, tmp_path / "run", teacher=load_model(trained_teacher))
