@@ -123,7 +123,7 @@ PLANTED_ERRORS = (
         "a row: the alignment of one tensor is not tested",
         KD,
         KD,
-        "fits(args.teacher_plus) &&",
+        "fits(args.student) &&",
         "",
     ),
     PlantedError(
@@ -141,11 +141,11 @@ PLANTED_ERRORS = (
         "",
     ),
     PlantedError(
-        "the last block: it is the first",
+        "the last block: it is the last but one",
         KD,
         ARRIVALS,
         "atomicAdd(arrived + counter, 1u) == gridDim.x - 1",
-        "atomicAdd(arrived + counter, 1u) == 0",
+        "atomicAdd(arrived + counter, 1u) == gridDim.x - 2",
     ),
     PlantedError(
         "the last block: it counts itself before its threads have written",

@@ -39,9 +39,12 @@ struct Case {
   explicit Case(unsigned seed)
       : random(seed), batch(1 + random.below(19)), classes(kClasses[random.below(std::size(kClasses))]) {
     if (classes > 300) batch = 1 + batch % 5;
-    for (int i = 0; i < 5; ++i)
-      logits.push_back(drawn<Element>(random, batch * classes, random.offset(8), 4.0f));
-    log_prior = drawn<float>(random, classes, random.offset(4), 1.0f);
+    // At most one lies at an odd address: that one alone has to be noticed.
+    const int64_t odd = random.below(8);
+    for (int i = 0; i < 5; ++i) {
+      logits.push_back(drawn<Element>(random, batch * classes, odd == i ? 1 + random.below(7) : 0, 4.0f));
+    }
+    log_prior = drawn<float>(random, classes, odd == 5 ? 1 + random.below(3) : 0, 1.0f);
     target = Array<int64_t>(batch);
     // Some outside the classes: NaN.
     for (int64_t i = 0; i < batch; ++i) target[i] = random.below(classes) + (random.one_in(40) ? classes : 0);
