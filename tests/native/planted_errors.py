@@ -197,14 +197,6 @@ PLANTED_ERRORS = (
         "threadIdx.x + 1 < gridDim.x ? piece_sums",
     ),
     PlantedError(
-        "an l2 step: the pieces of a large image do not begin at whole vectors",
-        PGD,
-        PGD,
-        "const int64_t vectors = (args.sample_size + kCount - 1) / kCount; "
-        "const int64_t most = (vectors + gridDim.x - 1) / gridDim.x * kCount;",
-        "const int64_t most = (args.sample_size + gridDim.x - 1) / gridDim.x;",
-    ),
-    PlantedError(
         "an l-infinity step: each sample has the radius of the first",
         PGD,
         PGD,
