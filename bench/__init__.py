@@ -10,6 +10,7 @@ BENCHES = {
     "affine_relu": "Batch norm in evaluation mode with its ReLU.",
     "loader": "An epoch of batches from every loader.",
     "attack": "A whole attack on ResNet-18, beside torchattacks and foolbox.",
+    "attack_step": "One attack step on ResNet-18, beside its bare convolutions.",
     "train_step": "An AT-BSL training step, attack and update, and its peak memory.",
     "end_to_end": "An epoch of training, batches included.",
 }

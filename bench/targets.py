@@ -98,6 +98,18 @@ TARGETS = (
         headline=True,
         **ratio(OURS, "plain"),
     ),
+    *(
+        Target(
+            f"attack step in {precision}, share of the rate of its bare convolutions",
+            "attack_step",
+            f"resnet18 64x3x32x32 {precision}",
+            needs=("fused", "convolutions"),
+            value=lambda rows: 100 * rows["convolutions"].median / rows["fused"].median,
+            limit=97,
+            unit=" %",
+        )
+        for precision in ("fp32", "bf16")
+    ),
     Target(
         "AT-BSL step, ResNet-18, batch 64, beside plain fp32",
         "train_step",

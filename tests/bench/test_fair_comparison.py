@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from bench import _harness, affine_relu, attack, balanced_kd, pgd_step, plain_at_bsl, relu_grad_add
+from bench import _harness, affine_relu, attack, attack_step, balanced_kd, pgd_step, plain_at_bsl, relu_grad_add
 from bench._harness import Spread, append, compare
 from bench._training import SETTINGS, Workload, make_plain, make_trainer, random_split
 from bench.plain_at_bsl import Recipe
 from ltat import ops
 from ltat.data import Batch
 from ltat.engine import graphs, network
+from ltat.engine.working_copy import WorkingCopy
 from ltat.models import build_model
 
 CPU = torch.device("cpu")
@@ -272,3 +274,17 @@ def test_what_is_compiled_is_the_quicker_form(bench, case: str, body: str, monke
     ran.clear()
     measured["compile"]()
     assert ran == [form]
+
+
+def test_the_attack_steps_candidates_compute_the_same_gradient_and_only_one_fuses():
+    torch.manual_seed(0)
+    model, x = build_model("preactresnet18", num_classes=5).eval().requires_grad_(False), torch.rand(2, 3, 16, 16)
+    with attack_step.separate_operations():
+        separate = WorkingCopy(model, torch.float32)
+    fused = WorkingCopy(model, torch.float32)
+    assert separate.fused == 0 and fused.fused > 0
+    gradients = [attack_step.step_of(work, x)() for work in (separate, fused)]
+    assert (gradients[0] - gradients[1]).norm() < 5e-3 * gradients[0].norm()
+    with attack_step.Traffic() as traffic:
+        attack_step.convolutions_of(separate, x)()
+    assert traffic.nbytes == 0 and traffic.operations == 2 * sum(isinstance(m, nn.Conv2d) for m in model.modules())
