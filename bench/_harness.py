@@ -304,12 +304,12 @@ def results_folder() -> Path:
 
 
 def hardware(device: torch.device) -> str:
-    """Name of the processor or GPU."""
+    """Name of the processor, with the instructions that torch uses on it, or of the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
+            return f"{line.split(':', 1)[1].strip()} {torch.backends.cpu.get_cpu_capability()}"
     return platform.processor() or platform.machine()
 
 

@@ -80,7 +80,7 @@ class Traffic(TorchDispatchMode):
         if any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns):
             return result
         self.operations += 1
-        if "convolution" not in func._schema.name:
+        if "conv" not in func._schema.name:
             tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
             self.nbytes += sum(tensor.nbytes for tensor in tensors)
         return result
