@@ -4,7 +4,7 @@ A step is the forward and the input gradient of the folded network. `convolution
 with bias and input gradient, on tensors of their shapes: the limit of every engine on these libraries. `separate` runs
 bias, residual sum, ReLU and the sums of gradients as operations beside the convolutions, `fused` is what ltat runs. On
 CUDA each is the replay of a graph. The rows `operations` count what a step calls, and `element-wise MiB` what it reads
-and writes outside of the convolutions. bf16 is left out on a CPU without instructions for it.
+and writes outside of the convolutions. As for the single operations, glibc keeps what is freed. bf16 is left out on a CPU without instructions for it.
 """
 
 from collections.abc import Callable, Iterator
@@ -114,7 +114,7 @@ def bench_case(images: int, precision: str, device: torch.device, rounds: int) -
 
 
 @click.command()
-@bench_options(rounds=11)
+@bench_options(rounds=11, keep_memory=True)
 @click.option("--batch", type=int, help="Images; 64 on a CPU and 128 on a GPU by default.")
 def main(device: torch.device, rounds: int, batch: int | None) -> None:
     """One attack step on ResNet-18's working copy, beside its bare convolutions."""
