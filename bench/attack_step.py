@@ -4,7 +4,8 @@ A step is the forward and the input gradient of the folded network. `convolution
 with bias and input gradient, on tensors of their shapes: the limit of every engine on these libraries. `separate` runs
 bias, residual sum, ReLU and the sums of gradients as operations beside the convolutions, `fused` is what ltat runs. On
 CUDA each is the replay of a graph. The rows `operations` count what a step calls, and `element-wise MiB` what it reads
-and writes outside of the convolutions. As for the single operations, glibc keeps what is freed. bf16 is left out on a CPU without instructions for it.
+and writes outside of the convolutions. As for the single operations, glibc keeps what is freed. bf16 is left out on a
+CPU without instructions for it.
 """
 
 from collections.abc import Callable, Iterator
