@@ -53,7 +53,7 @@ def fused_convolution(
 
     Args:
         x: [B, in, H, W].
-        residual: added to the convolution; as large as the output, or broadcast to it.
+        residual: added to the convolution; like the output, or what ``+`` makes fit.
         weight: [out, in / groups, k, k], without gradient.
         bias: [out], without gradient.
         geometry: of the convolution.
@@ -61,11 +61,17 @@ def fused_convolution(
         readers: how many operations read the output. Each reads a tensor of its own on the same memory, so that the
             backward gets their gradients one by one and sums them as it masks them.
     """
-    if residual is not None and residual.shape != geometry.output_size(x, weight):
-        y = separately(x, None, weight, bias, geometry, False) + residual
-        return (y.relu() if relu else y,) * readers
+    if x.dim() != 4 or (residual is not None and not _is_like_output(residual, x, weight, geometry)):
+        return (separately(x, residual, weight, bias, geometry, relu),) * readers
     outputs: tuple[Tensor, ...] = _FusedConvolution.apply(x, residual, weight, bias, geometry, relu, readers)
     return outputs
+
+
+def _is_like_output(residual: object, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    # Of what a network adds the trace does not know the kind: a number that is computed from a shape, say.
+    if not isinstance(residual, Tensor) or residual.dtype != x.dtype:
+        return False
+    return residual.shape == geometry.output_size(x, weight)
 
 
 class _FusedConvolution(torch.autograd.Function):

@@ -12,6 +12,8 @@ from ltat.engine.fused import Geometry, fused_convolution, fused_norm
 
 _RELU: tuple[Callable[..., Any], ...] = (F.relu, torch.relu)
 _ADD: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
+_FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+"""Modules whose output is a tensor of its own, and not their input or a view of it."""
 
 
 class _Pattern(NamedTuple):
@@ -44,19 +46,17 @@ def fuse_norms(trunk: fx.GraphModule) -> list[str]:
     Returns:
         The names of these norms, whose scales and shifts the caller fills in.
     """
-    fused = []
+    fused: list[str] = []
+    if _writes_what_others_read(trunk):
+        return fused
     for node in list(trunk.graph.nodes):
         relu = _only_reader(node) if _is_norm(node, trunk) else None
-        if relu is not None and _is_relu(relu, trunk) and not any(map(_writes_in_place, _readers(node, relu))):
+        if relu is not None and relu.users and _is_relu(relu, trunk):
             _replace_norm(node, relu, trunk)
             fused.append(str(node.target))
     trunk.graph.lint()
     trunk.recompile()
     return fused
-
-
-def _readers(norm: fx.Node, relu: fx.Node) -> list[fx.Node]:
-    return [*relu.users, *norm.all_input_nodes[0].users]
 
 
 def _replace_norm(norm: fx.Node, relu: fx.Node, trunk: fx.GraphModule) -> None:
@@ -77,8 +77,13 @@ def _is_norm(node: fx.Node, trunk: fx.GraphModule) -> bool:
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return False
     norm = trunk.get_submodule(str(node.target))
-    once = sum(other.target == node.target for other in trunk.graph.nodes if other.op == "call_module") == 1
+    once = sum(_reads_module(other, str(node.target)) for other in trunk.graph.nodes) == 1
     return once and is_affine_norm(norm) and norm.running_var.dtype == torch.float32
+
+
+def _reads_module(node: fx.Node, path: str) -> bool:
+    called = node.op == "call_module" and node.target == path
+    return called or (node.op == "get_attr" and str(node.target).rpartition(".")[0] == path)
 
 
 def is_affine_norm(norm: nn.Module) -> bool:
@@ -95,12 +100,12 @@ def fuse_convolutions(trunk: fx.GraphModule) -> int:
         The number of fused convolutions.
     """
     fused = 0
+    if _writes_what_others_read(trunk):
+        return fused
     for node in list(trunk.graph.nodes):
         if _is_convolution(node, trunk):
-            pattern = _pattern_at(node, trunk)
-            if not _disturbed(pattern):
-                _replace(pattern, trunk)
-                fused += 1
+            _replace(_pattern_at(node, trunk), trunk)
+            fused += 1
     trunk.graph.lint()
     trunk.recompile()
     return fused
@@ -116,14 +121,6 @@ def _pattern_at(convolution: fx.Node, trunk: fx.GraphModule) -> _Pattern:
     if relu and reader is not None:
         nodes.append(reader)
     return _Pattern(convolution, residual, relu, tuple(nodes))
-
-
-def _disturbed(pattern: _Pattern) -> bool:
-    """Whether an operation in place changes what the fused one reads, before it runs, or what it has written."""
-    node, between = pattern.convolution, set[fx.Node]()
-    while (node := node.next) is not pattern.last and pattern.last is not pattern.convolution:
-        between.add(node)
-    return any(map(_writes_in_place, (between - set(pattern.nodes)) | set(pattern.last.users)))
 
 
 def _replace(pattern: _Pattern, trunk: fx.GraphModule) -> None:
@@ -172,14 +169,38 @@ def _is_method(node: fx.Node, *names: str) -> bool:
     return node.op == "call_method" and node.target in names
 
 
+def _writes_what_others_read(trunk: fx.GraphModule) -> bool:
+    """Whether an operation in place changes a tensor that others may read, so that their order counts.
+
+    Each reader of a fused operation has a tensor of its own on the same memory, and autograd would not see that what
+    one of them writes changes the others'.
+    """
+    return any(_writes_in_place(node) and not _is_own(node.args[0], trunk) for node in trunk.graph.nodes)
+
+
+def _is_own(written: object, trunk: fx.GraphModule) -> bool:
+    """Whether ``written`` is new memory that only one operation reads."""
+    if not isinstance(written, fx.Node) or len(written.users) != 1:
+        return False
+    if _writes_in_place(written):
+        return _is_own(written.args[0], trunk)
+    if written.op == "call_module":
+        return type(trunk.get_submodule(str(written.target))) in _FRESH
+    return written.target in _ADD
+
+
 def _writes_in_place(node: fx.Node) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_")
     if node.op == "call_module":
         owner = node.graph.owning_module
         return owner is not None and bool(getattr(owner.get_submodule(str(node.target)), "inplace", False))
-    in_place_operators = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
-    return node.target in in_place_operators or bool(node.kwargs.get("inplace")) or node.args[1:2] == (True,)
+    if node.op != "call_function":
+        return False
+    operators = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem)
+    by_argument = bool(node.kwargs.get("inplace")) or any(argument is True for argument in node.args[1:])
+    by_name = "out" in node.kwargs or getattr(node.target, "__name__", "").endswith("_")
+    return node.target in operators or by_argument or by_name
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ltat.engine import fused
 from ltat.engine.fused import Geometry, fused_convolution, fused_norm, separately
 from ltat.engine.fusion import fuse_convolutions, fuse_norms
 from ltat.engine.working_copy import WorkingCopy
-from ltat.models import build_model
+from ltat.models import Classifier, build_model
 
 GEOMETRIES = (
     Geometry((1, 1), (1, 1), (1, 1), 1),
@@ -204,3 +205,79 @@ def test_a_second_derivative_is_refused_and_not_silently_wrong():
     gradient = torch.autograd.grad(work(x).square().sum(), x, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.square().sum().backward()
+
+
+class Traced(Classifier):
+    """A classifier whose trunk is ``between``."""
+
+    def __init__(self, between: Callable[["Traced", Tensor], Tensor]) -> None:
+        super().__init__(4, 4, None)
+        self.between = between
+        self.a, self.b = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        self.norm = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 4)
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self.between(self, x).mean((2, 3))
+
+
+def unused_relu(net: Traced, x: Tensor) -> Tensor:
+    y = x + 0.1
+    F.relu(net.norm(y))
+    return net.a(y) * y
+
+
+def norm_whose_weight_is_read(net: Traced, x: Tensor) -> Tensor:
+    return F.relu(net.norm(x + 0.1)) * net.norm.weight.mean()
+
+
+def number_as_residual(net: Traced, x: Tensor) -> Tensor:
+    return F.relu(net.a(x) + x.shape[2])
+
+
+def residual_in_double(net: Traced, x: Tensor) -> Tensor:
+    return F.relu(net.a(x) + x.double()).float()
+
+
+def single_images(net: Traced, x: Tensor) -> Tensor:
+    return torch.stack([F.relu(net.a(x[0])), F.relu(net.b(x[1]) + x[1])])
+
+
+def written_function(net: Traced, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = F.leaky_relu_(y, 0.1)
+    return y * y + 2 * z
+
+
+def written_view(net: Traced, x: Tensor) -> Tensor:
+    y = net.a(x)
+    z = y.flatten(2).mul_(2)
+    return y + net.b(y) + z.view_as(y)
+
+
+TRAPS = (
+    unused_relu,
+    norm_whose_weight_is_read,
+    number_as_residual,
+    residual_in_double,
+    single_images,
+    written_function,
+    written_view,
+)
+
+
+@pytest.mark.parametrize("between", TRAPS)
+def test_a_trunk_that_is_almost_fused_has_the_logits_and_gradients_of_the_network(between):
+    torch.manual_seed(0)
+    model, x = Traced(between).eval().requires_grad_(False), torch.rand(2, 4, 6, 6)
+    work = WorkingCopy(model)
+    torch.testing.assert_close(work(x), model(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one_step(work, x)[0], one_step(model, x)[0], rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        torch.testing.assert_close(work(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_concatenation_along_the_channels_does_not_count_as_an_operation_in_place():
+    model = Traced(lambda net, x: torch.cat([net.a(x), x], 1)[:, :4])
+    assert WorkingCopy(model).fused == 1
