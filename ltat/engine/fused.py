@@ -6,7 +6,8 @@
 g₁ and g₂ are the gradients of the two operations that read y, the next convolution and the next shortcut; g₃ is the
 gradient of a shortcut that reads x itself. Residual sum and ReLU of a convolution may be missing. Weights, biases and
 the s and t of a batch norm in evaluation mode get no gradient. Where cuDNN or oneDNN has the forward of a convolution
-as one kernel, it computes it; the other passes are :func:`ltat.ops.relu_grad_add` and :func:`ltat.ops.affine_relu`.
+as one kernel that keeps a NaN, it computes it; the other passes are :func:`ltat.ops.relu_grad_add` and
+:func:`ltat.ops.affine_relu`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ltat.ops import affine_relu, relu_grad_add
+
+_SLOPE = 1e-30  # of a leaky ReLU that serves as a ReLU: lost beside any weight and bias, and no denormal number
 
 
 class Geometry(NamedTuple):
@@ -86,8 +89,7 @@ class _FusedConvolution(torch.autograd.Function):
         relu: bool,
         readers: int,
     ) -> tuple[Tensor, ...]:
-        convolve = library(x.device.type, x.dtype) if x.numel() else separately
-        y = convolve(x, residual, weight, bias, geometry, relu)
+        y = _convolve_for(x)(x, residual, weight, bias, geometry, relu)
         ctx.geometry, ctx.relu = geometry, relu
         ctx.save_for_backward(x, weight, *([y] if relu else []))
         ctx.set_materialize_grads(False)
@@ -161,6 +163,13 @@ def _transposed(grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> 
     return grad_x
 
 
+def _convolve_for(x: Tensor) -> Convolve:
+    deterministic = torch.are_deterministic_algorithms_enabled() or torch.backends.cudnn.deterministic
+    if x.numel() == 0 or (x.is_cuda and deterministic):  # cuDNN's fused kernels may not be deterministic
+        return separately
+    return library(x.device.type, x.dtype)
+
+
 @cache
 def library(device_type: str, dtype: torch.dtype) -> Convolve:
     """What computes the forward as one kernel on this kind of device, or the separate operations."""
@@ -169,14 +178,22 @@ def library(device_type: str, dtype: torch.dtype) -> Convolve:
 
 
 def _works(fused: Convolve, device_type: str, dtype: torch.dtype) -> bool:
-    """Whether the library has the operation for this dtype; builds of torch and processors differ."""
-    x, weight = (torch.ones(shape, dtype=dtype, device=device_type) for shape in ((1, 8, 4, 4), (8, 8, 3, 3)))
-    geometry = Geometry((1, 1), (1, 1), (1, 1), 1)
+    """Whether the library has the operation for this dtype, and keeps a NaN; builds and processors differ.
+
+    A ReLU that makes zeros of NaN gives a diverged network finite logits, and its images would count as classified.
+    """
+    x = torch.ones((1, 8, 4, 4), dtype=dtype, device=device_type).to(memory_format=torch.channels_last)
+    weight = torch.ones((8, 8, 3, 3), dtype=dtype, device=device_type).to(memory_format=torch.channels_last)
+    weight[0], x[0, 0, 0, 0] = -1, torch.nan
+    bias, geometry = torch.ones(8, dtype=dtype, device=device_type), Geometry((1, 1), (1, 1), (1, 1), 1)
     try:
-        y = fused(x, x, weight, x[0, :, 0, 0].contiguous(), geometry, True)
+        return all(
+            torch.allclose(convolved, separately(x, residual, weight, bias, geometry, True), equal_nan=True)
+            for residual in (None, x)
+            for convolved in [fused(x, residual, weight, bias, geometry, True)]
+        )
     except (RuntimeError, AttributeError):
         return False
-    return torch.equal(y, separately(x, x, weight, x[0, :, 0, 0].contiguous(), geometry, True))
 
 
 def separately(
@@ -196,17 +213,18 @@ def _onednn(
     where = (weight, bias, padding, stride, dilation, groups)
     y: Tensor
     if residual is None:
-        y = torch.ops.mkldnn._convolution_pointwise(x, *where, "relu" if relu else "none", [], "")
-    else:
-        activation = "relu" if relu else None
-        y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, activation, [], None)
-    return y
+        # oneDNN's ReLU makes zeros of NaN; its leaky one with a slope that rounds away keeps them.
+        activation = ("leaky_relu", [_SLOPE], "") if relu else ("none", [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(x, *where, *activation)
+        return y
+    y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *where, "add", 1.0, None, [], None)
+    return y.relu_() if relu else y  # behind a sum it has no leaky one
 
 
 def _cudnn(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, geometry: Geometry, relu: bool
 ) -> Tensor:
-    if not relu or torch.are_deterministic_algorithms_enabled():  # the fused kernel may not be deterministic
+    if not relu:
         return separately(x, residual, weight, bias, geometry, relu)
     if residual is None:
         return torch.cudnn_convolution_relu(x, weight, bias, *geometry)

@@ -103,6 +103,25 @@ def test_without_the_librarys_operation_the_separate_ones_run(monkeypatch):
         fused.library.cache_clear()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_nan_passes_the_relu_and_does_not_become_a_zero(summed, layout):
+    torch.manual_seed(0)
+    x, residual, weight, bias = tensors(GEOMETRIES[0], torch.float32, layout)
+    x[1, 2, 3, 4] = torch.nan
+    arguments = (x, residual if summed else None, weight, bias, GEOMETRIES[0], True)
+    torch.testing.assert_close(fused_convolution(*arguments, 1)[0], separately(*arguments), equal_nan=True)
+
+
+def test_a_library_that_loses_a_nan_is_not_used(monkeypatch):
+    fused.library.cache_clear()
+    monkeypatch.setattr(fused, "_onednn", lambda *arguments: separately(*arguments).nan_to_num(0.0))
+    try:
+        assert fused.library("cpu", torch.float32) is separately
+    finally:
+        fused.library.cache_clear()
+
+
 class Counted(TorchDispatchMode):
     """Counts the operators that are called."""
 
@@ -159,6 +178,13 @@ def test_logits_and_gradients_in_single_precision_are_near_those_in_double(copie
     torch.testing.assert_close(work(x).double(), exact(x.double()), rtol=1e-3, atol=1e-4)
     mine, expected = one_step(work, x)[0].double(), one_step(exact, x.double())[0]
     assert (mine - expected).norm() < 5e-3 * expected.norm()  # an activation near zero may fall on the other side
+
+
+def test_logits_of_a_network_that_diverged_are_not_finite(copied):
+    _, model, _, x = copied
+    diverged = copy.deepcopy(model)
+    next(module for module in diverged.modules() if isinstance(module, nn.Conv2d)).weight.data[0] = torch.nan
+    assert WorkingCopy(diverged)(x).isnan().all()
 
 
 class Odd(nn.Module):
