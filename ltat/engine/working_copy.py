@@ -114,7 +114,8 @@ class FrozenCopy(nn.Module):
         super().__init__()
         self.work = work
         self.body, self.normalize, self.classifier = work.parts
-        self.eval()
+        self.training = False  # not eval(), which would leave the last layer, that of the network, in this mode
+        self.body.eval()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.work,)

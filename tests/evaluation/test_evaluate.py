@@ -130,6 +130,20 @@ def test_the_model_comes_back_in_its_mode_with_its_buffers(data):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_part_of_the_model_is_in_its_mode_again_afterwards(data, precision):
+    model = build_model("small", num_classes=CLASSES, in_channels=1).train()
+    evaluate(model, data, attacks=["pgd1"], precision=precision)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_diverged_classifies_nothing(data, precision):
+    model = build_model("small", num_classes=CLASSES, in_channels=1)
+    next(module for module in model.modules() if isinstance(module, torch.nn.Conv2d)).weight.data[0] = torch.nan
+    assert not evaluate(model, data, attacks=["clean"], precision=precision).outcomes["clean"].correct.any()
+
+
 def test_batch_norm_is_in_evaluation_mode_while_measuring(data):
     model = build_model("small", num_classes=CLASSES, in_channels=1).train()
     one, all_at_once = (evaluate(model, data, attacks=["clean"], batch_size=n).to_json() for n in (1, 50))
