@@ -142,8 +142,8 @@ def _evaluated(
 def _check_logits(inputs: AttackInputs) -> None:
     """Run the network on one image before the attacks."""
     _, x, _ = next(inputs.batches(np.arange(1)))
-    with attack_mode(inputs.network, "eval"):
-        shape = tuple(trial_logits(inputs.network, x, "the model").shape)
+    with attack_mode(inputs.answering, "eval"):
+        shape = tuple(trial_logits(inputs.answering, x, "the model").shape)
     if shape != (1, inputs.split.num_classes):
         raise LtatError(
             f"the model returns shape {shape} for one image where the data have {inputs.split.num_classes} classes; "
