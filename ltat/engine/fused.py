@@ -61,7 +61,7 @@ def fused_convolution(
         bias: [out], without gradient.
         geometry: of the convolution.
         relu: whether ReLU follows.
-        readers: how many operations read the output. Each reads a tensor of its own on the same memory, so that the
+        readers: how many operations read the output. Each reads a separate tensor on the same memory, so that the
             backward gets their gradients one by one and sums them as it masks them.
     """
     if x.dim() != 4 or (residual is not None and not _is_like_output(residual, x, weight, geometry)):

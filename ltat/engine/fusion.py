@@ -13,7 +13,7 @@ from ltat.engine.fused import Geometry, fused_convolution, fused_norm
 _RELU: tuple[Callable[..., Any], ...] = (F.relu, torch.relu)
 _ADD: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 _FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-"""Modules whose output is a tensor of its own, and not their input or a view of it."""
+"""Modules whose output is new memory, and not their input or a view of it."""
 
 
 class _Pattern(NamedTuple):
@@ -172,7 +172,7 @@ def _is_method(node: fx.Node, *names: str) -> bool:
 def _writes_what_others_read(trunk: fx.GraphModule) -> bool:
     """Whether an operation in place changes a tensor that others may read, so that their order counts.
 
-    Each reader of a fused operation has a tensor of its own on the same memory, and autograd would not see that what
+    The readers of a fused operation have separate tensors on the same memory, and autograd would not see that what
     one of them writes changes the others'.
     """
     return any(_writes_in_place(node) and not _is_own(node.args[0], trunk) for node in trunk.graph.nodes)

@@ -39,7 +39,7 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     """
     stage = trainer.stage
     rows, best = restore(trainer, data, folder, files)
-    epochs, warned, told = stage.config.train.epochs, False, given_up(trainer)
+    epochs, warned, reported = stage.config.train.epochs, False, given_up(trainer)
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
     reporter.say(f"{stage.name}: attack on {describe_attack(trainer, data)}")
     if trainer.network.graphs is not None:
@@ -60,9 +60,9 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
             save_weights(trainer.outcome, data, folder, files, row, best)
         reporter.epoch(row, epochs)
         for part, why in given_up(trainer).items():
-            if part not in told:
+            if part not in reported:
                 reporter.say(f"{stage.name}: {part} step by step: {why}")
-        told = given_up(trainer)
+        reported = given_up(trainer)
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)
             warned = True
