@@ -112,7 +112,7 @@ def test_doctor_tells_versions_and_the_native_build():
         (["train", "--dataset", "digits", "--imbalance-ratio", "many"], ["many"]),
         (["train", "--dataset", "digits", "--method", "at-bsl", "--teacher", "t.safetensors"], ["teacher", "at-bsl"]),
         (["train", "--dataset", "digits", "--device", "quantum"], ["quantum"]),
-        (["train", "--recipe", "unheard"], ["unheard", "demo/digits-at-bsl"]),
+        (["train", "--recipe", "unheard"], ["unheard", "--list-recipes"]),
         (["train", "--seed", "-1", "--dataset", "digits"], ["seed", "-1"]),
         (["eval", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["data", "info"], ["--dataset"]),
