@@ -1,6 +1,7 @@
 """`ltat compare`: every method under one protocol, with the spread over seeds."""
 
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -10,37 +11,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ltat.cli.options import comma_separated
-from ltat.config import Asked, load_config
-from ltat.config.loading import set_by_path
-from ltat.config.recipes import find_recipe, list_recipes
+from ltat.cli.protocol import Protocol, protocol_name, teacher_lengths
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, check_outputs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ltat.config import RunConfig
+    from ltat.config import Asked, RunConfig
 
-GROUPS = ("overall", "tail")
-DECIDED = {"method": "--methods names the methods", "seed.train": "--seeds numbers the runs"}
+GROUPS = ("overall", "balanced", "many", "medium", "few", "tail")
 Figures = dict[str, list[float]]
 """Accuracies in percent, one per seed, by ``attack group`` such as ``pgd20 tail``."""
 
 
 @click.command("compare")
-@click.option("--dataset", metavar="D", help="The data set, under recipe unified/D where none is named; else digits.")
+@click.option(
+    "--dataset",
+    metavar="D",
+    help="The data set, under recipe unified/D, or unified/any where there is none; else digits.",
+)
 @click.option("--recipe", metavar="NAME|FILE", help="The protocol, on its own data set or on that of --dataset.")
 @click.option("--data-dir", metavar="DIR", help="Where the data set lies.")
 @click.option("--methods", metavar="M,M", help="Names or file.py:MyMethod; all methods where left out.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, metavar="N", help="Runs of each.")
-@click.option("--epochs", type=click.IntRange(min=1), metavar="N")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), metavar="N", help="Of the methods; the teachers' change in proportion."
+)
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/compare"), show_default=True
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the figures here."
 )
-@click.option("--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="A setting of every run; repeatable.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="A setting of every run that has it; repeatable."
+)
 def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> None:
     """Train every method with every seed under one protocol, and show mean and standard deviation.
 
@@ -50,20 +56,59 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
     from rich.console import Console
 
     check_outputs({"--json": json_file, "--out": out / "METHOD"})
-    configs = {name: seed_configs(name, seeds, options) for name in chosen_methods(options["methods"])}
+    protocol = protocol_of(**options)
+    configs = {name: protocol.configs(name, seeds) for name in protocol.methods}
+    for line in remarks(protocol, configs):
+        click.echo(line, err=True)
     figures = run_all(configs, out)
     try:
         if json_file is not None:
             atomic_write_text(json_file, json.dumps(figures, indent=2) + "\n")
     finally:
-        Console().print(render(figures, seeds))
-    tested = tested_on({asked.config.data.test_imbalance_ratio for own in configs.values() for asked in own})
-    click.echo(f"last checkpoint, {tested}, {seeds} seed(s), mean ± standard deviation; run folders: {out}")
+        for table in render(figures):
+            Console().print(table)
+    (data,) = {described(asked.config) for own in configs.values() for asked in own}
+    click.echo(f"{protocol.recipe} on {data}; last checkpoint, {seeds} seed(s), mean ± standard deviation")
+    click.echo(f"run folders: {out}")
 
 
-def tested_on(ratios: set[float | str]) -> str:
-    """The test set of runs with these ``data.test_imbalance_ratio``, one for all."""
-    (ratio,) = ratios
+def protocol_of(
+    dataset: str | None,
+    recipe: str | None,
+    data_dir: str | None,
+    methods: str | None,
+    epochs: int | None,
+    assignments: tuple[str, ...],
+) -> Protocol:
+    """The protocol that the options describe.
+
+    Raises:
+        LtatError: an empty or unknown name, or two methods that would share a row.
+    """
+    settings = {"data.name": dataset, "data.dir": data_dir, "train.epochs": epochs}
+    return Protocol(protocol_name(recipe, dataset), chosen_methods(methods), settings, assignments)
+
+
+def remarks(protocol: Protocol, configs: "dict[str, list[Asked[RunConfig]]]") -> list[str]:
+    """Lines on what the runs do not have in common, and on what ``--epochs`` changes beside the methods' epochs."""
+    lengths = teacher_lengths(own[0].config for own in configs.values())
+    changed = protocol.settings["train.epochs"] is not None and lengths
+    epochs = f"--epochs: the teachers train for {', '.join(map(str, lengths))} epoch(s), in proportion"
+    return protocol.left_out() + ([epochs] if changed else [])
+
+
+def described(config: "RunConfig") -> str:
+    """The data set of a run in words: name, imbalance ratio, test set."""
+    from ltat.config import Asked
+    from ltat.config.resolving import for_dataset
+
+    data = for_dataset(Asked(config)).config.data
+    ratio = data.imbalance_ratio if data.imbalance_ratio == "natural" else f"{data.imbalance_ratio:g}"
+    return f"{data.name}, imbalance ratio {ratio}, {tested_on(data.test_imbalance_ratio)}"
+
+
+def tested_on(ratio: float | str) -> str:
+    """The test set of a run with this ``data.test_imbalance_ratio``."""
     return "whole test set" if ratio == "natural" else f"long-tailed test set of imbalance ratio {ratio:g}"
 
 
@@ -81,54 +126,6 @@ def chosen_methods(names: str | None) -> list[str]:
         if other != method:
             raise LtatError(f"{other} and {method} have one name in the comparison; rename one of the classes")
     return list(methods.values())
-
-
-def seed_configs(method: str, seeds: int, options: dict[str, Any]) -> "list[Asked[RunConfig]]":
-    """The settings of a method's runs, with training seeds 0, 1, …; the first is tried.
-
-    Raises:
-        LtatError: there is no protocol for the data set, or the settings do not suit the method.
-    """
-    from ltat.methods import find_method
-    from ltat.training import prepare
-
-    recipe = protocol(method, options["recipe"], options["dataset"])
-    settings = {
-        "method": method,
-        "data.name": options["dataset"],
-        "data.dir": options["data_dir"],
-        "train.epochs": options["epochs"],
-    }
-    configs = [
-        load_config(
-            lambda name: find_method(name).Config,
-            recipe=recipe,
-            settings=settings | {"seed.train": seed},
-            assignments=options["assignments"],
-            decided=DECIDED,
-        )
-        for seed in range(seeds)
-    ]
-    prepare(configs[0])
-    return configs
-
-
-def protocol(method: str, recipe: str | None, dataset: str | None) -> dict[str, Any]:
-    """The recipe that is named, else unified/``dataset``, with a self-teacher where a method needs one.
-
-    Raises:
-        LtatError: there is no such recipe.
-    """
-    from ltat.methods import find_method
-    from ltat.methods.teachers import TaughtConfig
-
-    name = recipe or f"unified/{dataset or 'digits'}"
-    if recipe is None and name not in list_recipes():
-        raise LtatError(f"there is no recipe {name} for dataset {dataset!r}; name a protocol with --recipe")
-    tree = find_recipe(name)
-    if issubclass(find_method(method).Config, TaughtConfig) and "path" not in tree.get("teacher", {}):
-        set_by_path(tree, "teacher.train", "balanced")  # no other teacher is there for all
-    return tree
 
 
 def run_all(configs: "dict[str, list[Asked[RunConfig]]]", out: Path) -> dict[str, Figures]:
@@ -160,24 +157,45 @@ def collect(figures: Figures, evaluation: Any) -> None:
                 figures.setdefault(f"{attack} {group}", []).append(summary[group])
 
 
-def render(figures: dict[str, Figures], seeds: int) -> "Table":
-    """A row per method, a column per attack and group."""
+def render(figures: dict[str, Figures]) -> "list[Table]":
+    """A table per attack: a row per method, a column per group.
+
+    A group without images has no column; nor has the balanced accuracy where it is the overall one, as on a balanced
+    test set.
+    """
+    attacks = dict.fromkeys(column.rpartition(" ")[0] for own in figures.values() for column in own)
+    return [attack_table(attack, figures) for attack in attacks]
+
+
+def attack_table(attack: str, figures: dict[str, Figures]) -> "Table":
+    """The table of one attack."""
     from rich import box
     from rich.table import Table
 
-    table = Table(title="Accuracy in percent", box=box.HORIZONTALS, show_edge=False)
-    table.add_column("method", no_wrap=True)
-    columns = list(dict.fromkeys(column for own in figures.values() for column in own))
-    for column in columns:
-        table.add_column(column.removesuffix(" overall"), justify="right", no_wrap=True)
+    table = Table(title=f"{attack}: accuracy in percent", box=box.HORIZONTALS, show_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("method", overflow="fold")
+    groups = [group for group in GROUPS if shown(attack, group, figures)]
+    for group in groups:
+        table.add_column(group, justify="right", no_wrap=True)
     for method, own in figures.items():
-        table.add_row(method, *(cell(own.get(column, [])) for column in columns))
+        table.add_row(method, *(cell(own.get(f"{attack} {group}", [])) for group in groups))
     return table
+
+
+def shown(attack: str, group: str, figures: dict[str, Figures]) -> bool:
+    """Whether the group says more than the columns beside it."""
+    columns = [(own.get(f"{attack} {group}"), own.get(f"{attack} overall")) for own in figures.values()]
+    return any(own and (group != "balanced" or not equal(own, overall)) for own, overall in columns)
+
+
+def equal(values: list[float], others: list[float] | None) -> bool:
+    """Whether two lists of accuracies differ by rounding alone."""
+    return others is not None and all(math.isclose(a, b) for a, b in zip(values, others, strict=True))
 
 
 def cell(values: list[float]) -> str:
     """Mean and, from two seeds on, the sample standard deviation."""
     if not values:
         return "–"
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"

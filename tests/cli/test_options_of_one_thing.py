@@ -30,6 +30,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RunConfig]]:
     monkeypatch.setattr("ltat.training.prepare", lambda config: None)
 
     def keep(planned: dict[str, list[Asked[RunConfig]]], out: Path) -> dict[str, object]:
+        configs.clear()
         configs.update({method: [asked.config for asked in own] for method, own in planned.items()})
         return {}
 
