@@ -7,6 +7,7 @@ file that it wrote, and would return only the images of the last session.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 
 from ltat.arguments import as_path, as_whole
 from ltat.attacks import official
-from ltat.attacks.checks import as_seed, check_batch, check_channels, check_threat, trial_logits
+from ltat.attacks.checks import as_seed, check_batch, check_channels, check_reach, check_threat, trial_logits
+from ltat.attacks.clean_images import CleanImages
 from ltat.attacks.journal import Damaged, Journal, Piece
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
@@ -26,6 +28,7 @@ from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 
 OnProgress = Callable[[str, int, int], None]
+OnFooled = Callable[[Piece], None]
 
 # Square is blind to gradients: where it still wins this share of the images, the others were misled by them.
 SQUARE_TOLERANCE = 0.002
@@ -36,17 +39,15 @@ UNDEFINED = (
 
 
 @dataclass(frozen=True)
-class AutoAttackResult:
-    """What AutoAttack found.
+class Verdicts:
+    """Which images AutoAttack fooled.
 
     Attributes:
-        x_adv: fp32 [N, ch, H, W] on the device of ``x``; the clean image where no stage succeeded.
         survivors: for ``"clean"`` and then each stage in order, bool [N] on the CPU: still correct.
         flags: what one must know before quoting the number, one sentence each.
         settings: package, version, targets, seed and batch size.
     """
 
-    x_adv: Tensor
     survivors: dict[str, Tensor]
     flags: tuple[str, ...]
     settings: dict[str, object]
@@ -55,6 +56,17 @@ class AutoAttackResult:
     def robust(self) -> Tensor:
         """Images that survived every stage, bool [N]."""
         return list(self.survivors.values())[-1]
+
+
+@dataclass(frozen=True)
+class AutoAttackResult(Verdicts):
+    """The verdicts with the adversarial images.
+
+    Attributes:
+        x_adv: fp32 [N, ch, H, W] on the device of ``x``; the clean image where no stage succeeded.
+    """
+
+    x_adv: Tensor
 
 
 def autoattack(
@@ -74,6 +86,7 @@ def autoattack(
     Deterministic in ``seed``: neither reads nor changes the global random state. Restores the model.
     With fewer than 10 classes the targeted attacks visit all C − 1 targets; APGD-T, whose loss needs four
     classes, is left out below that, and flagged. So is Square in ℓ2 where the package cannot tile the images.
+    Of images that do not fit into memory as float32, :func:`autoattack_verdicts` gives the verdicts.
 
     Args:
         model: images [B, ch, H, W] → logits [B, C]; attacked in eval mode on the device of its parameters.
@@ -90,39 +103,87 @@ def autoattack(
     Raises:
         LtatError: a threat model AutoAttack does not know, wrong images or labels, the state of another run.
     """
-    _check(x, y, threat)
+    _check_threat(threat)
+    check_batch(x, y, threat)
+    with torch.inference_mode(False):
+        x_adv = x.detach().clone()
+
+    def keep(piece: Piece) -> None:
+        x_adv[piece.indices.to(x.device)] = piece.x_adv.to(x.device)
+
+    found = autoattack_verdicts(
+        model,
+        CleanImages.of_tensor(x.detach()),
+        y,
+        threat=threat,
+        batch_size=batch_size,
+        seed=seed,
+        state_path=state_path,
+        precision=precision,
+        on_progress=on_progress,
+        on_fooled=keep,
+    )
+    return AutoAttackResult(found.survivors, found.flags, found.settings, x_adv)
+
+
+def autoattack_verdicts(
+    model: nn.Module,
+    images: CleanImages,
+    y: Tensor,
+    *,
+    threat: ThreatModel = LINF_8,
+    batch_size: int = 256,
+    seed: int = 0,
+    state_path: str | Path | None = None,
+    precision: str = "fp32",
+    on_progress: OnProgress | None = None,
+    on_fooled: OnFooled | None = None,
+) -> Verdicts:
+    """:func:`autoattack` on images that are read a batch at a time, so that its memory is that of a batch.
+
+    Args:
+        model: as in :func:`autoattack`, as are all arguments that are not named here.
+        images: clean images, in [0, 1].
+        y: labels int64 [N] in [0, C).
+        on_fooled: called with the adversarial images of every batch, in order.
+
+    Raises:
+        LtatError: as :func:`autoattack`.
+    """
+    _check_threat(threat)
+    check_reach(threat, math.prod(images.shape[1:]))
     seed, batch_size = as_seed(seed), as_whole("batch_size", batch_size, 1)
     state_path = None if state_path is None else as_path("state_path", state_path)
-    check_channels(model, x.shape[1])
+    check_channels(model, images.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode(False):
-        x, y = x.detach().clone(), y.detach().clone()
+        y = y.detach().cpu().clone()
         body = StepNetwork(model, precision).frozen()
-        run = _Run(body, x, y, threat=threat, batch_size=batch_size, seed=seed)
-        journal = Journal(
-            state_path, _fingerprint(model, x, y, threat, settings={**run.settings, "precision": precision})
-        )
+        run = _Run(body, images, y, threat=threat, batch_size=batch_size, seed=seed)
+        settings = {**run.settings, "precision": precision}
+        name = "" if state_path is None else _fingerprint(model, images, y, threat, settings, batch_size)
+        journal = Journal(state_path, name)
         survivors = {"clean": run.clean_correct()}
         alive = survivors["clean"]
         for stage in run.stages:
-            alive = survivors[stage] = run.attack(stage, alive, journal, on_progress)
+            alive = survivors[stage] = run.attack(stage, alive, journal, on_progress, on_fooled)
     flags = [*run.flags(), *_square_flags(survivors)]
     if precision != "fp32":
         flags.append(f"the network ran in {precision}: quote fp32 numbers only")
-    return AutoAttackResult(run.x_adv, survivors, tuple(flags), run.settings)
+    return Verdicts(survivors, tuple(flags), run.settings)
 
 
 class _Run:
-    """A running evaluation: the images, the package's object, and the results so far."""
+    """A running evaluation: the images, the package's object, and the warnings so far."""
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, batch_size: int, seed: int
+        self, model: nn.Module, images: CleanImages, y: Tensor, *, threat: ThreatModel, batch_size: int, seed: int
     ) -> None:
-        self.model, self.x, self.y, self.threat, self.batch_size = model, x, y, threat, batch_size
-        self.device = next(model.parameters(), x).device
-        self.x_adv = x.clone()
+        self.model, self.images, self.y, self.threat, self.batch_size = model, images, y, threat, batch_size
+        first = images.read(torch.zeros(1, dtype=torch.int64))
+        self.device = next(model.parameters(), first).device
         self.messages: list[str] = []
-        self.num_classes = self._num_classes()
-        self.stages = official.possible_stages(self.num_classes, threat.norm, tuple(x.shape[2:]))
+        self.num_classes = self._num_classes(first)
+        self.stages = official.possible_stages(self.num_classes, threat.norm, images.shape[2:])
         self.package = official.build(model, threat, self.num_classes, seed, self.device)
         self.settings: dict[str, object] = {
             "package": official.VERSION,
@@ -132,8 +193,8 @@ class _Run:
             "batch_size": batch_size,
         }
 
-    def _num_classes(self) -> int:
-        num_classes = trial_logits(self.model, self.x[:1].to(self.device), "the model").shape[1]
+    def _num_classes(self, first: Tensor) -> int:
+        num_classes = trial_logits(self.model, first.to(self.device), "the model").shape[1]
         if int(self.y.max()) >= num_classes:
             raise LtatError(
                 f"label {int(self.y.max())} does not fit a model of {num_classes} classes; "
@@ -145,12 +206,14 @@ class _Run:
         """Images classified correctly with finite logits before any attack, bool [N]."""
         correct = []
         with torch.no_grad():
-            for x, y in zip(self.x.split(self.batch_size), self.y.split(self.batch_size), strict=True):
-                logits = self.model(x.to(self.device)).cpu()
-                correct.append((logits.argmax(1) == y.cpu()) & logits.isfinite().all(1))
+            for batch in self.images.positions(self.batch_size):
+                logits = self.model(self.images.read(batch).to(self.device)).cpu()
+                correct.append((logits.argmax(1) == self.y[batch]) & logits.isfinite().all(1))
         return torch.cat(correct)
 
-    def attack(self, stage: str, alive: Tensor, journal: Journal, on_progress: OnProgress | None) -> Tensor:
+    def attack(
+        self, stage: str, alive: Tensor, journal: Journal, on_progress: OnProgress | None, on_fooled: OnFooled | None
+    ) -> Tensor:
         """Runs one stage on the images still alive, bool [N]; returns the survivors, bool [N]."""
         left = alive.clone()
         victims = alive.nonzero().squeeze(1)
@@ -162,8 +225,9 @@ class _Run:
                 piece = self._attack_batch(stage, batch)
                 journal.save(name, piece)
             left[piece.indices] = False
-            self.x_adv[piece.indices.to(self.x.device)] = piece.x_adv.to(self.x.device)
             self.messages.extend(piece.messages)
+            if on_fooled is not None:
+                on_fooled(piece)
             if on_progress is not None:
                 on_progress(stage, start + len(batch), len(victims))
         return left
@@ -182,11 +246,11 @@ class _Run:
     def _confirm(self, piece: Piece, batch: Tensor) -> None:
         """Raises: Damaged unless every image of ``piece`` is a legal adversarial example of its image in ``batch``."""
         indices, x_adv = piece.indices, piece.x_adv
-        shapes = indices.shape == x_adv.shape[:1] and x_adv.shape[1:] == self.x.shape[1:]
+        shapes = indices.shape == x_adv.shape[:1] and x_adv.shape[1:] == self.images.shape[1:]
         known = indices.dtype == torch.int64 and bool(torch.isin(indices, batch).all())
         if not (shapes and known and x_adv.dtype == torch.float32 and len(indices.unique()) == len(indices)):
             raise Damaged("it is not of this batch")
-        x, y = (t[batch.to(t.device)].cpu() for t in (self.x, self.y))
+        x, y = self.images.read(batch).cpu(), self.y[batch]
         places = torch.searchsorted(batch, indices)  # of the victims, which stand in order
         if not bool(self.threat.contains(x_adv, x[places]).all()):
             raise Damaged("an image of it breaks the threat model")
@@ -197,7 +261,7 @@ class _Run:
             raise Damaged("an image of it is classified correctly")
 
     def _attack_batch(self, stage: str, batch: Tensor) -> Piece:
-        x, y = (t[batch.to(t.device)].to(self.device) for t in (self.x, self.y))
+        x, y = self.images.read(batch).to(self.device), self.y[batch].to(self.device)
         with _counting_undefined(self.model) as undefined:
             x_adv, fooled, warnings = official.run_stage(self.package, stage, x, y)
         if any(map(int, undefined)):
@@ -214,7 +278,7 @@ class _Run:
 
     def flags(self) -> list[str]:
         """Stages left out, and the warnings of all batches, alike ones gathered into one."""
-        flags = official.left_out(self.num_classes, self.threat.norm, tuple(self.x.shape[2:]))
+        flags = official.left_out(self.num_classes, self.threat.norm, self.images.shape[2:])
         return flags + _gather(self.messages)
 
 
@@ -256,20 +320,30 @@ def _square_flags(survivors: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, settings: dict[str, object]) -> str:
-    """SHA-256 over everything the result depends on."""
-    head = [settings, threat.norm, threat.eps, repr(model), list(x.shape)]
+def _fingerprint(
+    model: nn.Module, images: CleanImages, y: Tensor, threat: ThreatModel, settings: dict[str, object], at_once: int
+) -> str:
+    """SHA-256 over everything the result depends on; reads ``at_once`` images at a time."""
+    head = [settings, threat.norm, threat.eps, repr(model), list(images.shape)]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    for name, tensor in [*sorted(model.state_dict().items()), ("images", x), ("labels", y)]:
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
+    digest.update(b"images torch.float32")
+    for batch in images.positions(at_once):
+        digest.update(_bytes(images.read(batch)))
+    digest.update(b"labels torch.int64")
+    digest.update(_bytes(y))
     return digest.hexdigest()
 
 
-def _check(x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _check_threat(threat: ThreatModel) -> None:
     check_threat(threat)
     if isinstance(threat.eps, Tensor):
         raise LtatError("AutoAttack takes one radius for all images; give eps as a number")
     if threat.box != (0.0, 1.0):
         raise LtatError(f"AutoAttack knows only the box (0, 1), not {threat.box}; scale the images to it")
-    check_batch(x, y, threat)

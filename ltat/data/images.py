@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 class ImageStore(ABC):
@@ -42,3 +44,8 @@ class ImageStore(ABC):
 
 Images = np.ndarray | ImageStore
 """uint8 [N, H, W, ch], in memory or read on demand."""
+
+
+def as_floats(images: np.ndarray) -> Tensor:
+    """uint8 [B, H, W, ch] → fp32 [B, ch, H, W] in [0, 1], contiguous."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from ltat.arguments import shown
 from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
 from ltat.attacks.checks import as_step_size
+from ltat.attacks.clean_images import CleanImages
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
+from ltat.data.images import as_floats
 from ltat.data.split import Split
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
@@ -87,7 +89,7 @@ class AttackInputs:
         """(positions, images fp32 [B, ch, H, W] in [0, 1], labels [B]) of the chosen positions, in order."""
         for start in range(0, len(chosen), self.batch_size):
             batch = chosen[start : start + self.batch_size]
-            x = as_tensor(self.split.images[batch]).to(self.device)
+            x = as_floats(self.split.images[batch]).to(self.device)
             yield batch, x, torch.from_numpy(self.split.labels[batch]).to(self.device)
 
 
@@ -107,11 +109,6 @@ class Outcome:
 
 
 Attack = Callable[[AttackInputs], Outcome]
-
-
-def as_tensor(images: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, ch] → fp32 [N, ch, H, W] in [0, 1], contiguous."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
 def predict(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,15 +183,15 @@ def _zero_gradients(inputs: AttackInputs, x: Tensor, y: Tensor) -> int:
 
 def auto_attack(inputs: AttackInputs) -> Outcome:
     """AutoAttack ``standard`` on all images; see ``ltat.attacks.autoattack``."""
-    from ltat.attacks.autoattack import autoattack  # noqa: PLC0415  (only this attack needs its package)
+    from ltat.attacks.autoattack import autoattack_verdicts  # noqa: PLC0415  (only this attack needs its package)
 
     correct = inputs.correct.copy()
     attacked = np.flatnonzero(correct)
     if len(attacked) == 0:
         return Outcome(correct, {"stages": {"clean": 0}}, ["no image is classified correctly, so nothing was attacked"])
-    result = autoattack(
+    result = autoattack_verdicts(
         inputs.network.model,
-        as_tensor(inputs.split.images[attacked]),
+        CleanImages.of_stored(inputs.split.images, attacked),
         torch.from_numpy(inputs.split.labels[attacked]),
         threat=inputs.threat,
         batch_size=inputs.batch_size,

@@ -22,7 +22,9 @@ def class_accuracies(correct: np.ndarray, labels: np.ndarray, num_classes: int) 
         labels: int64 [N] in [0, num_classes).
         num_classes: C.
     """
-    return [accuracy(correct[labels == c]) for c in range(num_classes)]
+    counts = np.bincount(labels, minlength=num_classes).tolist()
+    hits = np.bincount(labels[correct], minlength=num_classes).tolist()
+    return [100.0 * (hit / count) if count else None for hit, count in zip(hits, counts, strict=True)]
 
 
 def balanced_accuracy(per_class: Sequence[float | None]) -> float | None:

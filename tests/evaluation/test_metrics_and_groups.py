@@ -46,6 +46,13 @@ def test_every_figure_of_a_small_table():
     assert found["n"] == counts
 
 
+def test_the_accuracy_of_a_class_has_the_bits_of_the_mean_over_its_images():
+    generator = np.random.default_rng(0)
+    labels, correct = generator.integers(0, 97, 3000), generator.random(3000) < 0.6
+    expected = [100.0 * float(correct[labels == c].mean()) for c in range(97)]
+    assert summarise(correct, labels, 97)["per_class"] == expected
+
+
 def test_balanced_accuracy_of_a_balanced_set_is_the_accuracy():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(5), 8)
