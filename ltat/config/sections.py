@@ -325,6 +325,8 @@ class TrainSection(Section):
     """Whether the network body runs through `torch.compile`."""
     graph: bool | Literal["auto"] = "auto"
     """Whether attack and update are a CUDA graph each; `auto`: on a GPU, once both have given the eager bits."""
+    checkpoint_minutes: NonNegative = 10.0
+    """Minutes of training after which the state to resume from is written within an epoch; 0: only after epochs."""
 
 
 class SelectSection(Section):

@@ -87,7 +87,11 @@ class Method:
         """Called after an epoch's last batch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that resuming needs, as tensors, numbers and strings only."""
+        """The state that resuming needs between any two steps, as tensors, numbers and strings only.
+
+        It must have all that the hooks change and later steps use, also what is counted within an epoch. A run that is
+        resumed in the middle of an epoch calls ``load_state_dict``, ``begin_epoch`` and ``load_state_dict`` again.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

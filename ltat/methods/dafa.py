@@ -60,7 +60,8 @@ class DafaConfig(RunConfig):
 class Dafa(Method):
     """TRADES, and after the warm-up with a weight of every class on CE, eps and step.
 
-    ``weights`` [C] is w; it is part of the saved state.
+    ``weights`` [C] is w, and ``gathered`` [C, C] the sums of the probabilities while P is collected; both are part of
+    the saved state.
     """
 
     Config = DafaConfig
@@ -97,12 +98,14 @@ class Dafa(Method):
             self.weights, self.gathered = weights.to(self.weights), None
 
     def state_dict(self) -> dict[str, Any]:
-        """w."""
-        return {"weights": self.weights}
+        """w, and the sums for P while they are collected."""
+        return {"weights": self.weights, "gathered": self.gathered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore w."""
+        """Restore what :meth:`state_dict` returned."""
         self.weights = state["weights"].to(self.weights)
+        gathered = state.get("gathered")
+        self.gathered = None if gathered is None else gathered.to(self.weights.device, copy=True)
 
     def attack(self, step: Step) -> Tensor:
         """PGD with radius and step size times w_y, by the class y of each image."""

@@ -67,7 +67,8 @@ class ReatConfig(ClassificationConfig):
 class Reat(ClassificationMethod):
     """Balanced softmax plus TAIL on images from the re-balanced attack.
 
-    ``predicted`` [C] is A_c, ``None`` in the first epoch; it is part of the saved state.
+    ``predicted`` [C] is A_c, ``None`` in the first epoch, and ``counting`` [C] what will be A_c in the next; both are
+    part of the saved state.
     """
 
     Config = ReatConfig
@@ -102,12 +103,15 @@ class Reat(ClassificationMethod):
         self.predicted = self.counting
 
     def state_dict(self) -> dict[str, Any]:
-        """A_c, once an epoch is complete."""
-        return {} if self.predicted is None else {"predicted": self.predicted}
+        """A_c, and the counts of this epoch."""
+        return {"predicted": self.predicted, "counting": self.counting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore A_c."""
-        self.predicted = state["predicted"].to(self.counting) if "predicted" in state else None
+        """Restore what :meth:`state_dict` returned; a former version saved A_c alone, and nothing before it had one."""
+        predicted = state.get("predicted")
+        self.predicted = None if predicted is None else predicted.to(self.counting)
+        if "counting" in state:
+            self.counting = state["counting"].to(self.counting, copy=True)
 
     def objective(self, step: Step) -> Objective:
         """RBL: ``attack.loss`` of every image, times w of its class in the modes that couple the images of a batch.

@@ -13,6 +13,7 @@ from ltat.training.run_data import RunData
 from ltat.training.run_folder import TEACHER_FILES, RunFolder, StageFiles
 from ltat.training.stage import Stage
 from ltat.training.trainer import Trainer
+from ltat.training.trainer_state import load_state
 from ltat.training.validation import corrects_prior
 
 NOTHING_YET: Row = {"score": -1.0, "epoch": 0}
@@ -32,15 +33,17 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
         return [], NOTHING_YET
     rows, best = state["rows"], state["best"]
     try:
-        if rows[-1]["stage"] != stage.name or state["epoch"] > stage.config.train.epochs:
-            raise ValueError(f"it is of epoch {state['epoch']} of stage {rows[-1]['stage']!r}")
-        trainer.load_state_dict(state)
+        saved = rows[-1]["stage"] if rows else state["stage"]
+        if saved != stage.name or state["epoch"] > stage.config.train.epochs:
+            raise ValueError(f"it is of epoch {state['epoch']} of stage {saved!r}")
+        load_state(trainer, state)
     except Exception as error:  # a wrong file can raise any type
         reason = str(error).partition("\n")[0] or type(error).__name__
         where = folder.path / files.state
         raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
     folder.restore_metrics(stage.name, rows)
-    save_weights(trainer.outcome, data, folder, files, rows[-1], best)
+    if not trainer.metrics.steps:  # else the state's weights are those of no epoch
+        save_weights(trainer.outcome, data, folder, files, rows[-1], best)
     check_best(folder, files, best, state["epoch"])
     return rows, best
 

@@ -8,6 +8,7 @@ from ltat.training.reporting import Reporter
 from ltat.training.run_data import RunData
 from ltat.training.run_folder import RunFolder, StageFiles
 from ltat.training.stage import Stage
+from ltat.training.state_writer import StateWriter, Timer
 from ltat.training.trainer import Trainer
 from ltat.training.validation import validate
 
@@ -35,29 +36,23 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     """Run a trainer's remaining epochs.
 
     After each epoch the metrics are written first, then the state, then the weights. If a crash comes between two of
-    these, :func:`restore` writes the missing ones again from the state.
+    these, :func:`restore` writes the missing ones again from the state. Within an epoch only the state is written.
     """
-    stage = trainer.stage
-    rows, best = restore(trainer, data, folder, files)
+    stage, minutes = trainer.stage, trainer.stage.config.train.checkpoint_minutes
+    state = StateWriter(trainer, folder, files.state, *restore(trainer, data, folder, files), Timer(minutes))
     epochs, warned, reported = stage.config.train.epochs, False, given_up(trainer)
-    reporter.say(f"{stage.name}: loader {stage.loader.why}")
-    reporter.say(f"{stage.name}: attack on {describe_attack(trainer, data)}")
-    if trainer.network.graphs is not None:
-        reporter.say(f"{stage.name}: update {describe_update(trainer)}")
-    for remark in stage.method.remarks():
-        reporter.say(f"{stage.name}: {remark}")
-    steps = sum(stage.loader.steps(epoch) for epoch in range(trainer.epoch + 1, epochs + 1))
-    reporter.begin(stage.name, steps * stage.loader.batch_size)
+    announce(trainer, data, reporter)
+    reporter.begin(stage.name, images_left(trainer))
     while trainer.epoch < epochs:
-        row = trainer.run_epoch()
+        row = trainer.run_epoch(state.write_if_due)
         row |= validate(trainer.outcome, data, row["epoch"])
-        if row.get("score") is not None and row["score"] > best["score"]:
-            best = row
-        rows.append(row)
+        if row.get("score") is not None and row["score"] > state.best["score"]:
+            state.best = row
+        state.rows.append(row)
         with interrupts_wait():
             folder.append_metrics(row)
-            folder.save_state(files.state, {**trainer.state_dict(), "rows": rows, "best": best})
-            save_weights(trainer.outcome, data, folder, files, row, best)
+            state.write()
+            save_weights(trainer.outcome, data, folder, files, row, state.best)
         reporter.epoch(row, epochs)
         for part, why in given_up(trainer).items():
             if part not in reported:
@@ -66,3 +61,22 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
         if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
             reporter.say(KD_WARNING)
             warned = True
+
+
+def announce(trainer: Trainer, data: RunData, reporter: Reporter) -> None:
+    """Print how the steps of the stage will run."""
+    stage = trainer.stage
+    reporter.say(f"{stage.name}: loader {stage.loader.why}")
+    reporter.say(f"{stage.name}: attack on {describe_attack(trainer, data)}")
+    if trainer.network.graphs is not None:
+        reporter.say(f"{stage.name}: update {describe_update(trainer)}")
+    for remark in stage.method.remarks():
+        reporter.say(f"{stage.name}: {remark}")
+
+
+def images_left(trainer: Trainer) -> int:
+    """The images that the rest of the stage trains on."""
+    loader = trainer.stage.loader
+    epochs = range(trainer.epoch + 1, trainer.stage.config.train.epochs + 1)
+    images = sum(min(loader.steps(epoch) * loader.batch_size, loader.plan.size(epoch)) for epoch in epochs)
+    return images - trainer.metrics.steps * loader.batch_size

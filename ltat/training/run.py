@@ -43,7 +43,7 @@ def train(
     """Train by ``settings`` into the run folder ``out`` and evaluate the result on the test set.
 
     Everything is checked before the folder is created, so wrong use leaves no files. With ``resume=True`` an
-    interrupted run continues from its last complete epoch; on a CPU its bits are those of an uninterrupted run.
+    interrupted run continues from its newest state; on a CPU its bits are those of an uninterrupted run.
 
     Args:
         settings: the result of :func:`ltat.config.load_config`, or settings made in Python.

@@ -17,7 +17,8 @@ from ltat.files import atomic_write_text, exists, read_bytes, read_text
 from ltat.training.epoch_metrics import Row
 from ltat.training.state_file import State, before, newest_state, write_state
 
-FREE_TO_CHANGE = ("train.device", "loader.", "eval.", "data.download")  # may change on resuming: training ignores them
+FREE_TO_CHANGE = ("train.device", "train.checkpoint_minutes", "loader.", "eval.", "data.download")
+"""What may change on resuming, since the result of training does not depend on it."""
 UNSAVED = "teacher_buffers"
 LATER = ("classes", UNSAVED)  # entries of indices.json that run folders of former versions do not have
 NOT_FREE = ("eval.tau",)  # it affects the choice of the best checkpoint

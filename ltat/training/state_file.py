@@ -98,14 +98,23 @@ def _check_content(state: State) -> None:
     run = state.get("run")
     if run and not (isinstance(run["settings"], dict) and isinstance(run["data"], dict)):
         raise Unusable("it does not name its run")
+    running = state.get("running", {})
+    if running and not (type(running["steps"]) is int and running["steps"] >= 0):
+        raise Unusable(f"it is of step {running['steps']!r} of an epoch")
     epochs = [row["epoch"] for row in state["rows"]]
-    if not epochs or epochs != list(range(epochs[0], state["epoch"] + 1)) or epochs[0] < 1:
+    first = epochs[0] if epochs else 1
+    if epochs != list(range(first, state["epoch"] + 1)) or first < 1 or not (epochs or steps_of(state)):
         raise Unusable(f"its rows are not those of {state['epoch']} epochs")
     if not -1 <= state["best"]["score"] <= 100 or not 0 <= state["best"]["epoch"] <= state["epoch"]:
         raise Unusable("its best epoch is not one of its epochs")
     wild = non_finite_tensor({name: state.get(name, {}) for name in ("model", "optimizer", "average")})
     if wild:
         raise Unusable(f"{wild} is not finite, or above {LIMIT:g}")
+
+
+def steps_of(state: State) -> int:
+    """The steps that were taken after the last complete epoch; versions before 'running' wrote none of them."""
+    return int(state.get("running", {}).get("steps", 0))
 
 
 def newest_state(path: Path) -> tuple[State, str | None] | None:
@@ -136,7 +145,9 @@ def newest_state(path: Path) -> tuple[State, str | None] | None:
             "delete both to start the stage over"
         ) from None
     os.replace(older, path)
+    step = f" and {steps_of(state)} steps" if steps_of(state) else ""
     return (
         state,
-        f"the training state {path} cannot be used ({reason}); continuing from the state of epoch {state['epoch']}",
+        f"the training state {path} cannot be used ({reason}); "
+        f"continuing from the state of epoch {state['epoch']}{step}",
     )

@@ -7,11 +7,9 @@
 This loop trains the teacher and the student, each with its method and index plan.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +24,7 @@ from ltat.seeding import torch_generator
 from ltat.training.averaging import build_average
 from ltat.training.epoch_metrics import EpochMetrics, Row
 from ltat.training.finite import loss_is_due, require_finite_loss, require_finite_state
-from ltat.training.optimizer import build_optimizer, load_optimizer_state, set_learning_rate
+from ltat.training.optimizer import build_optimizer, set_learning_rate
 from ltat.training.schedule import learning_rate
 from ltat.training.stage import Stage
 
@@ -49,50 +47,63 @@ class Trainer:
         self.average = build_average(stage.model, stage.config)
         changes = partial(changed_by_update, stage.model, self.optimizer, stage.method)
         self.runner = update_runner(self.network, stage.method, changes, stage.device)
-        self.epoch = 0
+        self.epoch = 0  # complete ones
+        self.metrics = self.new_metrics()  # of the steps since then
 
     @property
     def outcome(self) -> Stage:
         """The stage with the network to validate and save: the average if one has begun, else the raw network."""
         return replace(self.stage, model=self.average.network)
 
-    def run_epoch(self) -> Row:
-        """Train the next epoch and return its metrics.
+    def run_epoch(self, before_step: Callable[[], None] = lambda: None) -> Row:
+        """Train the next epoch, or what is left of it, and return its metrics.
+
+        Args:
+            before_step: called before every step; the state of the training may be taken then.
 
         Raises:
             LtatError: the loss or the weights are no longer finite.
         """
-        stage, epoch, started = self.stage, self.epoch + 1, time.perf_counter()
+        stage, epoch, metrics = self.stage, self.epoch + 1, self.metrics
         lr = self._begin_epoch(epoch)
         counts = self.class_counts(epoch)
-        metrics = EpochMetrics(len(counts), stage.device)
-        for index, batch in enumerate(stage.loader.epoch(epoch)):
+        done = metrics.steps
+        for index, batch in enumerate(stage.loader.epoch(epoch, done * stage.loader.batch_size), done):
+            before_step()
             metrics.add(self.train_step(self.step(batch, epoch, index, counts)), batch.labels)
             self.on_step(len(batch.labels))
             if loss_is_due(stage.device, index):
                 require_finite_loss(metrics.logs["loss"], stage.name, epoch)
-        self._end_epoch(epoch, metrics)
-        row = {"stage": stage.name, "epoch": epoch, "lr": lr, **metrics.row()}
-        seconds = time.perf_counter() - started
-        return {**row, "seconds": seconds, "images_per_s": sum(metrics.seen.tolist()) / seconds}
+        self._end_epoch(epoch)
+        self.epoch, self.metrics = epoch, self.new_metrics()
+        return {"stage": stage.name, "epoch": epoch, "lr": lr, **metrics.row()}
 
     def _begin_epoch(self, epoch: int) -> float:
+        self.metrics.start()
         config = self.stage.config
         lr = learning_rate(config.schedule, config.optim.lr, epoch, config.train.epochs)
         set_learning_rate(self.optimizer, lr)
         self.network.train()
-        self.stage.method.begin_epoch(epoch)
+        if not self.metrics.steps:  # else it began before an interruption
+            self.stage.method.begin_epoch(epoch)
         self.runner.begin_epoch()
         return lr
 
-    def _end_epoch(self, epoch: int, metrics: EpochMetrics) -> None:
-        stage = self.stage
-        stage.method.end_epoch(epoch)
-        require_finite_loss(metrics.logs["loss"], stage.name, epoch)
-        state = {"model": stage.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        require_finite_state(state, stage.name, epoch)
-        self.average.end_epoch(epoch, stage.loader)
-        self.epoch = epoch
+    def _end_epoch(self, epoch: int) -> None:
+        self.stage.method.end_epoch(epoch)
+        self.require_finite()
+        self.average.end_epoch(epoch, self.stage.loader)
+
+    def require_finite(self) -> None:
+        """Check the losses, weights and momentum after a step; raises ``LtatError`` where one is no longer finite."""
+        name, epoch = self.stage.name, self.epoch + 1
+        require_finite_loss(self.metrics.logs["loss"], name, epoch)
+        state = {"model": self.stage.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        require_finite_state(state, name, epoch)
+
+    def new_metrics(self) -> EpochMetrics:
+        """The metrics of an epoch before its first step."""
+        return EpochMetrics(self.stage.loader.split.num_classes, self.stage.device)
 
     def class_counts(self, epoch: int) -> Tensor:
         """The number of images of each class in an epoch, [C]."""
@@ -128,23 +139,3 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return terms.detached()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state that resuming needs; random draws are keyed by epoch and step and need no state."""
-        return {
-            "epoch": self.epoch,
-            "model": self.stage.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "method": self.stage.method.state_dict(),
-            "average": self.average.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the epoch in which :meth:`state_dict` was taken."""
-        self.stage.model.load_state_dict(state["model"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.stage.method.load_state_dict(state["method"])
-        self.average.load_state_dict(state.get("average", {}))
-        self.epoch = int(state["epoch"])

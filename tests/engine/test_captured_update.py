@@ -33,6 +33,7 @@ from ltat.training.launch_report import describe_update
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import RunData, load_data
 from ltat.training.stage import Stage, build_stage, initial_weights
+from ltat.training.trainer_state import load_state, state_of
 from tests.attacks.pretended_cuda import PretendedCuda
 from tests.attacks.recording import Recorder, UpdateRecorder
 from tests.marks import needs_cuda
@@ -157,20 +158,21 @@ def test_an_epoch_is_captured_after_one_eager_step_and_the_first_after_three(rec
         assert recorder.captured == epoch and recorder.eager == eager_steps + 1  # and the smaller last batch
 
 
-def test_resuming_in_the_middle_ends_with_the_same_weights(recorder: UpdateRecorder):
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_resuming_between_two_epochs_or_steps_ends_with_the_same_weights(step: int, recorder: UpdateRecorder):
     stage = stage_of("method=reat", "average.kind=ema", "train.epochs=3")
     fresh = copy.deepcopy(stage)
     whole, _ = run(stage, epochs=1)
     file = io.BytesIO()
-    torch.save(whole.state_dict(), file)
-    whole.run_epoch()
+    whole.run_epoch(lambda: torch.save(state_of(whole), file) if whole.metrics.steps == step else None)
     resumed = Trainer(fresh)
-    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    load_state(resumed, torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     resumed.run_epoch()
     assert_same(resumed, whole)
-    whole.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))  # into what has a graph already
+    load_state(whole, torch.load(io.BytesIO(file.getvalue()), weights_only=True))  # into what has a graph already
     whole.run_epoch()
     assert_same(whole, resumed)
+    assert recorder.captured == 4 - (step == 5)  # after its eager step the last one has no batch of the layout
 
 
 def test_one_batch_an_epoch_is_never_captured(recorder: UpdateRecorder):

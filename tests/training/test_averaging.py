@@ -14,6 +14,7 @@ from torch import Tensor
 from ltat.errors import LtatError
 from ltat.models import load_model, read_card
 from ltat.training import Trainer, prepare, train
+from ltat.training.trainer_state import state_of
 from ltat.training.validation import evaluate_stage
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
 from tests.training.tiny import saved_state, tiny_config
@@ -164,7 +165,7 @@ def test_before_averaging_begins_the_raw_network_is_kept(tmp_path: Path):
 @pytest.mark.parametrize(("start", "first"), [("0", 1), ("0.5", 1), ("1.0", 3), ("2", 2)])
 def test_averaging_begins_in_the_epoch_that_a_share_or_a_number_names(start: str, first: int):
     trainer, epochs = trained(*PLAIN, "average.kind=swa", f"average.start={start}")
-    assert trainer.state_dict()["average"]["n_averaged"] == len(epochs) - first + 1
+    assert state_of(trainer)["average"]["n_averaged"] == len(epochs) - first + 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

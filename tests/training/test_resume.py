@@ -20,6 +20,7 @@ from ltat.training.reporting import Reporter
 from ltat.training.run import train_teacher
 from ltat.training.run_folder import TEACHER_FILES, RunFolder
 from ltat.training.state_file import write_state
+from ltat.training.trainer_state import load_state, state_of
 from tests.training.tiny import saved_state, tiny_config
 
 TIMINGS = {"seconds", "images_per_s"}
@@ -263,7 +264,7 @@ def test_the_loss_scale_of_fp16_survives_an_interruption():
     trainer, again = Trainer(plan.student), Trainer(plan.student)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     trainer.scaler.scale(torch.ones(1))
-    again.load_state_dict(trainer.state_dict())
+    load_state(again, state_of(trainer))
     assert again.scaler.state_dict()["scale"] == 8.0
 
 
