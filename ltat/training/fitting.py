@@ -2,6 +2,8 @@
 
 from ltat.interrupts import interrupts_wait
 from ltat.training.checkpoints import restore, save_weights
+from ltat.training.dominance import WARNING as DOMINANCE_WARNING
+from ltat.training.dominance import distillation_dominates
 from ltat.training.launch_report import describe_attack, describe_update, given_up
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
@@ -11,13 +13,6 @@ from ltat.training.stage import Stage
 from ltat.training.state_writer import StateWriter, Timer
 from ltat.training.trainer import Trainer
 from ltat.training.validation import validate
-
-KD_RATIO_LIMIT = 5.0  # above it, IGDM's authors report that training collapses (a teacher that is not locally linear)
-
-KD_WARNING = (
-    f"warning: the distillation term is more than {KD_RATIO_LIMIT:g} times the rest of the loss (kd_ratio in "
-    "metrics.jsonl); if accuracy collapses, lower its alpha or use an adversarially trained teacher"
-)
 
 
 def fit(
@@ -58,8 +53,8 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
             if part not in reported:
                 reporter.say(f"{stage.name}: {part} step by step: {why}")
         reported = given_up(trainer)
-        if row.get("kd_ratio", 0.0) > KD_RATIO_LIMIT and not warned:
-            reporter.say(KD_WARNING)
+        if not warned and distillation_dominates(state.rows):
+            reporter.say(DOMINANCE_WARNING)
             warned = True
 
 

@@ -19,6 +19,7 @@ from ltat.errors import LtatError
 from ltat.evaluation import evaluate
 from ltat.models import build_model, load_model, read_card, save_model
 from ltat.training import Trainer, prepare, train, validation
+from ltat.training.dominance import distillation_dominates
 from ltat.training.environment import determinism
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import load_data
@@ -227,6 +228,19 @@ def test_a_dominant_distillation_term_is_told_once(tmp_path):
     config = tiny_config("kd.alpha=100000", "kd.ramp=none", "train.epochs=2", "optim.lr=0.0001")
     train(config, tmp_path / "run", reporter=Reporter(Console(file=heard)))
     assert heard.getvalue().count("kd_ratio") == 1
+
+
+# Epochs of self-distill on digits, ratio 20: (loss, kd_ratio, training accuracy under attack).
+LEARNING = [(1.510, 0.02, 50), (0.458, 0.19, 77), (0.137, 1.40, 98), (0.096, 4.09, 100), (0.090, 5.59, 100)]
+COLLAPSING = [(1.963, 0.29, 48), (1.703, 1.44, 62), (3.204, 2.14, 62), (5.573, 2.68, 40)]  # natural teacher, alpha 20
+
+
+@pytest.mark.parametrize(("run", "expected"), [(LEARNING, [False] * 5), (COLLAPSING, [False, False, True, True])])
+def test_the_distillation_term_is_warned_of_where_it_takes_over_and_not_where_the_rest_is_learned(run, expected):
+    """The demo was warned of for a ratio above 5, and a collapse, whose ratio stays below 3, was not."""
+    rows = [{"loss": loss, "kd_ratio": ratio, "train_adv": accuracy} for loss, ratio, accuracy in run]
+    assert [distillation_dominates(rows[: n + 1]) for n in range(len(rows))] == expected
+    assert not distillation_dominates([{"loss": -1.0}])
 
 
 def test_determinism_is_asked_for_inside_and_given_back_after():
