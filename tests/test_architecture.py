@@ -21,6 +21,7 @@ LAYERS = (
     "methods",
     "evaluation",
     "training",
+    "sweeps",
     "cli",
     "__main__",
 )

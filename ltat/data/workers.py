@@ -5,9 +5,14 @@ import os
 from ltat.errors import LtatError
 
 
+def available_cores() -> set[int]:
+    """The numbers of the cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def cores() -> int:
     """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(available_cores())
 
 
 def resolve_workers(workers: int | None, least: int) -> int:

@@ -28,6 +28,7 @@ from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunF
 from ltat.training.run_lock import locked, require_unlocked
 from ltat.training.stage import Stage
 from ltat.training.teacher import teacher_path
+from ltat.training.teacher_run import finished_stage, take_over
 from ltat.training.validation import adjustment, corrects_prior
 
 
@@ -38,6 +39,7 @@ def train(
     resume: bool = False,
     reporter: Reporter | None = None,
     teacher: nn.Module | None = None,
+    teacher_run: str | Path | None = None,
     profile: bool = False,
 ) -> dict[str, Evaluation]:
     """Train by ``settings`` into the run folder ``out`` and evaluate the result on the test set.
@@ -52,6 +54,8 @@ def train(
         reporter: shows the progress; by default a new one on standard error.
         teacher: images [B, ch, H, W] in [0, 1] → logits [B, C], for a distillation method, instead of
             ``teacher.path``. The run copies it and does not change it. To resume, pass it again.
+        teacher_run: the folder of :func:`ltat.training.train_teacher_alone` with the same teacher stage; a run that has
+            not begun its own takes it over.
         profile: write a Chrome trace of a few steps of each stage into the folder, ``trace-STAGE.json``.
 
     Returns:
@@ -67,10 +71,15 @@ def train(
         run = prepare(settings, shown.evaluation, teacher)
         for line in remarks(run):
             shown.say(line)
+        ready = None
+        if teacher_run is not None and not (folder.path / TEACHER_FILES.state).exists():
+            ready = finished_stage(run, Path(teacher_run)), Path(teacher_run)
         with locked(folder.path, shown.say):
             record = index_record(run.data, run.config, given_networks(run.config, teacher))
             folder.open(run.config, run.data.train.num_classes, record, resume)
             folder.record_environment(environment_record(run.student.device))
+            if ready is not None:
+                take_over(*ready, folder)
             return run_stages(run, folder, shown, profile)
 
 

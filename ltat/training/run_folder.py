@@ -81,7 +81,7 @@ class RunFolder:
             LtatError: the folder holds a run and ``resume`` is off, its settings or its data differ or are lost, or the
                 folder cannot be written.
         """
-        self._config, self._num_classes, self._hashes = config, num_classes, _hashes(indices)
+        self._config, self._num_classes, self._hashes = config, num_classes, hashes(indices)
         self.require_vacant(resume)
         if (self.path / "config.toml").exists():
             self._require_same_settings(from_toml(self.path / "config.toml"))
@@ -125,7 +125,7 @@ class RunFolder:
         record = self.read_json("indices.json")
         if record is None:
             return
-        saved = _hashes(record)
+        saved = hashes(record)
         if saved.keys() != (record.keys() if isinstance(record, dict) else None):
             raise LtatError(f"{self.path / 'indices.json'} is not as ltat writes it; delete it")
         self._require_same_hashes(saved, f"{self.path} holds", "in indices.json")
@@ -198,7 +198,7 @@ class RunFolder:
             lines = read_bytes(path).splitlines() if path.exists() else []
         except OSError as error:
             raise LtatError(f"{path} cannot be read ({error.strerror or error}); move it away") from None
-        there = [row for row in map(_parsed, lines) if row]
+        there = [row for row in map(parsed_row, lines) if row]
         first = rows[0]["epoch"] if rows else 1
         own = [row for row in there if row["stage"] == stage and row["epoch"] < first] + rows
         others = [row for row in there if row["stage"] != stage]
@@ -251,13 +251,14 @@ def _of(record: Row, name: str) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def _hashes(indices: object) -> dict[str, str]:
+def hashes(indices: object) -> dict[str, str]:
     """The checksum of each list of images and each given network."""
     entries = indices.items() if isinstance(indices, dict) else ()
     return {name: entry["sha256"] for name, entry in entries if isinstance(entry, dict) and "sha256" in entry}
 
 
-def _parsed(line: bytes) -> Row | None:
+def parsed_row(line: bytes) -> Row | None:
+    """A line of ``metrics.jsonl``; ``None`` if it is not whole."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -1,0 +1,84 @@
+"""The figures of a sweep, from the reports of its runs: mean and standard deviation over seeds."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from ltat.evaluation.report import COLUMNS
+from ltat.sweeps.plans import RunPlan
+from ltat.sweeps.state import read_report
+
+CHECKPOINT = "last"
+
+
+@dataclass
+class Row:
+    """The figures of one setting.
+
+    Attributes:
+        runs: the names of its finished runs.
+        figures: by attack and group, the accuracies in percent of the runs, in their order; ``None`` where the group
+            has no images.
+    """
+
+    runs: list[str] = field(default_factory=list)
+    figures: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+
+
+def collect(plans: Iterable[RunPlan], checkpoint: str = CHECKPOINT) -> dict[str, Row]:
+    """The figures of a checkpoint, ``last``, ``best`` or ``teacher``, of each run that has a report, by row."""
+    rows: dict[str, Row] = {}
+    for plan in plans:
+        report = (read_report(plan.folder) or {}).get(checkpoint)
+        if report is not None:
+            add(rows.setdefault(plan.row, Row()), plan.name, report)
+    return rows
+
+
+def add(row: Row, name: str, report: Mapping[str, Any]) -> None:
+    """Add the figures of one run, an entry of its ``report.json``."""
+    row.runs.append(name)
+    for attack, figures in report.items():
+        if isinstance(figures, dict) and "overall" in figures:
+            for group in COLUMNS:
+                row.figures.setdefault(attack, {}).setdefault(group, []).append(figures.get(group))
+
+
+def to_json(rows: Mapping[str, Row]) -> dict[str, Any]:
+    """The figures as a tree for ``json.dumps``."""
+    return {name: {"runs": row.runs, "figures": row.figures} for name, row in rows.items()}
+
+
+def render(rows: Mapping[str, Row], title: str = "Accuracy in percent, mean ± standard deviation") -> Table:
+    """A row for each attack and setting, a column for each group of classes that has figures."""
+    attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row.figures))
+    groups = [
+        group
+        for group in COLUMNS
+        if any(value is not None for row in rows.values() for own in row.figures.values() for value in own[group])
+    ]
+    table = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("attack", no_wrap=True, min_width=max(map(len, attacks), default=0))
+    table.add_column("run", overflow="fold")
+    table.add_column("n", justify="right", no_wrap=True, min_width=2)
+    for group in groups:
+        table.add_column(group, justify="right")  # a narrow terminal wraps at the ±
+    for attack in attacks:
+        for name, row in rows.items():
+            if attack in row.figures:
+                table.add_row(attack, name, str(len(row.runs)), *(cell(row.figures[attack][group]) for group in groups))
+        table.add_section()
+    return table
+
+
+def cell(values: Sequence[float | None]) -> str:
+    """Mean and, from two values on, the sample standard deviation."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "–"
+    spread = f" ± {statistics.stdev(there):.2f}" if len(there) > 1 else ""
+    return f"{statistics.mean(there):.2f}{spread}"

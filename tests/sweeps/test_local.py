@@ -1,0 +1,152 @@
+"""A sweep on this machine: each run in its folder, finished ones skipped, a failed one reported, teachers shared."""
+
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from ltat.errors import LtatError
+from ltat.sweeps import Local, Phase, RunPlan, SweepReporter, run_sweep, share_teachers
+from ltat.sweeps.local import Slot, visible_gpus
+from ltat.sweeps.plans import require_distinct
+from ltat.sweeps.results import collect
+from ltat.training import train
+from tests.sweeps.runs import BREAKING, STUDENT, assert_same_bits, one_thread, tiny_plan
+
+
+def reporter() -> tuple[SweepReporter, io.StringIO]:
+    said = io.StringIO()
+    return SweepReporter(Console(file=said, width=200)), said
+
+
+def plans_in(out: Path) -> list[RunPlan]:
+    method = out.parent / "breaking.py"
+    method.write_text(BREAKING)
+    return share_teachers(
+        [
+            tiny_plan(out, "broken", f"method={method}:Breaking"),
+            tiny_plan(out, "at-bsl/s0", "method=at-bsl", row="at-bsl"),
+            tiny_plan(out, "student-0.5", *STUDENT, "kd.share=0.5"),
+            tiny_plan(out, "student-1", *STUDENT, "kd.share=1"),
+        ],
+        out,
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory):
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    shown, said = reporter()
+    plans = plans_in(out)
+    return plans, out, run_sweep(plans, Local(jobs=2, threads=1), out, shown), said.getvalue()
+
+
+def test_a_failed_run_is_reported_in_a_sentence_and_the_others_go_on(swept):
+    _, out, states, said = swept
+    teacher = next(name for name in states if name.startswith("teacher-"))
+    assert {name: state.phase for name, state in states.items()} == {
+        "broken": Phase.FAILED,
+        **dict.fromkeys(("at-bsl/s0", "student-0.5", "student-1", teacher), Phase.FINISHED),
+    }
+    assert "planted failure" in states["broken"].error and "\n" not in states["broken"].error
+    assert f"broken: failed: {states['broken'].error}" in said
+    assert "planted failure" in (out / "logs/broken.log").read_text()
+
+
+def test_runs_have_the_bits_of_single_runs_whoever_trained_their_teacher(swept, tmp_path: Path):
+    plans, out, _, _ = swept
+    for plan in plans[1:3]:
+        with one_thread():
+            train(plan.asked(), tmp_path / plan.folder.name)
+        assert_same_bits(tmp_path / plan.folder.name, plan.folder)
+    assert [path.name for path in (out / "teachers").iterdir()] == [plans[2].teacher.name]
+    times = [json.loads(plan.folder.joinpath("metrics.jsonl").read_text().splitlines()[0]) for plan in plans[2:]]
+    assert times[0]["stage"] == "teacher" and times[0]["seconds"] == times[1]["seconds"]
+
+
+def test_finished_runs_are_skipped_and_failed_ones_tried_again(swept):
+    plans, out, _, _ = swept
+    files = [path for path in out.rglob("*") if path.is_file() and "logs" not in path.parts and path.name != ".lock"]
+    before = {path: path.stat().st_mtime_ns for path in files if "broken" not in path.parts}
+    shown, said = reporter()
+    states = run_sweep(plans, Local(jobs=2, threads=1), out, shown)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert states["broken"].phase is Phase.FAILED and "broken: running" in said.getvalue()
+    assert "at-bsl" not in said.getvalue()
+
+
+def test_another_run_in_a_folder_is_refused_and_other_attacks_are_evaluated(swept):
+    plans, out, _, _ = swept
+    other = tiny_plan(out, "at-bsl/s0", "method=at-bsl", "train.epochs=3")
+    with pytest.raises(LtatError, match=r"holds a run with other settings \(train.epochs\)"):
+        run_sweep([other], Local(), out)
+    more = tiny_plan(out, "at-bsl/s0", "method=at-bsl", "eval.attacks=clean,pgd2,pgd3")
+    from ltat.sweeps.state import is_finished
+
+    assert is_finished(plans[1]) and not is_finished(more)
+
+
+def test_the_figures_are_those_of_the_reports(swept):
+    plans, _, _, _ = swept
+    figures = collect(plans)
+    assert list(figures) == ["at-bsl", "student-0.5", "student-1"]
+    report = json.loads((plans[1].folder / "report.json").read_text())["last"]
+    assert figures["at-bsl"].runs == ["at-bsl/s0"]
+    assert figures["at-bsl"].figures["pgd2"]["few"] == [report["pgd2"]["few"]]
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_wrong_settings_are_reported_before_any_folder_is_made(
+    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    good = tiny_plan(tmp_path / "out", "a", "method=at-bsl")
+    bad = tiny_plan(tmp_path / "out", "b", "method=at-bsl", "eval.n_examples=401")
+    with pytest.raises(LtatError, match=r"b: eval.n_examples=401 is more than the 400 test images"):
+        run_sweep([good, bad], Local(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_of_one_name_or_folder_are_refused(tmp_path: Path):
+    one = tiny_plan(tmp_path, "a", "method=at-bsl")
+    for other in (dataclasses.replace(one, name="b"), dataclasses.replace(one, folder=tmp_path / "b")):
+        with pytest.raises(LtatError, match="two runs of the sweep"):
+            require_distinct([one, other])
+
+
+def test_a_plan_survives_the_way_to_another_process(swept):
+    for plan in swept[0]:
+        assert RunPlan.from_json(plan.to_json()) == plan
+
+
+def test_cores_are_shared_out_and_threads_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plans = [tiny_plan(tmp_path, "a", "method=at-bsl")]
+    monkeypatch.setattr("ltat.sweeps.local.available_cores", lambda: set(range(8)))
+    assert Local().slots(plans) == [Slot((k,), 1) for k in range(8)]
+    assert Local(jobs=2).slots(plans) == [Slot((0, 1, 2, 3), 4), Slot((4, 5, 6, 7), 4)]
+    assert [slot.threads for slot in Local(jobs=3).slots(plans)] == [2, 2, 2]
+    assert [slot.cores for slot in Local(jobs=16).slots(plans)][7:9] == [(7,), (0,)]
+    environment = Local(jobs=2, threads=1).slots(plans)[0].environment()
+    assert environment["OMP_NUM_THREADS"] == "1" and environment["PATH"] == os.environ["PATH"]
+
+
+def test_each_run_gets_one_of_the_gpus_of_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    plans = [tiny_plan(tmp_path, "a", "method=at-bsl", "train.device=auto")]
+    monkeypatch.setattr("ltat.sweeps.local.available_cores", lambda: set(range(8)))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    assert visible_gpus() == ["5", "3"]
+    assert Local().slots(plans) == [Slot((0, 1, 2, 3), 4, "5"), Slot((4, 5, 6, 7), 4, "3")]
+    assert [slot.gpu for slot in Local(jobs=4).slots(plans)] == ["5", "3", "5", "3"]
+    assert Local().slots(plans)[0].environment()["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus() == ["0", "1"]
+    with pytest.raises(LtatError, match=r"train\.device=cuda:1"):
+        Local().slots([tiny_plan(tmp_path, "b", "method=at-bsl", "train.device=cuda:1")])
+    cpu = Local().slots([tiny_plan(tmp_path, "c", "method=at-bsl", "train.device=cpu")])
+    assert len(cpu) == 8 and cpu[0].gpu is None
