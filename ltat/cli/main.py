@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "Train by a method, on long-tailed data, into a run folder.",
     "eval": "Evaluate a checkpoint: clean, PGD and AutoAttack, tail classes apart.",
     "compare": "Train every method under one protocol: mean and spread over seeds.",
+    "sweep": "Carry out a grid of methods, seeds and settings, here or on a cluster.",
     "methods": "List the training methods: paper, attack, loss and settings.",
     "data": "Describe a data set, or write it as files that load fast.",
     "doctor": "Show versions, devices and the native build, and missing parts.",

@@ -124,7 +124,8 @@ class LocalJobs:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        return f"interrupted; {len(processes)} runs stopped, and each continues from its last state"
+        what = "the run under way was" if len(processes) == 1 else f"the {len(processes)} runs under way were"
+        return f"interrupted; {what} stopped"
 
     def _waits(self, plan: RunPlan) -> bool:
         unfinished = {other.name for other in self._waiting} | self.active()
