@@ -276,4 +276,9 @@ def differing_settings(before: Row, after: Row, prefix: str = "") -> list[str]:
             names += differing_settings(old, new, f"{prefix}{key}.")
         elif old != new:
             names.append(f"{prefix}{key}")
-    return [name for name in names if name in NOT_FREE or not name.startswith(FREE_TO_CHANGE)]
+    return [name for name in names if not may_change(name)]
+
+
+def may_change(name: str) -> bool:
+    """Whether the setting may change on resuming."""
+    return name.startswith(FREE_TO_CHANGE) and name not in NOT_FREE

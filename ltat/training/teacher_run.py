@@ -21,11 +21,11 @@ from ltat.training.index_record import index_record
 from ltat.training.preparing import PreparedRun, prepare
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import (
-    FREE_TO_CHANGE,
     TEACHER_FILES,
     RunFolder,
     differing_settings,
     hashes,
+    may_change,
     settings_tree,
 )
 from ltat.training.run_lock import locked, require_unlocked
@@ -52,7 +52,7 @@ def _stage_key(config: RunConfig) -> str | None:
     stage = find_method(config.method).teacher_config(config)
     if stage is None:
         return None
-    leaves = {name: value for name, value in _leaves(settings_tree(stage)) if not name.startswith(FREE_TO_CHANGE)}
+    leaves = {name: value for name, value in _leaves(settings_tree(stage)) if not may_change(name)}
     held_out = config.select.holdout if config.select.set == "val" else 0.0
     return json.dumps({**leaves, "held out": held_out}, sort_keys=True)
 
