@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ltat.data.grouping import images_by_class, resolve_labels
+from ltat.data.grouping import grouped, images_by_class, resolve_labels
 from ltat.errors import LtatError
 from ltat.seeding import numpy_generator
 
@@ -23,12 +23,10 @@ def holdout_indices(
     labels, num_classes = resolve_labels(labels, num_classes)
     if not 0 < fraction < 1:
         raise LtatError(f"held-out fraction {fraction} is not between 0 and 1; 0.1 holds out a tenth")
-    held_out = [
-        _holdout_class(own, fraction, numpy_generator(seed, "holdout", c), c)
-        for c, own in enumerate(images_by_class(labels, num_classes))
-    ]
-    validation = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(labels)), validation, assume_unique=True), validation
+    held_out = np.zeros(len(labels), dtype=bool)
+    for c, own in enumerate(images_by_class(labels, num_classes)):
+        held_out[_holdout_class(own, fraction, numpy_generator(seed, "holdout", c), c)] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def _holdout_class(own: np.ndarray, fraction: float, generator: np.random.Generator, label: int) -> np.ndarray:
@@ -56,11 +54,15 @@ def stratified_subset(labels: np.ndarray, n: int, num_classes: int | None = None
     labels, num_classes = resolve_labels(labels, num_classes)
     if not 1 <= n <= len(labels):
         raise LtatError(f"{n} examples were asked of {len(labels)} images; choose 1..{len(labels)}")
-    turn = np.empty(len(labels), dtype=np.int64)
-    for own in images_by_class(labels, num_classes):
-        turn[own] = np.arange(len(own))
-    order = np.lexsort((labels, turn))
-    whole = order[turn[order] < turn[order[n - 1]]]
-    last = order[turn[order] == turn[order[n - 1]]]
-    wanted = n - len(whole)
-    return np.sort(np.concatenate([whole, last[len(last) - 1 - np.arange(wanted) * len(last) // wanted]]))
+    by_class, offsets = grouped(labels, num_classes)
+    sizes = np.diff(offsets)
+    turn = np.arange(len(labels)) - np.repeat(offsets[:-1], sizes)  # of by_class: the first of its class, the second …
+    by_turn, starts = grouped(turn, int(sizes.max()))
+    order = by_class[by_turn]
+    next_turn = np.searchsorted(starts, n)  # of the turns before it, all but the last are whole
+    first, end = starts[next_turn - 1 : next_turn + 1]
+    last, wanted = order[first:end], n - first
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[order[:first]] = True
+    chosen[last[len(last) - 1 - np.arange(wanted) * len(last) // wanted]] = True
+    return np.flatnonzero(chosen)

@@ -71,3 +71,18 @@ def test_impossible_sample_is_refused(n):
 def test_a_class_of_one_image_is_reported_how_to_train_without_a_selection():
     with pytest.raises(LtatError, match=r"class 1 has 1 training image.*select\.set=none"):
         holdout_indices(np.array([0, 0, 1]), 0.1, 0, 2)
+
+
+def test_samples_and_parts_are_those_that_sorting_gives():
+    generator = np.random.default_rng(1)
+    for classes in (1, 3, 30):
+        labels = generator.integers(0, classes, 200)
+        turn = np.array([np.sum(labels[:k] == labels[k]) for k in range(200)])
+        order = np.lexsort((labels, turn))
+        for n in (1, 7, 100, 199, 200):
+            whole, last = (order[test(turn[order], turn[order[n - 1]])] for test in (np.less, np.equal))
+            wanted = n - len(whole)
+            spread = last[len(last) - 1 - np.arange(wanted) * len(last) // wanted]
+            assert stratified_subset(labels, n, classes + 2).tolist() == sorted([*whole, *spread])
+        train, val = holdout_indices(np.append(labels, np.arange(classes)), 0.3, 0, classes)
+        assert train.tolist() == sorted(set(range(200 + classes)) - set(val.tolist()))
