@@ -90,7 +90,8 @@ class Method:
         """The state that resuming needs between any two steps, as tensors, numbers and strings only.
 
         It must have all that the hooks change and later steps use, also what is counted within an epoch. A run that is
-        resumed in the middle of an epoch calls ``load_state_dict``, ``begin_epoch`` and ``load_state_dict`` again.
+        resumed in the middle of an epoch calls ``load_state_dict``, ``begin_epoch`` and ``load_state_dict`` again. If
+        that does not bring an attribute back, the run says so and writes states after epochs only.
         """
         return {}
 

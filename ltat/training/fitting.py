@@ -33,7 +33,8 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     After each epoch the metrics are written first, then the state, then the weights. If a crash comes between two of
     these, :func:`restore` writes the missing ones again from the state. Within an epoch only the state is written.
     """
-    stage, minutes = trainer.stage, trainer.stage.config.train.checkpoint_minutes
+    stage = trainer.stage
+    minutes = 0.0 if stage.unsaved else stage.config.train.checkpoint_minutes
     state = StateWriter(trainer, folder, files.state, *restore(trainer, data, folder, files), Timer(minutes))
     epochs, warned, reported = stage.config.train.epochs, False, given_up(trainer)
     announce(trainer, data, reporter)
@@ -67,6 +68,9 @@ def announce(trainer: Trainer, data: RunData, reporter: Reporter) -> None:
         reporter.say(f"{stage.name}: update {describe_update(trainer)}")
     for remark in stage.method.remarks():
         reporter.say(f"{stage.name}: {remark}")
+    if stage.unsaved and stage.config.train.checkpoint_minutes:
+        what = f"the state_dict() of {type(stage.method).__name__} lacks its attribute {stage.unsaved!r}"
+        reporter.say(f"{stage.name}: no state is written within an epoch, because {what}")
 
 
 def images_left(trainer: Trainer) -> int:

@@ -123,7 +123,7 @@ def checked_stage(
     adjust = adjustment(stage, data)
     if adjust is not None:
         LogitAdjusted(stage.model, adjust)  # refuses a network that adjusts its logits itself
-    rehearse(stage, data)
+    stage.unsaved = rehearse(stage, data)
     return stage
 
 

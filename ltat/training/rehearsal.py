@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -13,15 +14,17 @@ from ltat.methods import LossTerms, Method, Step
 from ltat.methods.awp import perturbed_weights
 from ltat.seeding import torch_generator
 from ltat.training.error_context import rephrased
+from ltat.training.method_state import lost_within_epoch, plain_attributes
 from ltat.training.optimizer import build_optimizer
 from ltat.training.run_data import RunData, first_images
 from ltat.training.stage import Stage
 
 
-def rehearse(stage: Stage, data: RunData) -> None:
+def rehearse(stage: Stage, data: RunData) -> str | None:
     """Run one step of the first and of the last epoch, attack and update, on a copy.
 
-    The batch has as many images as the smallest batch of an epoch, at most two.
+    The batch has as many images as the smallest batch of an epoch, at most two. Returns the result of
+    :func:`ltat.training.method_state.lost_within_epoch` after a step.
 
     Raises:
         LtatError: the step fails.
@@ -36,17 +39,22 @@ def rehearse(stage: Stage, data: RunData) -> None:
     batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
     what = f"a training step on images {tuple(pixels.shape)} fails"
     with rephrased(what, "change the model, the method or the batches"):
+        lost, before = [], plain_attributes(method)
         method.initialise(trial[0])
         for epoch in dict.fromkeys((1, settings.epochs)):
             counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)
             noise = torch_generator(0, "rehearsal", device=stage.device)
-            rehearse_step(method, Step(network, batch, epoch, settings.epochs, counts, batch.images, noise))
+            step = Step(network, batch, epoch, settings.epochs, counts, batch.images, noise)
+            rehearse_step(method, step)
+            lost.append(lost_within_epoch(method, saved_state(method), before, epoch))
+            method.end_epoch(epoch)
         build_optimizer(trial[0], stage.config.optim).step()
-        check_state(method)
+        saved_state(method)
+    return next(filter(None, lost), None)
 
 
 def rehearse_step(method: Method, step: Step) -> None:
-    """Call every hook of a method for an epoch of one batch, up to the gradients."""
+    """Call every hook of a method for the first step of an epoch, up to the gradients."""
     method.begin_epoch(step.epoch)
     step = replace(step, x_adv=method.attack(step))
     with perturbed_weights(step, method.config, method.loss):
@@ -54,7 +62,6 @@ def rehearse_step(method: Method, step: Step) -> None:
         check_terms(terms, step, method)
         terms.loss.backward()
     method.end_step(step, terms.detached())
-    method.end_epoch(step.epoch)
 
 
 def check_terms(terms: object, step: Step, method: Method) -> None:
@@ -81,8 +88,8 @@ def _require_shape(name: str, value: object, shape: tuple[int, ...]) -> None:
         raise LtatError(f"{name} of the method's LossTerms is {found}; return a tensor of shape {shape}")
 
 
-def check_state(method: Method) -> None:
-    """Write and read the method's state in the format of the file to resume from.
+def saved_state(method: Method) -> dict[str, Any]:
+    """The method's state after writing and reading it in the format of the file to resume from.
 
     Raises:
         LtatError: the state contains more than tensors, numbers, strings and containers of them.
@@ -90,7 +97,8 @@ def check_state(method: Method) -> None:
     file = io.BytesIO()
     try:
         torch.save(method.state_dict(), file)
-        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        state: dict[str, Any] = torch.load(io.BytesIO(file.getvalue()), map_location="cpu", weights_only=True)
     except Exception:  # torch raises many types for what it cannot write or does not read
         name = type(method).__name__
         raise LtatError(f"state_dict() of {name} cannot be saved; return tensors, numbers and strings only") from None
+    return state

@@ -22,7 +22,10 @@ from ltat.training.warm_start import start_from
 
 @dataclass
 class Stage:
-    """The parts that the training loop needs; ``name`` identifies the stage in the metrics and the random streams."""
+    """The parts that the training loop needs; ``name`` identifies the stage in the metrics and the random streams.
+
+    ``unsaved`` names an attribute of the method that its state lacks in the middle of an epoch, if there is one.
+    """
 
     name: str
     config: RunConfig
@@ -30,6 +33,7 @@ class Stage:
     method: Method
     loader: Loader
     device: torch.device
+    unsaved: str | None = None
 
 
 def build_stage(

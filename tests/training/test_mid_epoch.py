@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_flatten
 
 from ltat.config import Asked, RunConfig
 from ltat.errors import LtatError
-from ltat.methods import METHODS
+from ltat.methods import METHODS, Method
 from ltat.training import Trainer, train
 from ltat.training.checkpoints import NOTHING_YET
+from ltat.training.method_state import lost_within_epoch, plain_attributes
 from ltat.training.reporting import Reporter
 from ltat.training.run_folder import RunFolder
 from ltat.training.stage import Stage
@@ -25,6 +26,7 @@ from ltat.training.state_file import State, read_state, write_state
 from ltat.training.state_writer import StateWriter, Timer
 from ltat.training.trainer_state import load_state, state_of
 from tests.engine.test_captured_update import stage_of
+from tests.training.test_resume import Counting as CountingMethod
 from tests.training.test_resume import Interrupting, assert_same_run, metrics
 from tests.training.tiny import saved_state, tiny_config
 
@@ -102,9 +104,10 @@ def test_every_method_goes_on_from_the_middle_of_its_epochs_with_the_same_bits(s
 
 
 class EverySteps(Timer):
-    """A state is due after every two steps, not minutes."""
+    """A state is due after every two steps, not minutes; with 0 never."""
 
     def __init__(self, minutes: float) -> None:
+        self.never = minutes == 0
         self.start()
 
     def start(self) -> None:
@@ -112,7 +115,7 @@ class EverySteps(Timer):
 
     def is_over(self) -> bool:
         self.steps += 1
-        return self.steps == 2
+        return self.steps == 2 and not self.never
 
 
 @pytest.fixture
@@ -274,7 +277,7 @@ def test_the_timer_counts_from_its_last_start_and_zero_minutes_are_never_over():
 def test_a_diverged_training_does_not_replace_its_last_good_state(tmp_path: Path):
     trainer = Trainer(stage_of("method=pgd-at", *QUICK))
     train_until(trainer, 2)
-    writer = StateWriter(trainer, RunFolder(tmp_path), "state.pt", [], NOTHING_YET, EverySteps(0))
+    writer = StateWriter(trainer, RunFolder(tmp_path), "state.pt", [], NOTHING_YET, EverySteps(1))
     writer.write()
     with torch.no_grad():
         next(trainer.stage.model.parameters()).fill_(torch.nan)
@@ -283,3 +286,69 @@ def test_a_diverged_training_does_not_replace_its_last_good_state(tmp_path: Path
         writer.write_if_due()
     assert read_state(tmp_path / "state.pt")["running"]["steps"] == 2
     assert not (tmp_path / "state-before.pt").exists()
+
+
+class Halved(CountingMethod):
+    """Saves what it counted in complete epochs, as was enough when states were written after epochs alone."""
+
+    def __init__(self, config, class_counts, teacher=None):
+        super().__init__(config, class_counts, teacher)
+        self.complete = dict(self.seen)
+        self.last_logits = None
+
+    def begin_epoch(self, epoch):
+        self.seen = dict(self.complete)
+        super().begin_epoch(epoch)
+
+    def end_epoch(self, epoch):
+        super().end_epoch(epoch)
+        self.complete = dict(self.seen)
+
+    def state_dict(self):
+        return dict(self.complete)
+
+    def load_state_dict(self, state):
+        self.complete = dict(state)
+
+
+class Broken(CountingMethod):
+    def load_state_dict(self, state):
+        self.seen = state["counts"]
+
+
+OWN = ("method=counting", *SHORT, "select.set=none")
+
+
+@pytest.mark.usefixtures("state_every_two_steps")
+@pytest.mark.parametrize(("kind", "state"), [(CountingMethod, (0, 4, 0)), (Halved, None)])
+def test_a_users_method_goes_on_within_an_epoch_or_its_run_says_that_it_cannot(
+    kind: type[Method], state: tuple[int, int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(METHODS, "counting", kind)
+    folder, lines = tmp_path / "parts", io.StringIO()
+    kill(folder, tiny_config(*OWN), 5)
+    assert (place(folder, "state.pt") if (folder / "state.pt").exists() else None) == state
+    train(tiny_config(*OWN), folder, resume=True, reporter=Reporter(Console(file=lines)))
+    said = "no state is written within an epoch, because the state_dict() of Halved lacks its attribute 'seen'"
+    assert (said in lines.getvalue()) == (state is None)
+    train(tiny_config(*OWN), tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_a_method_that_cannot_load_its_state_is_told_before_the_folder_is_made(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(METHODS, "counting", Broken)
+    with pytest.raises(LtatError, match=r"Broken cannot go on from its own state_dict.* \(KeyError: 'counts'\)"):
+        train(tiny_config(*OWN), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_attribute_with_a_gradient_or_without_a_value_is_compared_and_left_as_it_was():
+    method = stage_of("method=reat", *QUICK).method
+    before = plain_attributes(method)
+    assert "counting" in before and "config" not in before
+    method.begin_epoch(1)
+    method.counting += 3
+    assert lost_within_epoch(method, method.state_dict(), before, 1) is None
+    method.last = [torch.ones(2, requires_grad=True) * 2, None, float("nan")]
+    assert lost_within_epoch(method, method.state_dict(), before, 1) == "last"
+    assert method.last[0].tolist() == [2, 2] and method.counting.eq(3).all()
