@@ -5,9 +5,26 @@ Every random draw of a run is keyed by ``(seed, stream, *counters)``, so that re
 """
 
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from ltat.ranks import Share
+
+
+@dataclass(frozen=True)
+class SharedGenerator:
+    """A generator that draws for a whole batch, of which its user keeps the rows of ``share``.
+
+    An image then gets the same noise on any number of ranks.
+    """
+
+    generator: torch.Generator
+    share: Share
+
+
+Noise = torch.Generator | SharedGenerator
 
 
 def _entropy(seed: int, stream: str, counters: tuple[int, ...]) -> np.random.SeedSequence:

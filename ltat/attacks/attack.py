@@ -18,6 +18,7 @@ from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.engine.network import StepNetwork
 from ltat.engine.precision import autocast, dtype_of
 from ltat.errors import LtatError
+from ltat.seeding import Noise
 
 # Keeps the input gradients of fp16 above its smallest number; the step's direction does not depend on it.
 FP16_LOSS_SCALE = 1024.0
@@ -34,7 +35,7 @@ def pgd(
     start: str = "gauss",
     objective: Objective = cross_entropy,
     mode: str = "eval",
-    generator: torch.Generator | None = None,
+    generator: Noise | None = None,
     precision: str = "fp32",
     fold: bool | None = None,
     validate: bool = True,

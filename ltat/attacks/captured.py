@@ -22,6 +22,7 @@ from ltat.attacks.threat import ThreatModel
 from ltat.engine.network import StepNetwork
 from ltat.engine.working_copy import WorkingCopy, altered
 from ltat.models import Classifier
+from ltat.seeding import Noise
 
 
 class _Parts(NamedTuple):
@@ -55,7 +56,7 @@ def captured_pgd(
     steps: int,
     step_size: float | Tensor,
     start: str,
-    generator: torch.Generator | None = None,
+    generator: Noise | None = None,
 ) -> Tensor:
     """:func:`ltat.attacks.pgd.projected_gradient_descent`, its K steps replayed by one of the graphs of ``network``.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ltat.attacks.starts import random_start
 from ltat.attacks.threat import ThreatModel
 from ltat.errors import LtatError
+from ltat.seeding import Noise
 
 Loss = Callable[[Tensor], Tensor]
 """x_adv [B, ch, H, W] → the loss of each image, [B]; image i alone decides entry i, but for batch statistics."""
@@ -27,7 +28,7 @@ def projected_gradient_descent(
     steps: int,
     step_size: float | Tensor,
     start: str,
-    generator: torch.Generator | None = None,
+    generator: Noise | None = None,
 ) -> Tensor:
     """x^K [B, ch, H, W], in the ball around ``x``; ``step_size`` is one number or one per image, [B]."""
     x_adv = random_start(x, threat, start, generator)

@@ -10,6 +10,7 @@ from ltat.errors import LtatError
 from ltat.installed import package_of
 from ltat.interrupts import interrupted_once
 from ltat.streams import enduring_output, plain_warnings
+from ltat.torchrun import launched_by_torchrun
 
 COMMANDS = {
     "train": "Train by a method, on long-tailed data, into a run folder.",
@@ -30,6 +31,17 @@ class WrongUse(click.ClickException):
     exit_code = 2
 
 
+class Unsaid(click.ClickException):
+    """The end of a rank of which another one has said the reason."""
+
+    def show(self, file: Any = None) -> None:
+        """Show nothing."""
+
+
+SHARED = ("train", "eval")
+"""The commands that several ranks run together."""
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it runs."""
 
@@ -41,6 +53,8 @@ class LazyGroup(click.Group):
         """The command of that name."""
         if cmd_name not in COMMANDS:
             return None
+        if launched_by_torchrun() and cmd_name not in SHARED:
+            raise LtatError(f"`ltat {cmd_name}` runs as one process; start it without torchrun")
         command: click.Command = importlib.import_module(f"ltat.cli.{cmd_name}").command
         return command
 
@@ -55,7 +69,23 @@ class LazyGroup(click.Group):
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; wrong use and a missing package become one sentence and exit code 2."""
+        """Run a command; wrong use and a missing package become one sentence and exit code 2.
+
+        Of several ranks only the first one to fail says why.
+        """
+        if not launched_by_torchrun():
+            return self._in_sentences(ctx)
+        from ltat.ranks import first_to_fail
+
+        try:
+            return self._in_sentences(ctx)
+        except click.ClickException as error:
+            raise error if first_to_fail() else Unsaid("") from None
+        except Exception:
+            first_to_fail()
+            raise
+
+    def _in_sentences(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except LtatError as error:

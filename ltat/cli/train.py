@@ -15,6 +15,7 @@ from ltat.config.recipes import find_recipe, list_recipes
 from ltat.config.reference import commented_toml
 from ltat.errors import LtatError
 from ltat.files import exists
+from ltat.torchrun import leads
 
 if TYPE_CHECKING:
     from ltat.evaluation import Evaluation
@@ -101,7 +102,9 @@ def command(
         click.echo(commented_toml(for_dataset(asked).config), nl=False)
         return
     folder = out or default_folder(asked)
-    show_report(train_resumably(asked, folder, resume, profile), folder)
+    report = train_resumably(asked, folder, resume, profile)
+    if leads():
+        show_report(report, folder)
 
 
 def settings_of(name: str, asked: str | None) -> type[RunConfig]:
@@ -196,10 +199,12 @@ def train_resumably(
     asked: Asked[RunConfig], folder: Path, resume: bool, profile: bool = False
 ) -> "dict[str, Evaluation]":
     """Train; an interruption prints the command that resumes."""
+    from ltat.ranks import ranks_of_torchrun
     from ltat.training.run import train
 
     try:
-        return train(asked, folder, resume=resume, profile=profile)
+        with ranks_of_torchrun() as ranks:
+            return train(asked, folder, resume=resume, profile=profile, ranks=ranks)
     except KeyboardInterrupt:
         if not (folder / "config.toml").exists():
             raise click.ClickException("interrupted before the run began; nothing was written") from None

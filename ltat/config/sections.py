@@ -312,7 +312,7 @@ class TrainSection(Section):
     epochs: Epochs = 100
     """Number of epochs, 1 or more."""
     batch_size: Count = 128
-    """Images in a batch."""
+    """Images in a batch, of all ranks together."""
     drop_last: bool = True
     """Whether a smaller last batch of an epoch is dropped."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -323,6 +323,8 @@ class TrainSection(Section):
     """Whether torch uses only deterministic algorithms."""
     compile: bool = False
     """Whether the network body runs through `torch.compile`."""
+    sync_bn: bool = True
+    """Whether batch norm takes its statistics from the whole batch where several ranks share it, or from each share."""
     graph: bool | Literal["auto"] = "auto"
     """Whether attack and update are a CUDA graph each; `auto`: on a GPU, once both have given the eager bits."""
     checkpoint_minutes: NonNegative = 10.0

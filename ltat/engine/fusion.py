@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ltat.engine.fused import Geometry, fused_convolution, fused_norm
+from ltat.engine.global_norm import NORMS
 
 _RELU: tuple[Callable[..., Any], ...] = (F.relu, torch.relu)
 _ADD: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
-_FRESH = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+_FRESH = (nn.Conv2d, *NORMS, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 """Modules whose output is new memory, and not their input or a view of it."""
 
 
@@ -88,7 +89,7 @@ def _reads_module(node: fx.Node, path: str) -> bool:
 
 def is_affine_norm(norm: nn.Module) -> bool:
     """Whether a module is a batch norm, and no subclass, that maps each channel affinely in evaluation mode."""
-    if type(norm) is not nn.BatchNorm2d:
+    if type(norm) not in NORMS:
         return False
     return norm.weight is not None and norm.bias is not None and norm.running_var is not None
 

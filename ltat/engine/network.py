@@ -102,6 +102,30 @@ class StepNetwork(nn.Module):
             return why
 
 
+class JoinedNetwork(nn.Module):
+    """Runs a network on the images of one rank and returns the rows of all ranks.
+
+    Args:
+        network: as the steps run it.
+        join: rows of this rank's images → rows of the whole batch, with gradient.
+    """
+
+    def __init__(self, network: nn.Module, join: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.join = join
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, C] of the whole batch, of this rank's images ``x``."""
+        return self.join(self.network(x))
+
+    def features_and_logits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features [B, d] and logits [B, C] of the whole batch."""
+        features, logits = features_and_logits(self.network, x)
+        return self.join(features), self.join(logits)
+
+
 def step_network(model: nn.Module, settings: TrainSection) -> StepNetwork:
     """``model`` as the ``train`` settings say that a step runs it."""
     graphs = graphs_for(settings.graph, next(model.parameters()).device)
@@ -110,7 +134,7 @@ def step_network(model: nn.Module, settings: TrainSection) -> StepNetwork:
 
 def features_and_logits(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """:meth:`StepNetwork.features_and_logits` of a :class:`StepNetwork`, or of a bare model in fp32."""
-    network = model if isinstance(model, StepNetwork) else StepNetwork(model)
+    network = model if isinstance(model, StepNetwork | JoinedNetwork) else StepNetwork(model)
     return network.features_and_logits(x)
 
 

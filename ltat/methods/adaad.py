@@ -56,9 +56,9 @@ class Adaad(Distillation):
         kd, x = self.config.kd, step.batch.images
         student_clean = step.model(x) if kd.clean_forward or kd.share < 1 else None
         student_adv = step.model(step.x_adv) if student_adv is None else student_adv
-        adv = kl(self.teacher_logits(step.x_adv), student_adv, self.config.kd.reduction)
+        adv = kl(step.whole(self.teacher_logits(step.x_adv)), student_adv, self.config.kd.reduction)
         if student_clean is None or kd.share == 1:
             return LossTerms(adv, student_adv, {"kd_adv": adv})
-        clean = kl(self.teacher_logits(x), student_clean, self.config.kd.reduction)
+        clean = kl(step.whole(self.teacher_logits(x)), student_clean, self.config.kd.reduction)
         loss = kd.share * adv + (1 - kd.share) * clean
         return LossTerms(loss, student_adv, {"kd_adv": adv, "kd_clean": clean})

@@ -58,7 +58,7 @@ class Ard(Distillation):
         """alpha t^2 KL( T(x)/t || S(x')/t ) + (1 - alpha) CE( S(x), y )."""
         kd, x = self.config.kd, step.batch.images
         student_adv = step.model(step.x_adv) if student_adv is None else student_adv
-        divergence = kl(self.teacher_logits(x), student_adv, self.config.kd.reduction, kd.temp)
+        divergence = kl(step.whole(self.teacher_logits(x)), student_adv, self.config.kd.reduction, kd.temp)
         student_clean = step.model(x) if kd.clean_forward or kd.share < 1 else None
         if student_clean is None or kd.share == 1:
             return LossTerms(divergence, student_adv, {"kd": divergence})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.methods.step import LossTerms, Step
+from ltat.ranks import ALONE, Ranks
 
 GUARD = 1e-20  # avoids 0 / 0 for a tensor without gradient
 
@@ -50,23 +51,28 @@ def perturbed_weights(step: Step, config: RunConfig, loss: Callable[[Step], Loss
     awp = config.awp
     if not awp.gamma or step.epoch <= awp.warmup:
         return nullcontext()
-    return adversarial_weights(step.model, lambda: loss(step).loss, awp.gamma)
+    shared = step.batch.shared
+    ranks = ALONE if shared is None else shared.ranks
+    return adversarial_weights(step.model, lambda: loss(step).loss, awp.gamma, ranks)
 
 
 @contextmanager
-def adversarial_weights(model: nn.Module, loss: Callable[[], Tensor], gamma: float) -> Iterator[None]:
+def adversarial_weights(
+    model: nn.Module, loss: Callable[[], Tensor], gamma: float, ranks: Ranks = ALONE
+) -> Iterator[None]:
     """Inside, the weights of ``model`` are w + v; on leaving, also by an exception, they are w again, bit for bit.
 
     Args:
         model: the network, in training mode; its ``.grad`` and buffers do not change.
         loss: computes L at the current weights, 0-dim.
         gamma: the size of v relative to w, tensor by tensor.
+        ranks: those that share the batch of L.
 
     Raises:
         LtatError: the network has no weight to perturb.
     """
     weights = perturbed_parameters(model)
-    directions = ascent_directions(model, loss, weights)
+    directions = ascent_directions(model, loss, weights, ranks)
     kept = [w.detach().clone() for w in weights]
     try:
         with torch.no_grad():
@@ -94,10 +100,13 @@ def perturbed_parameters(model: nn.Module) -> list[nn.Parameter]:
     return weights
 
 
-def ascent_directions(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> list[Tensor]:
+def ascent_directions(
+    model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter], ranks: Ranks = ALONE
+) -> list[Tensor]:
     """|w| / (|g| + 1e-20) * g for each weight, of its shape; 0 where g is not finite or the loss does not use it."""
     with buffers_put_back(model):
         gradients = torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True)
+        ranks.mean_(gradients)
     return [_as_long_as(w.detach(), g) for w, g in zip(weights, gradients, strict=True)]
 
 

@@ -98,7 +98,7 @@ class WithIgdm(Distillation):
         """L_AD + alpha w(e) L_IGDM."""
         igdm, x_minus = self.config.igdm, mirrored(self.config.igdm, step)
         (base, s_plus, logs), s_minus = self.distil_on_both(step, x_minus)
-        t_plus, t_minus = self.teacher_logits_of(step.x_adv, x_minus)
+        t_plus, t_minus = map(step.whole, self.teacher_logits_of(step.x_adv, x_minus))
         term, weight = kl(t_plus - t_minus, s_plus - s_minus, igdm.reduction, igdm.temp), weight_of(igdm, step)
         ratio = weight * term.detach() / base.detach().clamp_min(1e-12)
         return LossTerms(base + weight * term, s_plus, {**logs, "igdm": term, "kd_ratio": ratio})

@@ -58,7 +58,7 @@ class Rslad(Distillation):
         alpha, x = self.config.kd.share, step.batch.images
         student_adv = step.model(step.x_adv) if student_adv is None else student_adv
         student_clean = step.model(x)
-        teacher = self.teacher_logits(x)
+        teacher = step.whole(self.teacher_logits(x))
         adv, clean = self.divergence(teacher, student_adv), self.divergence(teacher, student_clean)
         return LossTerms(alpha * adv + (1 - alpha) * clean, student_adv, {"kd_adv": adv, "kd_clean": clean})
 

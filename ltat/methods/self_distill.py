@@ -118,7 +118,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             student, compared["student_minus"] = student_on_both(kd, step, images["minus"], plus)
         else:
             student = student_plus(step)
-        teacher = self.teacher_logits_of(*(images[name] for name in inputs))
+        teacher = map(step.whole, self.teacher_logits_of(*(images[name] for name in inputs)))
         return student, compared | {f"teacher_{name}": z for name, z in zip(inputs, teacher, strict=True)}
 
     def terms(self, step: Step, weight: float, student: Tensor, compared: dict[str, Tensor]) -> BalancedKD:

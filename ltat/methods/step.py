@@ -1,12 +1,13 @@
 """The inputs of a method in one training step, and the result of a method's loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ltat.data import Batch
+from ltat.engine.network import JoinedNetwork
+from ltat.seeding import Noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,12 @@ class Step:
             training set.
         x_adv: adversarial images [B, ch, H, W] in [0, 1]; before the attack, the clean images.
         generator: draws the attack's random start; torch's global generator if None.
+
+    Where several ranks share a batch, an attack sees the rank's own images and labels. A loss sees the whole batch, but
+    for the images: ``batch.images`` and ``x_adv`` are the rank's own, and ``model`` maps them to the logits of the
+    whole batch, since it collects those of the other ranks; ``batch.labels`` and ``batch.indices`` are of the whole
+    batch. So a loss is a function of the whole batch, whatever the number of ranks. What another network computes from
+    the images is completed by :meth:`whole`.
     """
 
     model: nn.Module
@@ -30,12 +37,28 @@ class Step:
     epochs: int
     class_counts: Tensor
     x_adv: Tensor
-    generator: torch.Generator | None = None
+    generator: Noise | None = None
 
     @property
     def log_prior(self) -> Tensor:
         """log n_c, fp32 [C]; a class without images counts as if it had one."""
         return self.class_counts.clamp(min=1).float().log()
+
+    def whole(self, rows: Tensor) -> Tensor:
+        """What the ranks have computed from their images, one row each, as the rows of the whole batch.
+
+        ``rows`` may hold several batches one after the other, as the network's input may.
+        """
+        shared = self.batch.shared
+        return rows if shared is None else shared.ranks.joined(rows, shared.share)
+
+    def for_loss(self) -> "Step":
+        """The step as a loss sees it."""
+        shared = self.batch.shared
+        if shared is None:
+            return self
+        batch = Batch(self.batch.images, shared.labels, shared.indices, shared)
+        return replace(self, model=JoinedNetwork(self.model, self.whole), batch=batch)
 
 
 class LossTerms(NamedTuple):

@@ -141,7 +141,7 @@ class TaughtMethod(Method):
 
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
-        """T's fp32 logits [B, C] of ``images`` [B, ch, H, W], without gradient."""
+        """T's fp32 logits [B, C] of ``images`` [B, ch, H, W], without gradient; a loss gives them to ``step.whole``."""
         logits: Tensor = self.working_teacher(images)
         return logits.float()
 

@@ -21,6 +21,7 @@ from ltat.data import (
 )
 from ltat.data.policies import find_policy
 from ltat.errors import LtatError
+from ltat.ranks import ALONE, Ranks
 
 
 def _natural(split: Split, config: RunConfig) -> ShufflePlan:
@@ -93,11 +94,16 @@ def build_augment(config: RunConfig) -> Augment:
 
 
 def build_loader(
-    split: Split, config: RunConfig, device: torch.device, on_progress: Callable[[int, int], None] | None = None
+    split: Split,
+    config: RunConfig,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Loader:
     """The batches of a stage, by its ``data.sampling``, ``aug`` and ``loader`` settings.
 
-    ``on_progress`` is called with (images read, all images) while the loader reads the data set into memory.
+    Where ``ranks`` share the batches, the loader serves the images of one of them. ``on_progress`` is called with
+    (images read, all images) while the loader reads the data set into memory.
 
     Raises:
         LtatError: batches larger than the data, or settings that do not fit it.
@@ -113,5 +119,6 @@ def build_loader(
         seed=config.seed.train,
         device=device,
         drop_last=config.train.drop_last,
+        ranks=ranks,
         on_progress=on_progress,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from ltat import __version__
 from ltat.arguments import shown
 from ltat.errors import LtatError
-from ltat.models import read_card, save_model
+from ltat.models import read_card
 from ltat.models.card import saved_tensors
 from ltat.training.averaging import average_record
 from ltat.training.epoch_metrics import Row
@@ -130,4 +130,4 @@ def save_checkpoint(stage: Stage, data: RunData, folder: RunFolder, name: str, r
         "score": row.get("score"),
         **average_record(config, row["epoch"]),
     }
-    save_model(stage.model, folder.path / name, extra=extra, class_names=data.dataset.class_names)
+    folder.save_weights(stage.model, name, extra, data.dataset.class_names)

@@ -11,16 +11,19 @@ import torch
 from ltat import __version__, native
 from ltat.errors import LtatError
 from ltat.installed import package_versions
+from ltat.ranks import ALONE, Ranks
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device called ``name``; ``auto`` is the GPU, or the CPU on a machine without one.
 
+    Of several ``ranks`` each has the GPU of its own number on its machine.
+
     Raises:
-        LtatError: an unknown device, or a GPU that torch does not see.
+        LtatError: an unknown device, a GPU that torch does not see, or one GPU for several ranks.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -29,7 +32,16 @@ def pick_device(name: str) -> torch.device:
         raise LtatError(f"device {name!r} is not supported; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise LtatError(f"device {name!r} was asked for and torch sees no GPU; use --device cpu, or see `ltat doctor`")
-    return device
+    return device if device.type == "cpu" or ranks.size == 1 else _gpu_of(ranks, device)
+
+
+def _gpu_of(ranks: Ranks, device: torch.device) -> torch.device:
+    there = torch.cuda.device_count()
+    if device.index is not None:
+        raise LtatError(f"device {str(device)!r} is one GPU and there are {ranks.size} ranks; use --device cuda")
+    if ranks.local >= there:
+        raise LtatError(f"rank {ranks.rank} needs a GPU of its own and there are {there}; start {there} per machine")
+    return torch.device("cuda", ranks.local)
 
 
 @contextmanager
@@ -53,7 +65,7 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def environment_record(device: torch.device) -> dict[str, Any]:
+def environment_record(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
     """The content of ``env.json``: versions, machine, device and the native build."""
     return {
         "ltat": __version__,
@@ -64,6 +76,7 @@ def environment_record(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
+        "ranks": ranks.size,
         "native": native.build_info(),
         "command": sys.argv[1:],
     }

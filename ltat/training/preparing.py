@@ -11,10 +11,12 @@ from torch import nn
 from ltat.attacks import ThreatModel
 from ltat.config import Asked, RunConfig
 from ltat.config.resolving import for_dataset, resolve
+from ltat.engine.global_norm import with_global_norms
 from ltat.errors import LtatError
 from ltat.evaluation import LogitAdjusted
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import find_method
+from ltat.ranks import ALONE, Ranks
 from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
 from ltat.training.error_context import located
@@ -44,11 +46,12 @@ def prepare(
     settings: Asked[RunConfig] | RunConfig,
     on_progress: Callable[[str, int, int], None] | None = None,
     teacher: nn.Module | None = None,
+    ranks: Ranks = ALONE,
 ) -> PreparedRun:
     """Load the data, build every part of the run, and rehearse a step of each stage.
 
     ``on_progress`` is called as (task, images done, all images) while images are read from files; ``teacher`` is a
-    module passed from Python, see :func:`ltat.training.train`.
+    module passed from Python, see :func:`ltat.training.train`; ``ranks`` share each batch.
 
     Raises:
         LtatError: the first error that would stop the run later.
@@ -56,7 +59,7 @@ def prepare(
     reading = partial(on_progress, "reading the images") if on_progress else None
     asked = settings if isinstance(settings, Asked) else Asked(settings)
     known = for_dataset(asked).config
-    device = pick_device(known.train.device)
+    device = pick_device(known.train.device, ranks)
     check_graph(known, device)
     data = load_data(known)
     method = find_method(known.method)
@@ -67,9 +70,11 @@ def prepare(
     teacher_stage = None
     if teacher_config is not None:
         with located("in the teacher stage (settings teacher.*)"):
-            teacher_stage = checked_stage("teacher", teacher_config, data, device, on_progress=reading)
+            teacher_stage = checked_stage("teacher", teacher_config, data, device, ranks=ranks, on_progress=reading)
         given = teacher_stage.model
-    student = checked_stage("student", config, data, device, given, on_progress=reading)
+    elif given is not None and known.train.sync_bn:
+        with_global_norms(given, ranks)  # for a teacher in training mode
+    student = checked_stage("student", config, data, device, given, ranks, reading)
     return PreparedRun(config, data, student, teacher_stage)
 
 
@@ -109,6 +114,7 @@ def checked_stage(
     data: RunData,
     device: torch.device,
     teacher: nn.Module | None = None,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
     """Build a stage, check its settings and rehearse a step.
@@ -119,7 +125,7 @@ def checked_stage(
     check_selection(config)
     check_average(config)
     learning_rate(config.schedule, config.optim.lr, 1, config.train.epochs)
-    stage = build_stage(name, config, data, device, teacher, on_progress)
+    stage = build_stage(name, config, data, device, teacher, ranks, on_progress)
     adjust = adjustment(stage, data)
     if adjust is not None:
         LogitAdjusted(stage.model, adjust)  # refuses a network that adjusts its logits itself

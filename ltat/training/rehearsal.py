@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ltat.data import Batch
+from ltat.data.loaders import Shared
 from ltat.engine.network import step_network
 from ltat.errors import LtatError
 from ltat.methods import LossTerms, Method, Step
@@ -34,10 +35,8 @@ def rehearse(stage: Stage, data: RunData) -> str | None:
     network = step_network(trial[0], settings).train()
     last = stage.loader.plan.size(1) % stage.loader.batch_size
     n = 1 if stage.loader.batch_size == 1 or (last == 1 and not settings.drop_last) else 2
-    pixels = first_images(data, n, stage.device)
-    labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
-    batch = Batch(pixels, labels, torch.arange(n, device=stage.device))
-    what = f"a training step on images {tuple(pixels.shape)} fails"
+    batch = trial_batch(stage, data, n)
+    what = f"a training step on images {tuple(batch.images.shape)} fails"
     with rephrased(what, "change the model, the method or the batches"):
         lost, before = [], plain_attributes(method)
         method.initialise(trial[0])
@@ -53,10 +52,21 @@ def rehearse(stage: Stage, data: RunData) -> str | None:
     return next(filter(None, lost), None)
 
 
+def trial_batch(stage: Stage, data: RunData, n: int) -> Batch:
+    """The first ``n`` images, unaltered; of several ranks each has them as its share of one batch."""
+    ranks, images = stage.ranks, first_images(data, n, stage.device)
+    labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
+    indices = torch.arange(n, device=stage.device)
+    if ranks.size == 1:
+        return Batch(images, labels, indices)
+    whole = labels.repeat(ranks.size), indices.repeat(ranks.size)
+    return Batch(images, labels, indices, Shared(*whole, ranks.share(n * ranks.size), ranks))
+
+
 def rehearse_step(method: Method, step: Step) -> None:
     """Call every hook of a method for the first step of an epoch, up to the gradients."""
     method.begin_epoch(step.epoch)
-    step = replace(step, x_adv=method.attack(step))
+    step = replace(step, x_adv=method.attack(step)).for_loss()
     with perturbed_weights(step, method.config, method.loss):
         terms = method.loss(step)
         check_terms(terms, step, method)

@@ -3,10 +3,12 @@
 import copy
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from ltat.config import Asked, RunConfig
@@ -18,14 +20,17 @@ from ltat.evaluation.attacks import left_out
 from ltat.evaluation.flags import SELECTED_ON_TEST
 from ltat.methods.teachers import teacher_settings
 from ltat.models import load_weights, read_card
+from ltat.ranks import ALONE, Ranks
+from ltat.torchrun import launch_name, restarts
 from ltat.training.checkpoints import require_best_teacher, save_checkpoint, saved_row
 from ltat.training.environment import determinism, environment_record
+from ltat.training.epoch_metrics import Row
 from ltat.training.fitting import fit
 from ltat.training.index_record import index_record
 from ltat.training.preparing import PreparedRun, prepare
 from ltat.training.reporting import Reporter
-from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunFolder
-from ltat.training.run_lock import locked, require_unlocked
+from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunFolder, SharedRunFolder
+from ltat.training.run_lock import locked, require_unlocked, was_held_by
 from ltat.training.stage import Stage
 from ltat.training.teacher import teacher_path
 from ltat.training.teacher_run import finished_stage, take_over
@@ -41,6 +46,7 @@ def train(
     teacher: nn.Module | None = None,
     teacher_run: str | Path | None = None,
     profile: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Evaluation]:
     """Train by ``settings`` into the run folder ``out`` and evaluate the result on the test set.
 
@@ -57,6 +63,8 @@ def train(
         teacher_run: the folder of :func:`ltat.training.train_teacher_alone` with the same teacher stage; a run that has
             not begun its own takes it over.
         profile: write a Chrome trace of a few steps of each stage into the folder, ``trace-STAGE.json``.
+        ranks: the processes that share each batch, started by torchrun (:func:`ltat.ranks.ranks_of_torchrun`); all of
+            them call this function, and rank 0 writes.
 
     Returns:
         The evaluations of the teacher, the best and the last student, as in ``report.json``.
@@ -64,23 +72,31 @@ def train(
     Raises:
         LtatError: settings, data or files that cannot be used.
     """
-    with reporter or Reporter() as shown:
-        folder = RunFolder(Path(out), shown.say)
-        folder.require_vacant(resume)
-        require_unlocked(folder.path)
-        run = prepare(settings, shown.evaluation, teacher)
+    with reporter or (Reporter() if ranks.leads else Reporter(Console(quiet=True))) as shown:
+        folder = (RunFolder if ranks.leads else SharedRunFolder)(Path(out), shown.say)
+        resume = resume or begun_before(folder.path, ranks)
+        if ranks.leads:
+            folder.require_vacant(resume)
+            require_unlocked(folder.path)
+        run = prepare(settings, shown.evaluation, teacher, ranks)
         for line in remarks(run):
             shown.say(line)
         ready = None
         if teacher_run is not None and not (folder.path / TEACHER_FILES.state).exists():
             ready = finished_stage(run, Path(teacher_run)), Path(teacher_run)
-        with locked(folder.path, shown.say):
+        with locked(folder.path, shown.say) if ranks.leads else nullcontext():
             record = index_record(run.data, run.config, given_networks(run.config, teacher))
-            folder.open(run.config, run.data.train.num_classes, record, resume)
-            folder.record_environment(environment_record(run.student.device))
-            if ready is not None:
+            open_together(folder, run, record, resume, ranks)
+            folder.record_environment(environment_record(run.student.device, ranks))
+            if ready is not None and ranks.leads:
                 take_over(*ready, folder)
-            return run_stages(run, folder, shown, profile)
+            ranks.meet()
+            return run_stages(run, folder, shown, profile and ranks.leads)
+
+
+def begun_before(folder: Path, ranks: Ranks) -> bool:
+    """Whether torchrun has restarted the ranks, and their run stands in the folder."""
+    return bool(ranks.told(ranks.leads and restarts() > 0 and was_held_by(folder, launch_name())))
 
 
 def remarks(run: PreparedRun) -> list[str]:
@@ -96,6 +112,7 @@ def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile:
         if run.teacher is not None:
             train_teacher(run.teacher, run, folder, reporter, profile)
         fit(run.student, run.data, folder, STUDENT_FILES, reporter, profile)
+    run.student.ranks.meet()  # what rank 0 writes is read by all
     return write_report(run, folder, reporter)
 
 
@@ -139,6 +156,7 @@ def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: R
     assert settings is not None
     stage.model.requires_grad_(True)  # building the student's method has frozen it
     fit(stage, run.data, folder, TEACHER_FILES, reporter, profile)
+    stage.ranks.meet()
     if settings.ckpt == "best":
         row = saved_row(require_best_teacher(folder))
         load_weights(stage.model, folder.path / TEACHER_FILES.best)
@@ -178,7 +196,7 @@ def evaluate_checkpoint(
         seed=config.seed.train,
         device=stage.device,
         name=role,
-        state_dir=folder.path / "evaluation" / role,
+        state_dir=folder.path / "evaluation" / role if stage.ranks.leads else None,
         on_progress=reporter.evaluation,
     )
     extra = read_card(folder.path / name).extra

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from ltat.config.resolving import resolve
 from ltat.config.sections import Tree
 from ltat.errors import LtatError
 from ltat.files import atomic_write_text, exists, read_bytes, read_text
+from ltat.models import Classifier, save_model
 from ltat.training.epoch_metrics import Row
 from ltat.training.state_file import State, before, newest_state, write_state
 
@@ -210,6 +212,10 @@ class RunFolder:
         run = {"settings": settings_tree(self._config), "data": self._hashes} if self._config else {}
         write_state(self.path / name, {**state, "run": run})
 
+    def save_weights(self, model: Classifier, name: str, extra: Row, class_names: tuple[str, ...]) -> None:
+        """Write the weights of a network and their card, whose free part is ``extra``."""
+        save_model(model, self.path / name, extra=extra, class_names=class_names)
+
     def load_state(self, name: str) -> State | None:
         """The newest usable state, or ``None`` if the folder has no state; loading never executes code.
 
@@ -229,6 +235,39 @@ class RunFolder:
         return state
 
 
+class SharedRunFolder(RunFolder):
+    """The folder of a run as the other ranks than 0 see it: they read what rank 0 has written, and write nothing."""
+
+    def open(self, config: RunConfig, num_classes: int, indices: Row, resume: bool) -> None:
+        """Read the run in the folder, which rank 0 has opened.
+
+        Raises:
+            LtatError: the folder is not that of rank 0.
+        """
+        self._config, self._num_classes, self._hashes = config, num_classes, _hashes(indices)
+        if not (self.path / "config.toml").exists():
+            raise LtatError(f"{self.path} is empty on {platform.node()}; name a folder that all machines share")
+        self._require_same_data()
+
+    def record_environment(self, record: Row) -> None:
+        """Nothing: the environment is that of rank 0."""
+
+    def write_json(self, name: str, content: object) -> None:
+        """Nothing."""
+
+    def append_metrics(self, row: Row) -> None:
+        """Nothing."""
+
+    def restore_metrics(self, stage: str, rows: list[Row]) -> None:
+        """Nothing."""
+
+    def save_state(self, name: str, state: State) -> None:
+        """Nothing."""
+
+    def save_weights(self, model: Classifier, name: str, extra: Row, class_names: tuple[str, ...]) -> None:
+        """Nothing."""
+
+
 def settings_tree(config: RunConfig) -> Tree:
     """The settings as in ``config.toml``."""
     return config.model_dump(exclude_none=True, by_alias=True, mode="json")
@@ -239,6 +278,7 @@ def changes(environments: list[Row]) -> str:
     compared = {
         "torch": [_of(record, "packages").get("torch") for record in environments],
         "threads": [record.get("threads") for record in environments],
+        "ranks": [record.get("ranks", 1) for record in environments],
         "device": [record.get("gpu") or record.get("device") for record in environments],
         "native kernels": [_of(record, "native").get("isa") for record in environments],
     }

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ltat.errors import LtatError
+from ltat.torchrun import launch_name
 
 NAME = ".lock"
 
@@ -42,7 +43,7 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         else:
             with suppress(OSError):  # on a full disk the lock holds without the holder's name
                 file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+                file.write(f"process {os.getpid()} on {platform.node()}, {launch_name()}\n".encode())
         yield
 
 
@@ -55,6 +56,14 @@ def require_unlocked(folder: Path) -> None:
     if (folder / NAME).exists():
         with locked(folder, lambda line: None):
             pass
+
+
+def was_held_by(folder: Path, launch: str) -> bool:
+    """Whether the last run that locked the folder was of that call of torchrun (:func:`ltat.ranks.launch_name`)."""
+    try:
+        return (folder / NAME).read_text().rstrip().endswith(f", {launch}")
+    except OSError:
+        return False
 
 
 def _opened(folder: Path) -> io.FileIO:

@@ -9,9 +9,11 @@ from torch import nn
 
 from ltat.config import RunConfig
 from ltat.data import Loader
+from ltat.engine.global_norm import with_global_norms
 from ltat.errors import LtatError
 from ltat.methods import Method, find_method
 from ltat.models import Classifier, build_model
+from ltat.ranks import ALONE, Ranks
 from ltat.seeding import torch_generator
 from ltat.training.batches import build_loader
 from ltat.training.error_context import rephrased
@@ -24,7 +26,7 @@ from ltat.training.warm_start import start_from
 class Stage:
     """The parts that the training loop needs; ``name`` identifies the stage in the metrics and the random streams.
 
-    ``unsaved`` names an attribute of the method that its state lacks in the middle of an epoch, if there is one.
+    Several ``ranks`` share each of its batches. ``unsaved`` names an attribute of the method that its state lacks in the middle of an epoch, if there is one.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Stage:
     method: Method
     loader: Loader
     device: torch.device
+    ranks: Ranks = ALONE
     unsaved: str | None = None
 
 
@@ -42,10 +45,11 @@ def build_stage(
     data: RunData,
     device: torch.device,
     teacher: nn.Module | None = None,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Stage:
     """Build loader, method and model of a stage; new weights depend only on the training seed and the stage's name."""
-    loader = build_loader(data.train, config, device, on_progress)
+    loader = build_loader(data.train, config, device, ranks, on_progress)
     counts = torch.as_tensor(loader.class_counts(1), device=device)
     building = rephrased(f"method {config.method} cannot be built", "correct it, or its settings")
     with building, initial_weights(config.seed.train, name):
@@ -60,7 +64,10 @@ def build_stage(
         if not isinstance(model, Classifier):
             raise LtatError(f"prepare_model() of {config.method} returns a {type(model).__name__}; return the network")
     start_from(model, config, data.dataset.class_names)
-    return Stage(name, config, model.to(device).to(memory_format=torch.channels_last), method, loader, device)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if config.train.sync_bn:
+        with_global_norms(model, ranks)
+    return Stage(name, config, model, method, loader, device, ranks)
 
 
 @contextmanager

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ltat.data import Batch
 from ltat.engine.captured_update import update_runner
+from ltat.engine.gradients import MeanGradients, average_statistics
 from ltat.engine.network import step_network
 from ltat.engine.self_check import changed_by_update
 from ltat.methods import LossTerms, Step
 from ltat.methods.awp import perturbed_weights
-from ltat.seeding import torch_generator
+from ltat.seeding import SharedGenerator, torch_generator
 from ltat.training.averaging import build_average
 from ltat.training.epoch_metrics import EpochMetrics, Row
 from ltat.training.finite import loss_is_due, require_finite_loss, require_finite_state
@@ -44,6 +45,7 @@ class Trainer:
         scaled = stage.config.train.precision == "fp16"
         self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
+        self.gradients = MeanGradients(stage.model, stage.ranks)
         self.average = build_average(stage.model, stage.config)
         changes = partial(changed_by_update, stage.model, self.optimizer, stage.method)
         self.runner = update_runner(self.network, stage.method, changes, stage.device)
@@ -70,8 +72,8 @@ class Trainer:
         done = metrics.steps
         for index, batch in enumerate(stage.loader.epoch(epoch, done * stage.loader.batch_size), done):
             before_step()
-            metrics.add(self.train_step(self.step(batch, epoch, index, counts)), batch.labels)
-            self.on_step(len(batch.labels))
+            metrics.add(self.train_step(self.step(batch, epoch, index, counts)), batch.all_labels)
+            self.on_step(len(batch.all_labels))
             if loss_is_due(stage.device, index):
                 require_finite_loss(metrics.logs["loss"], stage.name, epoch)
         self._end_epoch(epoch)
@@ -113,18 +115,21 @@ class Trainer:
         """The step with ``index`` (from 0) in an epoch, before its attack."""
         stage = self.stage
         noise = torch_generator(stage.config.seed.train, f"{stage.name}/attack", epoch, index, device=stage.device)
+        own = noise if batch.shared is None else SharedGenerator(noise, batch.shared.share)
         epochs = stage.config.train.epochs
-        return Step(self.network, batch, epoch, epochs, class_counts, x_adv=batch.images, generator=noise)
+        return Step(self.network, batch, epoch, epochs, class_counts, x_adv=batch.images, generator=own)
 
     def train_step(self, step: Step) -> LossTerms:
         """Attack one batch and take one optimiser step on it."""
         method = self.stage.method
         x_adv = method.attack(step)
+        step = step.for_loss()
+        shared = step.batch.shared
 
         def update(images: Tensor, labels: Tensor, indices: Tensor, x_adv: Tensor) -> LossTerms:
-            return self.update(replace(step, batch=Batch(images, labels, indices), x_adv=x_adv))
+            return self.update(replace(step, batch=Batch(images, labels, indices, shared), x_adv=x_adv))
 
-        terms: LossTerms = self.runner.run(update, (*step.batch, x_adv))
+        terms: LossTerms = self.runner.run(update, (*step.batch[:3], x_adv))
         method.end_step(replace(step, x_adv=x_adv), terms)
         self.average.end_step(step.epoch)
         return terms
@@ -136,6 +141,9 @@ class Trainer:
         with perturbed_weights(step, self.stage.config, method.loss):
             terms = method.loss(step)
             self.scaler.scale(terms.loss).backward()
+            self.gradients.wait()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if not self.stage.config.train.sync_bn:
+            average_statistics(self.stage.model, self.stage.ranks)
         return terms.detached()

@@ -44,7 +44,7 @@ class FfcvLoader(Loader):
         from ltat.data.beton.stream import Stream  # noqa: PLC0415
 
         self._images = split.images
-        self._stream = Stream(split.images, self.batch_size, self.workers, self.augment.pad_mode)
+        self._stream = Stream(split.images, self.own_batch_size, self.workers, self.augment.pad_mode)
         self._labels = torch.from_numpy(split.labels).to(self.device)
         self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
