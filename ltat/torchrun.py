@@ -14,6 +14,11 @@ def leads() -> bool:
     return not launched_by_torchrun() or os.environ["RANK"] == "0"
 
 
+def processes_here() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if launched_by_torchrun() else 1
+
+
 def restarts() -> int:
     """How often torchrun has started the ranks again, after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

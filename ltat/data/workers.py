@@ -3,6 +3,7 @@
 import os
 
 from ltat.errors import LtatError
+from ltat.torchrun import processes_here
 
 
 def available_cores() -> set[int]:
@@ -11,8 +12,8 @@ def available_cores() -> set[int]:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(available_cores())
+    """How many cores this process may use; several ranks on one machine share them."""
+    return max(1, len(available_cores()) // processes_here())
 
 
 def resolve_workers(workers: int | None, least: int) -> int:

@@ -27,6 +27,7 @@ from ltat.engine.network import StepNetwork
 from ltat.engine.self_check import NO_MEMORY, NOT_REPEATABLE, OTHER_BITS, Snapshot, same_bits
 from ltat.engine.working_copy import altered
 from ltat.errors import LtatError
+from ltat.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 
@@ -244,7 +245,11 @@ def _cloned(nest: Any) -> Any:
 
 
 def update_runner(
-    network: StepNetwork, reads: object, changes: Callable[[], Iterable[Tensor]], device: torch.device
+    network: StepNetwork,
+    reads: object,
+    changes: Callable[[], Iterable[Tensor]],
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> EagerUpdate[Any] | CapturedUpdate[Any]:
     """What runs the updates of ``network``: by a CUDA graph where one may hold them, checked where the attack's is.
 
@@ -253,8 +258,11 @@ def update_runner(
         reads: the object that computes the loss.
         changes: the tensors that an update may change, or more.
         device: of the training.
+        ranks: those that share each batch. One of them alone must not find that its graph fails the check.
     """
     why_not = why_update_not_captured(network, reads)
+    if why_not is None and ranks.size > 1 and network.graphs is not None and network.graphs.checks:
+        why_not = "several ranks share a batch and none can check its graph alone; train.graph=true captures unchecked"
     if why_not:
         return EagerUpdate(why_not)
     assert network.graphs is not None

@@ -4,7 +4,7 @@ from ltat.interrupts import interrupts_wait
 from ltat.training.checkpoints import restore, save_weights
 from ltat.training.dominance import WARNING as DOMINANCE_WARNING
 from ltat.training.dominance import distillation_dominates
-from ltat.training.launch_report import describe_attack, describe_update, given_up
+from ltat.training.launch_report import describe_attack, describe_ranks, describe_update, given_up
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import RunData
@@ -64,6 +64,8 @@ def announce(trainer: Trainer, data: RunData, reporter: Reporter) -> None:
     stage = trainer.stage
     reporter.say(f"{stage.name}: loader {stage.loader.why}")
     reporter.say(f"{stage.name}: attack on {describe_attack(trainer, data)}")
+    if stage.ranks.size > 1:
+        reporter.say(f"{stage.name}: {describe_ranks(stage)}")
     if trainer.network.graphs is not None:
         reporter.say(f"{stage.name}: update {describe_update(trainer)}")
     for remark in stage.method.remarks():

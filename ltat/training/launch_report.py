@@ -6,7 +6,15 @@ from ltat.attacks.captured import why_not_captured
 from ltat.attacks.modes import attack_mode
 from ltat.data import Batch
 from ltat.training.run_data import RunData
+from ltat.training.stage import Stage
 from ltat.training.trainer import Trainer
+
+
+def describe_ranks(stage: Stage) -> str:
+    """How several ranks share each batch."""
+    size = stage.loader.batch_size
+    norms = "the whole batch" if stage.config.train.sync_bn else "each share (train.sync_bn=false)"
+    return f"{stage.ranks.size} ranks share each batch of {size} images; batch norm sees {norms}"
 
 
 def describe_attack(trainer: Trainer, data: RunData) -> str:

@@ -61,6 +61,7 @@ def prepare(
     known = for_dataset(asked).config
     device = pick_device(known.train.device, ranks)
     check_graph(known, device)
+    check_ranks(known, ranks)
     data = load_data(known)
     method = find_method(known.method)
     config = resolve(asked, data.train.num_classes)
@@ -88,6 +89,16 @@ def check_graph(config: RunConfig, device: torch.device) -> None:
         raise LtatError(f"train.graph=true captures CUDA graphs and the run is on {device}; use train.graph=false")
     if config.train.graph is True and config.train.compile:
         raise LtatError("train.graph=true and train.compile=true cannot be combined yet; choose one of them")
+
+
+def check_ranks(config: RunConfig, ranks: Ranks) -> None:
+    """Check the settings that do not yet suit several ranks.
+
+    Raises:
+        LtatError: ``train.compile``.
+    """
+    if ranks.size > 1 and config.train.compile:
+        raise LtatError(f"train.compile=true runs on one rank and there are {ranks.size}; leave it out")
 
 
 def check_evaluation(config: RunConfig, data: RunData) -> None:

@@ -48,7 +48,7 @@ class Trainer:
         self.gradients = MeanGradients(stage.model, stage.ranks)
         self.average = build_average(stage.model, stage.config)
         changes = partial(changed_by_update, stage.model, self.optimizer, stage.method)
-        self.runner = update_runner(self.network, stage.method, changes, stage.device)
+        self.runner = update_runner(self.network, stage.method, changes, stage.device, stage.ranks)
         self.epoch = 0  # complete ones
         self.metrics = self.new_metrics()  # of the steps since then
 
