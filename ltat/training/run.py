@@ -99,6 +99,15 @@ def begun_before(folder: Path, ranks: Ranks) -> bool:
     return bool(ranks.told(ranks.leads and restarts() > 0 and was_held_by(folder, launch_name())))
 
 
+def open_together(folder: RunFolder, run: PreparedRun, record: Row, resume: bool, ranks: Ranks) -> None:
+    """Open the folder on every rank, on rank 0 first."""
+    if ranks.leads:
+        folder.open(run.config, run.data.train.num_classes, record, resume)
+    ranks.meet()
+    if not ranks.leads:
+        folder.open(run.config, run.data.train.num_classes, record, resume)
+
+
 def remarks(run: PreparedRun) -> list[str]:
     """Lines about the data and the evaluation that a run prints before training."""
     data, threat = run.data.dataset, run.student.method.threat

@@ -244,7 +244,7 @@ class SharedRunFolder(RunFolder):
         Raises:
             LtatError: the folder is not that of rank 0.
         """
-        self._config, self._num_classes, self._hashes = config, num_classes, _hashes(indices)
+        self._config, self._num_classes, self._hashes = config, num_classes, hashes(indices)
         if not (self.path / "config.toml").exists():
             raise LtatError(f"{self.path} is empty on {platform.node()}; name a folder that all machines share")
         self._require_same_data()
