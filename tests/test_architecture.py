@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ltat"
 
 LAYERS = (
-    "__init__ arguments errors files installed install_ffcv interrupts memory native ranks seeding streams temporaries torchrun units",
+    "__init__ arguments errors files installed install_ffcv interrupts memory native ranks seeding streams"
+    " temporaries torchrun units",
     "ops",
     "data",
     "models",

@@ -26,7 +26,8 @@ from ltat.training.warm_start import start_from
 class Stage:
     """The parts that the training loop needs; ``name`` identifies the stage in the metrics and the random streams.
 
-    Several ``ranks`` share each of its batches. ``unsaved`` names an attribute of the method that its state lacks in the middle of an epoch, if there is one.
+    Several ``ranks`` share each of its batches. ``unsaved`` names an attribute of the method that its state lacks in
+    the middle of an epoch, if there is one.
     """
 
     name: str
