@@ -52,6 +52,12 @@ def rows(folder: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
 
 
+def epochs(folder: Path) -> int:
+    """How many epochs the metrics have."""
+    file = folder / "metrics.jsonl"
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def assert_same_bits(one: Path, other: Path) -> None:
     """The same weights, cards, metrics and report."""
     for file in (*one.glob("*.safetensors"), one / "report.json", one / "config.toml"):
