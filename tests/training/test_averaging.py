@@ -108,7 +108,7 @@ def test_averaging_leaves_the_trained_network_as_it_would_be_without(settings, t
     alone, _ = trained(*PLAIN)
     raw, without = snapshot(trainer.stage.model), snapshot(alone.outcome.model)
     assert all(raw[name].equal(without[name]) for name in without)
-    assert alone.outcome.model is alone.stage.model and alone.state_dict()["average"] == {}
+    assert alone.outcome.model is alone.stage.model and state_of(alone)["average"] == {}
 
 
 @pytest.mark.parametrize("settings", [EMA, (*SWA, "average.bn=recompute")])
