@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ltat.interrupts import interrupted_once, interrupts_wait
+from ltat.interrupts import interrupted_once, interrupts_wait, termination_interrupts
 
 
 def test_an_interrupt_waits_for_what_must_be_whole():
@@ -33,3 +33,12 @@ def test_a_second_interrupt_does_not_disturb_the_way_out():
     with interrupted_once():
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_termination_is_an_interrupt_and_a_second_one_is_ignored():
+    with pytest.raises(KeyboardInterrupt), termination_interrupts():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -7,12 +7,14 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from ltat.evaluation.report import COLUMNS
 from ltat.sweeps.plans import RunPlan
 from ltat.sweeps.state import read_report
 
 CHECKPOINT = "last"
+WIDTH = 7  # of "99.99 ±", so that no figure is cut in two
 
 
 @dataclass
@@ -61,16 +63,18 @@ def render(rows: Mapping[str, Row], title: str = "Accuracy in percent, mean ± s
         for group in COLUMNS
         if any(value is not None for row in rows.values() for own in row.figures.values() for value in own[group])
     ]
-    table = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=0)
     table.add_column("attack", no_wrap=True, min_width=max(map(len, attacks), default=0))
     table.add_column("run", overflow="fold")
     table.add_column("n", justify="right", no_wrap=True, min_width=2)
     for group in groups:
-        table.add_column(group, justify="right")  # a narrow terminal wraps at the ±
+        table.add_column(group, justify="right", min_width=max(len(group), WIDTH))  # a narrow terminal wraps at the ±
     for attack in attacks:
         for name, row in rows.items():
             if attack in row.figures:
-                table.add_row(attack, name, str(len(row.runs)), *(cell(row.figures[attack][group]) for group in groups))
+                table.add_row(
+                    attack, Text(name), str(len(row.runs)), *(cell(row.figures[attack][group]) for group in groups)
+                )
         table.add_section()
     return table
 

@@ -56,10 +56,12 @@ class RunJob:
         """
         plan, records = RunPlan.from_json(self.plan), Records(Path(self.out))
         self.started = time.time()
+        log = records.path(plan, "log")
+        log.parent.mkdir(parents=True, exist_ok=True)
         records.path(plan, "started").touch()
-        with records.path(plan, "log").open("ab") as log:
+        with log.open("ab") as output:
             for stream in (1, 2):
-                os.dup2(log.fileno(), stream)
+                os.dup2(output.fileno(), stream)
         if carry_out(plan, records):
             raise RuntimeError(records.error(plan))
 

@@ -62,7 +62,7 @@ class Records:
 
     def path(self, plan: RunPlan, kind: str) -> Path:
         """The file of a run, of a ``kind`` such as ``log``."""
-        return self.folder / f"{plan.name.replace('/', '-')}.{kind}"
+        return self.folder / f"{plan.name}.{kind}"
 
     def fail(self, plan: RunPlan, sentence: str) -> None:
         """Record why the run failed."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ltat.streams import enduring
 from ltat.sweeps.state import Phase, RunState
@@ -89,9 +90,9 @@ def newest(state: RunState) -> str:
     return "" if state.row is None else epoch_line(state.row, state.epochs).partition("  ")[2]
 
 
-def live_table(states: States, places: int, height: int) -> Table:
-    """A row for each run, what happens first; runs that do not fit ``height`` lines are counted."""
-    table = Table(box=box.HORIZONTALS, show_edge=False, caption_justify="left")
+def live_table(states: States, places: int, height: int) -> Group:
+    """A row for each run, what happens first, and a summary; runs that do not fit ``height`` lines are counted."""
+    table = Table(box=box.HORIZONTALS, show_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("state", no_wrap=True)
     for column in COLUMNS:
@@ -100,11 +101,10 @@ def live_table(states: States, places: int, height: int) -> Table:
     rows = sorted(states.items(), key=lambda item: order.index(item[1].phase))
     room = max(1, height - FRAME)
     for name, state in rows[:room]:
-        table.add_row(name, "evaluation" if state.evaluating else str(state.phase), *cells(state))
+        table.add_row(Text(name), "evaluation" if state.evaluating else str(state.phase), *cells(state))
     hidden = Counter(state.phase for _, state in rows[room:])
     more = "".join(f", {count} more {phase}" for phase, count in hidden.items())
-    table.caption = summary(states, places) + more
-    return table
+    return Group(table, Text(summary(states, places) + more))
 
 
 def cells(state: RunState) -> list[str]:

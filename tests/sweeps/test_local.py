@@ -5,16 +5,19 @@ import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
 from ltat.errors import LtatError
-from ltat.sweeps import Local, Phase, RunPlan, SweepReporter, run_sweep, share_teachers
+from ltat.sweeps import Local, Phase, RunPlan, SweepReporter, checking, run_sweep, share_teachers
 from ltat.sweeps.local import Slot, visible_gpus
 from ltat.sweeps.plans import require_distinct
 from ltat.sweeps.results import collect
+from ltat.sweeps.state import is_finished
 from ltat.training import train
 from tests.sweeps.runs import BREAKING, STUDENT, assert_same_bits, one_thread, tiny_plan
 
@@ -30,9 +33,8 @@ def plans_in(out: Path) -> list[RunPlan]:
     return share_teachers(
         [
             tiny_plan(out, "broken", f"method={method}:Breaking"),
-            tiny_plan(out, "at-bsl/s0", "method=at-bsl", row="at-bsl"),
-            tiny_plan(out, "student-0.5", *STUDENT, "kd.share=0.5"),
-            tiny_plan(out, "student-1", *STUDENT, "kd.share=1"),
+            tiny_plan(out, "ard/0.5", *STUDENT, "kd.share=0.5", row="ard"),
+            tiny_plan(out, "ard-0.5", *STUDENT, "kd.share=1"),
         ],
         out,
     )
@@ -51,7 +53,7 @@ def test_a_failed_run_is_reported_in_a_sentence_and_the_others_go_on(swept):
     teacher = next(name for name in states if name.startswith("teacher-"))
     assert {name: state.phase for name, state in states.items()} == {
         "broken": Phase.FAILED,
-        **dict.fromkeys(("at-bsl/s0", "student-0.5", "student-1", teacher), Phase.FINISHED),
+        **dict.fromkeys(("ard/0.5", "ard-0.5", teacher), Phase.FINISHED),
     }
     assert "planted failure" in states["broken"].error and "\n" not in states["broken"].error
     assert f"broken: failed: {states['broken'].error}" in said
@@ -60,12 +62,11 @@ def test_a_failed_run_is_reported_in_a_sentence_and_the_others_go_on(swept):
 
 def test_runs_have_the_bits_of_single_runs_whoever_trained_their_teacher(swept, tmp_path: Path):
     plans, out, _, _ = swept
-    for plan in plans[1:3]:
-        with one_thread():
-            train(plan.asked(), tmp_path / plan.folder.name)
-        assert_same_bits(tmp_path / plan.folder.name, plan.folder)
-    assert [path.name for path in (out / "teachers").iterdir()] == [plans[2].teacher.name]
-    times = [json.loads(plan.folder.joinpath("metrics.jsonl").read_text().splitlines()[0]) for plan in plans[2:]]
+    with one_thread():
+        train(plans[1].asked(), tmp_path)
+    assert_same_bits(tmp_path, plans[1].folder)
+    assert [path.name for path in (out / "teachers").iterdir()] == [plans[1].teacher.name]
+    times = [json.loads(plan.folder.joinpath("metrics.jsonl").read_text().splitlines()[0]) for plan in plans[1:]]
     assert times[0]["stage"] == "teacher" and times[0]["seconds"] == times[1]["seconds"]
 
 
@@ -77,34 +78,39 @@ def test_finished_runs_are_skipped_and_failed_ones_tried_again(swept):
     states = run_sweep(plans, Local(jobs=2, threads=1), out, shown)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert states["broken"].phase is Phase.FAILED and "broken: running" in said.getvalue()
-    assert "at-bsl" not in said.getvalue()
+    assert "ard" not in said.getvalue()
 
 
 def test_another_run_in_a_folder_is_refused_and_other_attacks_are_evaluated(swept):
     plans, out, _, _ = swept
-    other = tiny_plan(out, "at-bsl/s0", "method=at-bsl", "train.epochs=3")
-    with pytest.raises(LtatError, match=r"holds a run with other settings \(train.epochs\)"):
+    other = tiny_plan(out, "ard/0.5", *STUDENT, "kd.share=0.6")
+    with pytest.raises(LtatError, match=r"holds a run with other settings \(kd.share\)"):
         run_sweep([other], Local(), out)
-    more = tiny_plan(out, "at-bsl/s0", "method=at-bsl", "eval.attacks=clean,pgd2,pgd3")
-    from ltat.sweeps.state import is_finished
-
+    more = tiny_plan(out, "ard/0.5", *STUDENT, "kd.share=0.5", "eval.attacks=clean,pgd2,pgd3")
     assert is_finished(plans[1]) and not is_finished(more)
 
 
 def test_the_figures_are_those_of_the_reports(swept):
     plans, _, _, _ = swept
     figures = collect(plans)
-    assert list(figures) == ["at-bsl", "student-0.5", "student-1"]
+    assert list(figures) == ["ard", "ard-0.5"]
     report = json.loads((plans[1].folder / "report.json").read_text())["last"]
-    assert figures["at-bsl"].runs == ["at-bsl/s0"]
-    assert figures["at-bsl"].figures["pgd2"]["few"] == [report["pgd2"]["few"]]
+    assert figures["ard"].runs == ["ard/0.5"]
+    assert figures["ard"].figures["pgd2"]["few"] == [report["pgd2"]["few"]]
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_wrong_settings_are_reported_before_any_folder_is_made(
-    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
+    def run(command: list[str], **options: Any) -> Any:
+        """The process that tries the runs where there is a GPU, in this process."""
+        assert command[1:] == ["-m", "ltat.sweeps", "check"]
+        monkeypatch.setattr("sys.stdin", io.StringIO(options["input"]))
+        return SimpleNamespace(returncode=checking.main(), stdout=capsys.readouterr().out)
+
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(checking.subprocess, "run", run)
     good = tiny_plan(tmp_path / "out", "a", "method=at-bsl")
     bad = tiny_plan(tmp_path / "out", "b", "method=at-bsl", "eval.n_examples=401")
     with pytest.raises(LtatError, match=r"b: eval.n_examples=401 is more than the 400 test images"):
