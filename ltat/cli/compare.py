@@ -1,28 +1,19 @@
-"""`ltat compare`: every method under one protocol, with the spread over seeds."""
+"""`ltat compare`: every method under one protocol, as a sweep of methods and seeds, with the spread over seeds."""
 
-import json
-import math
-import shlex
-import statistics
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ltat.cli.launching import carry_out, chosen_launcher, launcher_options, require_success, show_results
 from ltat.cli.options import comma_separated
 from ltat.cli.protocol import Protocol, protocol_name, teacher_lengths
 from ltat.errors import LtatError
-from ltat.files import atomic_write_text, check_outputs
+from ltat.files import check_outputs
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ltat.config import Asked, RunConfig
-
-GROUPS = ("overall", "balanced", "many", "medium", "few", "tail")
-Figures = dict[str, list[float]]
-"""Accuracies in percent, one per seed, by ``attack group`` such as ``pgd20 tail``."""
+    from ltat.sweeps import RunPlan
 
 
 @click.command("compare")
@@ -47,29 +38,39 @@ Figures = dict[str, list[float]]
 @click.option(
     "--set", "assignments", multiple=True, metavar="S.KEY=VALUE", help="A setting of every run that has it; repeatable."
 )
+@launcher_options
 def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> None:
     """Train every method with every seed under one protocol, and show mean and standard deviation.
 
-    The figures are those of the last checkpoint on the test set. A comparison that was interrupted goes on with
-    the same command; finished runs are only evaluated again.
+    The figures are those of the last checkpoint on the test set. The runs are carried out as by `ltat sweep`: several
+    at a time, a teacher that several students share trained once, finished runs skipped, and interrupted ones continued
+    by the same command.
     """
-    from rich.console import Console
+    from ltat.sweeps import share_teachers
 
     check_outputs({"--json": json_file, "--out": out / "METHOD"})
+    launcher = chosen_launcher(options)
     protocol = protocol_of(**options)
     configs = {name: protocol.configs(name, seeds) for name in protocol.methods}
     for line in remarks(protocol, configs):
         click.echo(line, err=True)
-    figures = run_all(configs, out)
-    try:
-        if json_file is not None:
-            atomic_write_text(json_file, json.dumps(figures, indent=2) + "\n")
-    finally:
-        for table in render(figures):
-            Console().print(table)
-    (data,) = {described(asked.config) for own in configs.values() for asked in own}
+    data = "; ".join({described(asked.config): None for own in configs.values() for asked in own})
+    plans = share_teachers([plan for name, own in configs.items() for plan in plans_of(name, own, out)], out)
+    states = carry_out(plans, launcher, out)
+    show_results(plans, json_file)
     click.echo(f"{protocol.recipe} on {data}; last checkpoint, {seeds} seed(s), mean ± standard deviation")
     click.echo(f"run folders: {out}")
+    require_success(states)
+
+
+def plans_of(method: str, configs: "list[Asked[RunConfig]]", out: Path) -> "list[RunPlan]":
+    """The runs of a method, ``out/METHOD/sSEED``."""
+    from ltat.methods import method_label
+    from ltat.sweeps import plan_run
+
+    label = method_label(method)
+    seeds = [(asked, asked.config.seed.train) for asked in configs]
+    return [plan_run(f"{label}-s{seed}", out / label / f"s{seed}", asked, label) for asked, seed in seeds]
 
 
 def protocol_of(
@@ -126,76 +127,3 @@ def chosen_methods(names: str | None) -> list[str]:
         if other != method:
             raise LtatError(f"{other} and {method} have one name in the comparison; rename one of the classes")
     return list(methods.values())
-
-
-def run_all(configs: "dict[str, list[Asked[RunConfig]]]", out: Path) -> dict[str, Figures]:
-    """Train and evaluate every run into ``out/METHOD/sSEED``; the figures by method."""
-    from ltat.methods import method_label
-    from ltat.training import train
-
-    figures: dict[str, Figures] = {}
-    for method, own in configs.items():
-        label = method_label(method)
-        for asked in own:
-            seed = asked.config.seed.train
-            click.echo(f"{label}, seed {seed}", err=True)
-            try:
-                report = train(asked, out / label / f"s{seed}", resume=True)
-            except KeyboardInterrupt:
-                again = shlex.join(["ltat", *sys.argv[1:]])
-                raise click.ClickException(f"interrupted; continue with `{again}`") from None
-            collect(figures.setdefault(label, {}), report["last"])
-    return figures
-
-
-def collect(figures: Figures, evaluation: Any) -> None:
-    """Add the accuracies of one run."""
-    for attack in evaluation.outcomes:
-        summary = evaluation.summary(attack)
-        for group in GROUPS:
-            if summary[group] is not None:
-                figures.setdefault(f"{attack} {group}", []).append(summary[group])
-
-
-def render(figures: dict[str, Figures]) -> "list[Table]":
-    """A table per attack: a row per method, a column per group.
-
-    A group without images has no column; nor has the balanced accuracy where it is the overall one, as on a balanced
-    test set.
-    """
-    attacks = dict.fromkeys(column.rpartition(" ")[0] for own in figures.values() for column in own)
-    return [attack_table(attack, figures) for attack in attacks]
-
-
-def attack_table(attack: str, figures: dict[str, Figures]) -> "Table":
-    """The table of one attack."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=f"{attack}: accuracy in percent", box=box.HORIZONTALS, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("method", overflow="fold")
-    groups = [group for group in GROUPS if shown(attack, group, figures)]
-    for group in groups:
-        table.add_column(group, justify="right", no_wrap=True)
-    for method, own in figures.items():
-        table.add_row(method, *(cell(own.get(f"{attack} {group}", [])) for group in groups))
-    return table
-
-
-def shown(attack: str, group: str, figures: dict[str, Figures]) -> bool:
-    """Whether the group says more than the columns beside it."""
-    columns = [(own.get(f"{attack} {group}"), own.get(f"{attack} overall")) for own in figures.values()]
-    return any(own and (group != "balanced" or not equal(own, overall)) for own, overall in columns)
-
-
-def equal(values: list[float], others: list[float] | None) -> bool:
-    """Whether two lists of accuracies differ by rounding alone."""
-    return others is not None and all(math.isclose(a, b) for a, b in zip(values, others, strict=True))
-
-
-def cell(values: list[float]) -> str:
-    """Mean and, from two seeds on, the sample standard deviation."""
-    if not values:
-        return "–"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"

@@ -34,18 +34,14 @@ class Protocol:
     assignments: Sequence[str]
 
     def configs(self, method: str, seeds: int) -> "list[Asked[RunConfig]]":
-        """The settings of a method's runs, with training seeds 0, 1, …; the first is tried.
+        """The settings of a method's runs, with training seeds 0, 1, ….
 
         Raises:
             LtatError: there is no such recipe, or the settings do not suit the method.
         """
-        from ltat.training import prepare
-
         tree, texts, epochs = self.tree(method), self.texts(method), self.settings.get("train.epochs")
         scaling = {} if epochs is None else scaled(asked(method, tree, {}).config, epochs)
-        configs = [asked(method, tree, {**scaling, **self.settings, "seed.train": n}, texts) for n in range(seeds)]
-        prepare(configs[0])
-        return configs
+        return [asked(method, tree, {**scaling, **self.settings, "seed.train": n}, texts) for n in range(seeds)]
 
     def tree(self, method: str) -> dict[str, Any]:
         """The recipe for ``method``, with a self-teacher where it needs a teacher and the recipe names none."""

@@ -1,5 +1,6 @@
 """The figures of a sweep, from the reports of its runs: mean and standard deviation over seeds."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,13 +57,15 @@ def to_json(rows: Mapping[str, Row]) -> dict[str, Any]:
 
 
 def render(rows: Mapping[str, Row], title: str = "Accuracy in percent, mean ± standard deviation") -> Table:
-    """A row for each attack and setting, a column for each group of classes that has figures."""
+    """A row for each attack and setting, a column for each group of classes that has figures.
+
+    ``balanced`` has none where it is ``overall``, as on a balanced test set.
+    """
     attacks = list(dict.fromkeys(attack for row in rows.values() for attack in row.figures))
-    groups = [
-        group
-        for group in COLUMNS
-        if any(value is not None for row in rows.values() for own in row.figures.values() for value in own[group])
-    ]
+    figures = [own for row in rows.values() for own in row.figures.values()]
+    groups = [group for group in COLUMNS if any(value is not None for own in figures for value in own[group])]
+    if all(alike(own["overall"], own["balanced"]) for own in figures):
+        groups = [group for group in groups if group != "balanced"]
     table = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=0)
     table.add_column("attack", no_wrap=True, min_width=max(map(len, attacks), default=0))
     table.add_column("run", overflow="fold")
@@ -77,6 +80,12 @@ def render(rows: Mapping[str, Row], title: str = "Accuracy in percent, mean ± s
                 )
         table.add_section()
     return table
+
+
+def alike(values: Sequence[float | None], others: Sequence[float | None]) -> bool:
+    """Whether two lists of accuracies differ by rounding alone."""
+    pairs = zip(values, others, strict=True)
+    return all(a == b or (a is not None and b is not None and math.isclose(a, b)) for a, b in pairs)
 
 
 def cell(values: Sequence[float | None]) -> str:

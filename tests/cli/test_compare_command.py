@@ -1,6 +1,5 @@
 """`ltat compare`: one protocol, every seed, and figures that can be recomputed from the runs."""
 
-import io
 import json
 import statistics
 from pathlib import Path
@@ -8,40 +7,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from ltat.cli import compare as command
 from ltat.cli.main import main
-from ltat.config import Asked, RunConfig, list_recipes, load_config
+from ltat.config import RunConfig, list_recipes, load_config
 from ltat.methods import METHODS, find_method
+from ltat.sweeps import Phase, RunPlan, RunState
 
 QUICK = ["--epochs", "1", "--set", "attack.steps=1", "--set", "eval.attacks=clean,pgd2", "--set", "eval.n_examples=40"]
 
 
 def compare(*arguments):
-    return CliRunner().invoke(main, ["compare", *map(str, arguments)])
+    return CliRunner(env={"COLUMNS": "140"}).invoke(main, ["compare", *map(str, arguments)])
 
 
-def test_the_table_is_mean_and_deviation_of_the_runs_reports(tmp_path):
+def test_two_students_share_a_teacher_and_the_same_command_again_runs_nothing(tmp_path, monkeypatch):
     file, out = tmp_path / "figures.json", tmp_path / "out"
-    done = compare("--methods", "pgd-at,at-bsl", "--seeds", 2, *QUICK, "--out", out, "--json", file)
+    arguments = ("--methods", "ard,rslad", "--seeds", 1, *QUICK, "--out", out, "--json", file)
+    done = compare(*arguments)
     assert done.exit_code == 0, done.output
     figures = json.loads(file.read_text())
-    assert list(figures) == ["pgd-at", "at-bsl"]
+    assert list(figures) == ["ard", "rslad"]
     for method, own in figures.items():
-        reports = [json.loads((out / method / f"s{seed}/report.json").read_text())["last"] for seed in (0, 1)]
-        assert own["pgd2 tail"] == [report["pgd2"]["tail"] for report in reports]
-        clean = [report["clean"]["overall"] for report in reports]
-        assert own["clean overall"] == clean
-        assert f"{statistics.mean(clean):.1f} ± {abs(clean[0] - clean[1]) / 2**0.5:.1f}" in done.output
-    assert "unified/digits on digits, imbalance ratio 20, whole test set" in done.output
-    settings = [(out / "at-bsl" / f"s{seed}/config.toml").read_text() for seed in (0, 1)]
-    assert settings[0].replace("train = 0", "train = 1") == settings[1]
-    # the same command again trains nothing
-    before = [path.read_bytes() for path in sorted(out.rglob("metrics.jsonl"))]
-    again = compare("--methods", "pgd-at,at-bsl", "--seeds", 2, *QUICK, "--out", out, "--json", file)
-    assert again.exit_code == 0 and json.loads(file.read_text()) == figures
-    assert [path.read_bytes() for path in sorted(out.rglob("metrics.jsonl"))] == before
+        report = json.loads((out / method / "s0/report.json").read_text())["last"]
+        for group in ("overall", "balanced", "tail", "many", "medium", "few"):
+            assert own["figures"]["pgd2"][group] == [report["pgd2"][group]]
+        assert f"{report['clean']['overall']:.2f}" in done.output and "balanced" not in done.output  # it is overall
+    assert "unified/digits on digits, imbalance ratio 20, whole test set; last checkpoint, 1 seed(s)" in done.output
+    (teacher,) = (out / "teachers").iterdir()
+    weights = (teacher / "teacher.safetensors").read_bytes()
+    assert [(out / method / "s0/teacher.safetensors").read_bytes() for method in figures] == [weights, weights]
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a finished run was started again"))
+    again = compare(*arguments)
+    assert again.exit_code == 0 and json.loads(file.read_text()) == figures, again.output
 
 
 @pytest.mark.parametrize(
@@ -92,13 +90,12 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> dict[str, RunConfig]:
     """The settings of the first run of each method that a comparison would make; nothing is trained."""
     configs: dict[str, RunConfig] = {}
 
-    def keep(plan: dict[str, list[Asked[RunConfig]]], out: Path) -> dict[str, object]:
+    def keep(plans: list[RunPlan], launcher: object, out: Path) -> dict[str, object]:
         configs.clear()
-        configs.update({method: own[0].config for method, own in plan.items()})
+        configs.update({plan.row: plan.asked().config for plan in reversed(plans)})
         return {}
 
-    monkeypatch.setattr("ltat.training.prepare", lambda asked: None)
-    monkeypatch.setattr(command, "run_all", keep)
+    monkeypatch.setattr(command, "carry_out", keep)
     return configs
 
 
@@ -156,39 +153,35 @@ def own_images(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", [[], ["--recipe", "unified/digits", "--set", "data.imbalance_ratio=natural"]])
-def test_ones_own_images_have_a_protocol_and_the_figures_are_theirs(recipe: list[str], own_images, tmp_path):
-    """`--dataset npz` had no protocol, and with `--recipe` the figures were those of the recipe's data set."""
+def test_ones_own_images_have_a_protocol_and_the_figures_are_theirs(own_images: Path, tmp_path: Path):
+    """`--dataset npz` had no protocol."""
     file, out = tmp_path / "figures.json", tmp_path / "out"
     small = ["--set", "model.name=small", "--set", "train.batch_size=16", "--set", "attack.steps=1", "--epochs", 1]
     done = compare(
-        *(*recipe, "--dataset", "npz", "--data-dir", own_images, "--methods", "at-bsl", "--seeds", 2, *small),
+        *("--dataset", "npz", "--data-dir", own_images, "--methods", "at-bsl", "--seeds", 2, *small),
         *("--set", "eval.attacks=clean,pgd2", "--out", out, "--json", file),
     )
     assert done.exit_code == 0, done.output
-    report = json.loads((out / "at-bsl/s1/report.json").read_text())["last"]
-    assert (report["dataset"], report["n"], report["clean"]["n"]["per_class"]) == ("mine", 20, [10, 6, 4])
-    figures = json.loads(file.read_text())["at-bsl"]
-    groups = ("overall", "balanced", "medium", "few", "tail")
-    assert list(figures) == [f"{attack} {group}" for attack in ("clean", "pgd2") for group in groups]
-    for group in groups:
-        assert figures[f"clean {group}"][1] == report["clean"][group]
+    reports = [json.loads((out / f"at-bsl/s{seed}/report.json").read_text())["last"] for seed in (0, 1)]
+    assert (reports[1]["dataset"], reports[1]["n"], reports[1]["clean"]["n"]["per_class"]) == ("mine", 20, [10, 6, 4])
+    settings = [(out / f"at-bsl/s{seed}/config.toml").read_text() for seed in (0, 1)]
+    assert settings[0].replace("train = 0", "train = 1") == settings[1]
+    figures = json.loads(file.read_text())["at-bsl"]["figures"]["clean"]
+    for group in ("overall", "balanced", "medium", "few", "tail"):
+        assert figures[group] == [report["clean"][group] for report in reports]
         assert group in done.output
-    named = recipe[1] if recipe else "unified/any"
-    assert f"{named} on npz, imbalance ratio natural, whole test set" in done.output
+    overall = figures["overall"]
+    assert f"{statistics.mean(overall):.2f} ± {statistics.stdev(overall):.2f}" in done.output
+    assert "unified/any on npz, imbalance ratio natural, whole test set" in done.output
 
 
-def test_no_figure_is_cut_off_and_no_column_repeats_another():
-    five = dict(
-        zip(command.GROUPS, ([97.0, 98.25], [97.0, 98.25], [100.0, 100.0], [99.1, 90.2], [1.0, 2.0], []), strict=True)
-    )
-    figures = {"adaad+igdm": {f"{attack} {group}": own for attack in ("clean", "pgd20") for group, own in five.items()}}
-    tables = command.render(figures)
-    assert [table.title for table in tables] == ["clean: accuracy in percent", "pgd20: accuracy in percent"]
-    assert [column.header for column in tables[0].columns] == ["method", "overall", "many", "medium", "few"]
-    figures["natural"] = figures["adaad+igdm"] | {"clean balanced": [90.0, 98.0], "clean tail": [1.0, 3.0]}
-    console = Console(width=80, file=io.StringIO())
-    console.print(command.render(figures)[0])
-    shown = console.file.getvalue()
-    for text in ("balanced", "tail", "94.0 ± 5.7", "100.0 ± 0.0", "2.0 ± 1.4"):
-        assert text in shown
+def test_a_failed_run_fails_the_comparison_and_the_others_are_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def one_failed(plans: list[RunPlan], launcher: object, out: Path) -> dict[str, RunState]:
+        (plans[0].folder).mkdir(parents=True)
+        (plans[0].folder / "report.json").write_text('{"last": {"clean": {"overall": 50.0}}}')
+        phases = (Phase.FINISHED, Phase.FAILED)
+        return {plan.name: RunState(phase, 0, 1, None, error="why") for plan, phase in zip(plans, phases, strict=True)}
+
+    monkeypatch.setattr(command, "carry_out", one_failed)
+    done = compare("--methods", "at-bsl", "--seeds", 2, "--out", tmp_path / "out")
+    assert done.exit_code == 1 and "50.00" in done.output and "at-bsl-s1: why" in done.output, done.output

@@ -8,9 +8,10 @@ from click.testing import CliRunner, Result
 
 from ltat.cli import compare, demo
 from ltat.cli.main import main
-from ltat.config import Asked, RunConfig
+from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.models import build_model, save_model
+from ltat.sweeps import RunPlan
 
 
 def run(*arguments: object) -> Result:
@@ -27,14 +28,14 @@ def refused(*arguments: object) -> str:
 def compared(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[RunConfig]]:
     """The settings of the runs that a comparison would make; nothing is looked at or trained."""
     configs: dict[str, list[RunConfig]] = {}
-    monkeypatch.setattr("ltat.training.prepare", lambda config: None)
 
-    def keep(planned: dict[str, list[Asked[RunConfig]]], out: Path) -> dict[str, object]:
+    def keep(plans: list[RunPlan], launcher: object, out: Path) -> dict[str, object]:
         configs.clear()
-        configs.update({method: [asked.config for asked in own] for method, own in planned.items()})
+        for plan in plans:
+            configs.setdefault(plan.row, []).append(plan.asked().config)
         return {}
 
-    monkeypatch.setattr(compare, "run_all", keep)
+    monkeypatch.setattr(compare, "carry_out", keep)
     return configs
 
 
