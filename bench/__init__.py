@@ -13,4 +13,5 @@ BENCHES = {
     "attack_step": "One attack step on ResNet-18, beside its bare convolutions.",
     "train_step": "An AT-BSL training step, attack and update, and its peak memory.",
     "end_to_end": "An epoch of training, batches included.",
+    "scaling": "How time and memory grow with images, classes, pixels and batch.",
 }

@@ -130,6 +130,13 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
+def release_freed_memory() -> None:
+    """Give the system what glibc keeps of freed memory: what reuses it would seem to need none."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def compare(
     candidates: Mapping[str, Run],
     device: torch.device,
@@ -293,9 +300,17 @@ def write_rows(
         if new:
             writer.writerow(COLUMNS)
         for candidate, spread in measured.items():
-            numbers = (f"{value:.1f}" for value in spread)
+            numbers = (_digits(value) for value in spread)
             writer.writerow([*common, case, candidate, unit, *numbers, moved.get(candidate, "")])
-    print(f"{case:44s}", *(f"{c} {spread.median:.0f} {unit} " for c, spread in measured.items()), flush=True)
+    print(f"{case:44s}", *(f"{c} {_shown(spread.median)} {unit} " for c, spread in measured.items()), flush=True)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def _shown(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def results_folder() -> Path:

@@ -1,26 +1,28 @@
-"""docs/performance.md and the README's table, from the rows of bench/results. Run: python -m bench.report.
+"""docs/performance.md, docs/scaling.md and the README's table, from bench/results. Run: python -m bench.report.
 
-Neither is edited by hand: the descriptions are the benches' docstrings, and the targets are those of bench/targets.py.
+None is edited by hand: the descriptions are the benches' docstrings, and the targets are those of bench/targets.py.
 """
 
 import ast
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench import BENCHES
+from bench import BENCHES, _scaling_page
 from bench.rows import Measured, Row, latest, read_rows
 from bench.targets import TARGETS, Target, gb_per_s
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 README = ROOT / "README.md"
+SCALING = "scaling"  # has a page of its own
 BEGIN, END = "<!-- from bench/results: python -m bench.report -->", "<!-- to here -->"
 BASELINES = ("plain", "eager", "dataloader-v2", "import torch", "twin")  # a table's ratios refer to the first it has
 INTRO = """# Performance
 
 Every number here stands as a row in `bench/results`, with its machine, versions and commit; this page is generated from
 them (`python -m bench.report`). `ltat bench` measures everything again, `ltat bench NAME` one bench, and
-`python -m bench.gpu OUT` all of it on a GPU machine.
+`python -m bench.gpu OUT` all of it on a GPU machine. How time and memory grow with images, classes, pixels and batch
+is on a page of its own, [scaling.md](scaling.md).
 
 How it is measured: the candidates of a case take turns in every round, so that a machine that slows down slows all of
 them, and a ratio is taken within one run only. The tables give the median and the 20th and 80th percentile of the
@@ -33,10 +35,13 @@ relative to the case's plain or eager candidate; rows in which we lose are here 
 
 
 def main() -> None:
-    """Write the page and the README's table."""
+    """Write the pages, the plot and the README's table."""
     measured = read_all(ROOT / "bench" / "results")
     PAGE.write_text(page(measured))
     README.write_text(with_table(README.read_text(), measured))
+    if SCALING in measured:
+        _scaling_page.PAGE.write_text(_scaling_page.page(measured[SCALING]))
+        _scaling_page.write_plot(measured[SCALING], _scaling_page.PLOT)
 
 
 def read_all(folder: Path) -> dict[str, list[Measured]]:
@@ -49,7 +54,7 @@ def page(measured: dict[str, list[Measured]]) -> str:
     """The whole of docs/performance.md."""
     parts = [INTRO, targets_part("Targets on a CPU", measured, on_gpu=False)]
     parts += [targets_part("Targets on one H200", measured, on_gpu=True)]
-    parts += [bench_part(name, cases) for name, cases in measured.items()]
+    parts += [bench_part(name, cases) for name, cases in measured.items() if name != SCALING]
     return "\n".join(parts)
 
 

@@ -31,6 +31,7 @@ from bench._harness import (
     compare,
     graphed,
     network_cases,
+    release_freed_memory,
     tried,
     write_rows,
 )
@@ -102,11 +103,13 @@ def one(workload: Workload, candidate: str) -> Run:
     return ltat_run(workload, GRAPH_SETTINGS if candidate == GRAPH else SETTINGS[candidate])
 
 
-def process_peak(run: Run) -> float:
-    """Bytes that two calls need at most above what this process held before the first."""
+def process_peak(run: Run, calls: int = 2) -> float:
+    """Bytes that so many calls need at most above what this process held before the first."""
+    gc.collect()
+    release_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak
     standing = process_memory("VmRSS")
-    for _ in range(2):
+    for _ in range(calls):
         run()
     return process_memory("VmHWM") - standing
 

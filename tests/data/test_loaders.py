@@ -251,3 +251,25 @@ def test_a_containers_limit_is_heeded(tmp_path, monkeypatch):
 def test_wrong_use_is_refused_before_the_first_epoch(settings, fragment):
     with pytest.raises(LtatError, match=fragment):
         make_loader(SPLIT, ShufflePlan(N, 0), **{"batch_size": 4, **settings})
+
+
+class CountedPlan(ShufflePlan):
+    """Notes which epochs it makes."""
+
+    made: list[int]
+
+    def epoch(self, epoch):
+        self.made.append(epoch)
+        return super().epoch(epoch)
+
+
+def test_an_epochs_plan_is_made_once_for_its_counts_and_its_order():
+    plan = CountedPlan(N, 0)
+    object.__setattr__(plan, "made", [])
+    loader = ResidentLoader(SPLIT, plan, batch_size=16)
+    for epoch in (1, 2, 1):
+        counts = loader.class_counts(epoch)
+        served = torch.cat([batch.labels for batch in loader.epoch(epoch)])
+        assert counts.tolist() == torch.bincount(served, minlength=4).tolist() == COUNTS
+        batches_equal(loader.epoch(epoch), ResidentLoader(SPLIT, ShufflePlan(N, 0), batch_size=16).epoch(epoch))
+    assert plan.made == [1, 2, 1]

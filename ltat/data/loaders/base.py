@@ -108,6 +108,7 @@ class Loader(ABC):
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self.device, self.on_progress, self.ranks = torch.device(device), on_progress, ranks
         self.own_batch_size = len(ranks.share(batch_size))
+        self._drawn: tuple[int, np.ndarray] | None = None
         largest = plan.size(1)
         if drop_last and batch_size > largest:
             raise self._too_large(largest)
@@ -194,4 +195,7 @@ class Loader(ABC):
         )
 
     def _positions(self, epoch: int) -> np.ndarray:
-        return check_positions(self.plan.epoch(epoch), len(self.split))
+        """The plan's positions, kept until another epoch is asked for: its counts and its order both need them."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, check_positions(self.plan.epoch(epoch), len(self.split))
+        return self._drawn[1]
