@@ -15,7 +15,11 @@ PACKAGES = (
     "tomli-w",
     "scikit-learn",
 )
-OPTIONAL = {"ffcv": "python -m ltat.install_ffcv"}  # and the line that installs each
+OPTIONAL = {
+    "ffcv": "python -m ltat.install_ffcv",
+    "submitit": 'pip install "ltat[slurm]"',
+}
+"""Packages that some of ltat can use, each with the line that installs it."""
 _PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "tomli_w": "tomli-w"}
 
 

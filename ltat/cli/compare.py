@@ -57,7 +57,7 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
     data = "; ".join({described(asked.config): None for own in configs.values() for asked in own})
     plans = share_teachers([plan for name, own in configs.items() for plan in plans_of(name, own, out)], out)
     states = carry_out(plans, launcher, out)
-    show_results(plans, json_file)
+    show_results(plans, states, json_file)
     click.echo(f"{protocol.recipe} on {data}; last checkpoint, {seeds} seed(s), mean ± standard deviation")
     click.echo(f"run folders: {out}")
     require_success(states)

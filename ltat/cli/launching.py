@@ -113,13 +113,15 @@ def carry_out(plans: "list[RunPlan]", launcher: "Launcher", out: Path) -> "dict[
         raise click.ClickException("interrupted before the first run began; nothing was written") from None
 
 
-def show_results(plans: "list[RunPlan]", json_file: Path | None) -> None:
-    """Print the table of figures, and write them into a file where one is named."""
+def show_results(plans: "list[RunPlan]", states: "dict[str, RunState]", json_file: Path | None) -> None:
+    """Print the table of the finished runs' figures, and write them into a file where one is named."""
     from rich.console import Console
 
+    from ltat.sweeps import Phase
     from ltat.sweeps.results import collect, render, to_json
 
-    rows = collect(plans)
+    # a run that failed can have the report of an earlier evaluation
+    rows = collect(plan for plan in plans if states[plan.name].phase is Phase.FINISHED)
     try:
         if json_file is not None:
             atomic_write_text(json_file, json.dumps(to_json(rows), indent=2) + "\n")

@@ -46,7 +46,7 @@ def command(
     if dry_run:
         return list_runs(plans, sweep.out)
     states = carry_out(plans, launcher, sweep.out)
-    show_results(plans, json_file)
+    show_results(plans, states, json_file)
     click.echo(f"run folders: {sweep.out}")
     require_success(states)
 

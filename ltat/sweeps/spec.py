@@ -21,6 +21,7 @@ GROUP = ("recipe", "settings", "grid")
 """What describes a group of runs: the file itself is one, and each `[[also]]` another."""
 SEEDS = "seed."
 TRAIN_SEED = "seed.train"
+DEFAULT_METHOD = "self-distill"
 WORD = 40  # characters of a value in the name of a run
 
 
@@ -72,15 +73,21 @@ def load_sweep(file: Path, out: Path | None = None, trusted: Collection[str] = (
     folder = out or _text(tree, "out", str(file))
     if folder is None:
         raise LtatError(f'{file} names no folder for the runs; write for example out = "runs/sweep", or give --out')
+    runs = [
+        request(group, point, {absolute_method(name) for name in trusted})
+        for group in groups
+        for point in group.points()
+    ]
+    known = {name for run in runs for name in (*run.recipe, *run.settings) if run.has(name)}
     plans, remarks = [], []
-    for group in groups:
-        for point in group.points():
-            asked, missing = asked_for(group, point, {absolute_method(name) for name in trusted})
-            name, row = names(asked.config.method, point)
-            plans.append(plan_run(name, Path(folder) / name, asked, row))
-            remarks += [
-                f"{each} is left out for {method_label(asked.config.method)}, which lacks it" for each in missing
-            ]
+    for run in runs:
+        missing = {name for name in (*run.recipe, *run.settings) if name in known and not run.has(name)}
+        asked = run.without(missing)
+        name, row = names(asked.config.method, run.point)
+        plans.append(plan_run(name, Path(folder) / name, asked, row))
+        remarks += [
+            f"{each} is left out for {method_label(asked.config.method)}, which lacks it" for each in sorted(missing)
+        ]
     require_distinct(plans)
     return Sweep(Path(folder), plans, list(dict.fromkeys(remarks)))
 
@@ -138,38 +145,53 @@ def _refuse_unknown(tree: Tree, known: Collection[str], where: str) -> None:
         raise LtatError(f"{where} has an entry {unknown[0]!r}; it may have {', '.join(known)}")
 
 
-def asked_for(group: Group, point: Tree, trusted: Collection[str]) -> tuple[Asked[RunConfig], list[str]]:
-    """The settings of one run, and the names of the group's settings that its method lacks.
+@dataclass(frozen=True)
+class Request:
+    """What is asked for in one run: a recipe's tree, settings and the values of the grid, the last two by dotted name.
 
-    What the grid names is never left out, because two of its runs would be one.
+    ``kind`` is the class of the method's settings.
+    """
+
+    recipe: Tree
+    settings: Tree
+    point: Tree
+    kind: type[RunConfig]
+
+    def has(self, name: str) -> bool:
+        """Whether the method has a setting or a section of that name."""
+        return has_setting(self.kind, todays_name(name, self.kind))
+
+    def without(self, missing: Collection[str]) -> Asked[RunConfig]:
+        """The settings of the run without some of the recipe and of the settings.
+
+        What the grid names is never left out, because two of its runs would be one.
+
+        Raises:
+            LtatError: wrong settings.
+        """
+        return load_config(
+            lambda name: self.kind,
+            recipe={name: value for name, value in self.recipe.items() if name not in missing},
+            settings={**{name: own for name, own in self.settings.items() if name not in missing}, **self.point},
+        )
+
+
+def request(group: Group, point: Tree, trusted: Collection[str]) -> Request:
+    """What is asked for in a run of the group.
 
     Raises:
-        LtatError: wrong settings, or a method in a Python file that is not trusted.
+        LtatError: an unknown recipe or method, or a method in a Python file that is not trusted.
     """
     recipe = find_recipe(group.recipe) if group.recipe is not None else {}
-    given = {**group.settings, **point}
-    method = given.get("method", recipe.get("method"))
-    if isinstance(method, str) and is_user_method(method):
-        given["method"] = method = absolute_method(method)
-    kind = _settings_class(str(method), trusted) if method is not None else None
-    missing = (
-        [] if kind is None else [name for name in group.settings if not has_setting(kind, todays_name(name, kind))]
-    )
-    sections = [] if kind is None else [name for name in recipe if not has_setting(kind, todays_name(name, kind))]
-    asked = load_config(
-        lambda name: _settings_class(name, trusted),
-        recipe={name: value for name, value in recipe.items() if name not in sections},
-        settings={name: value for name, value in given.items() if name not in missing or name in point},
-    )
-    return asked, [*(f"section {name} of {group.recipe}" for name in sections), *missing]
-
-
-def _settings_class(method: str, trusted: Collection[str]) -> type[RunConfig]:
+    method = {**recipe, **group.settings, **point}.get("method", DEFAULT_METHOD)
+    if not isinstance(method, str):
+        raise LtatError(f"method is {shown(method)} in the sweep; write its name in quotes")
+    method = absolute_method(method)
     if is_user_method(method) and method not in trusted:
         raise LtatError(
             f"the sweep names the Python file {method}, which would be run; if you trust it: --method {method}"
         )
-    return find_method(method).Config
+    return Request(recipe, group.settings, {**point, "method": method}, find_method(method).Config)
 
 
 def names(method: str, point: Tree) -> tuple[str, str]:

@@ -50,9 +50,10 @@ def test_doctor_names_the_command_for_a_missing_package(monkeypatch: pytest.Monk
     assert done.exit_code == 0 and "rich is missing: pip install rich" in done.output
 
 
-def test_doctor_names_the_script_for_ffcv_without_calling_it_wrong(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(installed, "_version", lambda name: None if name == "ffcv" else "1")
+def test_doctor_names_the_command_for_what_is_optional_without_calling_it_wrong(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(installed, "_version", lambda name: None if name in ("ffcv", "submitit") else "1")
     output = CliRunner().invoke(main, ["doctor"]).output
+    assert '  submitit missing (optional): pip install "ltat[slurm]"\n' in output
     assert "  ffcv missing (optional): python -m ltat.install_ffcv\n" in output
     assert "pip install ffcv" not in output
 

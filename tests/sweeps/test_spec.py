@@ -75,6 +75,9 @@ def test_out_of_the_command_replaces_that_of_the_file(tmp_path: Path):
         ('out = "o"\n[grid]\nmethod = ["nosuch"]\n', "there is no method 'nosuch'"),
         ('out = "o"\n[grid]\nmethod = ["at-bsl"]\nkd.alpha = [1]\n', "has no setting 'kd'"),
         ('out = "o"\n[grid]\nmethod = ["at-bsl"]\ntrain.epochs = [0]\n', "setting train.epochs=0 is not possible"),
+        (f'out = "o"\n[settings]\ntrain.epcohs = 1\n{GRID}', "has no setting 'train.epcohs'"),
+        (f'out = "o"\n[settings]\nkd.alpha = 1\n{GRID}', "has no setting 'kd'"),
+        ('out = "o"\n[grid]\nmethod = [1]\n', "method is 1 in the sweep; write its name in quotes"),
         ("out = ", "is not TOML"),
     ],
 )
