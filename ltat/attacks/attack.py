@@ -76,7 +76,7 @@ def pgd(
     with explain_failure(model, x[:1]), attack_mode(model, mode), torch.inference_mode(False), recording, exact:
         x, y = _recordable(x), _recordable(y)
         network = _wrapped(model, precision)
-        attacked = _folded(network, model) if fold else network
+        attacked = _folded(network, model, x) if fold else network
         largest_label = int(y.max()) if validate else -1  # a CUDA kernel must never meet a label too large
         loss = ModelLoss(attacked, y, objective, largest_label, FP16_LOSS_SCALE if precision == "fp16" else 1.0)
         captured = why_not_captured(network, objective, mode=mode, steps=steps) is None
@@ -88,11 +88,11 @@ def _wrapped(model: nn.Module, precision: str) -> StepNetwork:
     return model if isinstance(model, StepNetwork) and model.precision == precision else StepNetwork(model, precision)
 
 
-def _folded(network: StepNetwork, model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _folded(network: StepNetwork, model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
     """The working copy, or the network itself; a warning says why unless the caller holds the wrapper and can ask."""
-    attacked = network.folded()
+    attacked = network.folded(x)
     if attacked is network and network is not model:
-        warnings.warn(f"the attack runs on {network.describe_folded()}", stacklevel=3)
+        warnings.warn(f"the attack runs on {network.describe_folded(x)}", stacklevel=3)
     return attacked
 
 

@@ -157,7 +157,7 @@ def autoattack_verdicts(
     check_channels(model, images.shape[1])
     with attack_mode(model, "eval"), torch.inference_mode(False):
         y = y.detach().cpu().clone()
-        body = StepNetwork(model, precision).frozen()
+        body = StepNetwork(model, precision).frozen(images.read(torch.arange(1)))
         run = _Run(body, images, y, threat=threat, batch_size=batch_size, seed=seed)
         settings = {**run.settings, "precision": precision}
         name = "" if state_path is None else _fingerprint(model, images, y, threat, settings, batch_size)

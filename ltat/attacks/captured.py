@@ -21,7 +21,6 @@ from ltat.attacks.starts import random_start
 from ltat.attacks.threat import ThreatModel
 from ltat.engine.network import StepNetwork
 from ltat.engine.working_copy import WorkingCopy, altered
-from ltat.models import Classifier
 from ltat.seeding import Noise
 
 
@@ -62,8 +61,8 @@ def captured_pgd(
 
     The start is drawn outside: a graph draws no random numbers. :func:`why_not_captured` must return None.
     """
-    assert network.graphs is not None and isinstance(network.model, Classifier)
-    check_label(loss.largest_label, network.model.num_classes)  # a replay checks nothing
+    assert network.graphs is not None and network.num_classes is not None
+    check_label(loss.largest_label, network.num_classes)  # a replay checks nothing
     x_adv = random_start(x, threat, start, generator)
     objective = _parts(loss.objective)
     amounts = {"eps": threat.eps, "step_size": step_size}
@@ -85,8 +84,8 @@ def captured_pgd(
 def _why_network_not_captured(network: StepNetwork) -> str | None:
     if network.compiled:
         return "torch.compile and a capture do not go together yet"
-    if not isinstance(network.model, Classifier):
-        return f"{type(network.model).__name__} is not of ltat.models"
+    if network.num_classes is None:
+        return f"{type(network.model).__name__} is not of ltat.models and has no working copy"
     if altered(network.model):
         return "the network has hooks or patched methods, which a replay would not call"
     return None

@@ -7,14 +7,17 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ltat.engine.fused import Geometry, fused_convolution, fused_norm
 from ltat.engine.global_norm import NORMS
+from ltat.engine.tracing import IN_PLACE
 
 _RELU: tuple[Callable[..., Any], ...] = (F.relu, torch.relu)
 _ADD: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
-_FRESH = (nn.Conv2d, *NORMS, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-"""Modules whose output is new memory, and not their input or a view of it."""
+_FRESH = (nn.Conv2d, *NORMS, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ReLU)
+_FRESH_FUNCTIONS = (*_ADD, *_RELU, operator.sub, operator.mul, operator.truediv, torch.mul, torch.cat, F.batch_norm)
+"""What gives new memory, and not its input or a view of it, unless it works in place."""
 
 
 class _Pattern(NamedTuple):
@@ -180,14 +183,16 @@ def _writes_what_others_read(trunk: fx.GraphModule) -> bool:
 
 
 def _is_own(written: object, trunk: fx.GraphModule) -> bool:
-    """Whether ``written`` is new memory that only one operation reads."""
+    """Whether ``written`` is memory that only one operation reads: new, or all that it may lie in is such memory."""
     if not isinstance(written, fx.Node) or len(written.users) != 1:
         return False
     if _writes_in_place(written):
         return _is_own(written.args[0], trunk)
-    if written.op == "call_module":
-        return type(trunk.get_submodule(str(written.target))) in _FRESH
-    return written.target in _ADD
+    module = type(trunk.get_submodule(str(written.target))) if written.op == "call_module" else None
+    if module in _FRESH or written.target in _FRESH_FUNCTIONS:
+        return True
+    inputs = written.all_input_nodes
+    return len(inputs) > 0 and all(_is_own(node, trunk) for node in inputs)
 
 
 def _writes_in_place(node: fx.Node) -> bool:
@@ -195,13 +200,13 @@ def _writes_in_place(node: fx.Node) -> bool:
         return str(node.target).endswith("_")
     if node.op == "call_module":
         owner = node.graph.owning_module
-        return owner is not None and bool(getattr(owner.get_submodule(str(node.target)), "inplace", False))
+        module = None if owner is None else owner.get_submodule(str(node.target))
+        return bool(getattr(module, "inplace", False)) and not isinstance(module, _DropoutNd)  # idle in evaluation
     if node.op != "call_function":
         return False
-    operators = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.setitem)
     by_argument = bool(node.kwargs.get("inplace")) or any(argument is True for argument in node.args[1:])
     by_name = "out" in node.kwargs or getattr(node.target, "__name__", "").endswith("_")
-    return node.target in operators or by_argument or by_name
+    return node.target in (*IN_PLACE, operator.setitem) or by_argument or by_name
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ltat.config import TrainSection
 from ltat.engine.graphs import Graphs, graphs_for
 from ltat.engine.precision import autocast, dtype_of
-from ltat.engine.working_copy import FrozenCopy, Untraceable, WorkingCopy
+from ltat.engine.tracing import Untraceable
+from ltat.engine.trial import tried_copy
+from ltat.engine.working_copy import FrozenCopy, WorkingCopy
 from ltat.errors import LtatError
 from ltat.models import Classifier
 
@@ -69,35 +71,46 @@ class StepNetwork(nn.Module):
         with autocast(x.device.type, "fp32"):  # a training attack wraps the trainer's network once more
             return features, self.model.classifier(features)
 
-    def folded(self) -> Callable[[Tensor], Tensor]:
+    def folded(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """The working copy with the network's present numbers, or this object where the model cannot be copied.
 
         The copy is kept, and every call writes into the same buffers. See :mod:`ltat.engine.working_copy`, and
         :meth:`describe_folded` for which of the two it is.
+
+        Args:
+            images: [n, ch, H, W], images like those that it will run on; a new copy of a model that is not of
+                ``ltat.models`` is tried on noise of their shape.
         """
         with torch.inference_mode(False):  # a copy made in inference mode could not be refreshed outside of it
             if self._copy is None or (isinstance(self._copy, WorkingCopy) and not self._copy.fits):
-                self._copy = self._new_copy()
+                self._copy = self._new_copy(images)
             return self._copy.refresh() if isinstance(self._copy, WorkingCopy) else self
 
-    def frozen(self) -> nn.Module:
+    def frozen(self, images: Tensor) -> nn.Module:
         """In half precision a copy of the network with its present numbers, as a module; else this object.
 
         It is for a network whose numbers do not change any more, as in an evaluation. Where the model cannot be copied,
-        it is this object too.
+        it is this object too. ``images`` are as in :meth:`folded`.
         """
-        copy = self if self.precision == "fp32" else self.folded()
+        copy = self if self.precision == "fp32" else self.folded(images)
         return FrozenCopy(copy) if isinstance(copy, WorkingCopy) else self
 
-    def describe_folded(self) -> str:
+    def describe_folded(self, images: Tensor) -> str:
         """What :meth:`folded` returns, in words."""
-        self.folded()
+        self.folded(images)
         return f"the network itself: {self._copy}" if isinstance(self._copy, Untraceable) else str(self._copy)
 
-    def _new_copy(self) -> WorkingCopy | Untraceable:
+    @property
+    def num_classes(self) -> int | None:
+        """Number of logits; of a model that is not of ``ltat.models`` only known where it has a working copy."""
+        if isinstance(self.model, Classifier):
+            return self.model.num_classes
+        return self._copy.num_classes if isinstance(self._copy, WorkingCopy) else None
+
+    def _new_copy(self, images: Tensor) -> WorkingCopy | Untraceable:
         dtype = None if self.precision == "fp32" else dtype_of(self.precision)
         try:
-            return WorkingCopy(self.model, dtype, self.compiled)
+            return tried_copy(self.model, images, dtype, self.compiled)
         except Untraceable as why:
             return why
 

@@ -1,4 +1,4 @@
-"""Working copies: the body of a network for evaluation mode, with batch norm folded into the convolutions.
+"""Working copies: a network for evaluation mode, with batch norm folded into the convolutions.
 
 In evaluation mode batch norm is an affine map of fixed numbers, which folds into the weights of the convolution before:
 
@@ -8,7 +8,6 @@ The products are formed in the network's dtype and then rounded to the copy's. A
 each of an attack's K steps; a copy rounds once per refresh, that is once per attack, into the same buffers.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,48 +15,52 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ltat.engine.cutting import Dtypes, cut, inside_trunk, inside_whole
 from ltat.engine.fusion import fuse_convolutions, fuse_norms, is_affine_norm
+from ltat.engine.tracing import Traced, Untraceable, traced_trunk, traced_whole
 from ltat.models import Classifier
 
 
-class Untraceable(Exception):
-    """Why a network cannot be copied; whoever needs it then runs the network itself."""
-
-
 class WorkingCopy:
-    """A copy of a network's body in evaluation mode, channels last; normalisation and last layer are the network's.
+    """A copy of a network in evaluation mode, channels last; the batch norms that follow a convolution are folded.
 
-    A batch norm that does not follow a convolution (the first of a pre-activation block) is kept, in the network's
-    dtype. The copy has the network's structure, device and dtype at construction; :meth:`refresh` copies the weights
-    and statistics that have changed since.
+    Of a classifier of ltat the trunk is copied, and normalisation and last layer are the network's own. Any other
+    module is copied as a whole; :mod:`ltat.engine.cutting` says which of its operations run in ``dtype``. A batch norm
+    that does not follow a convolution (the first of a pre-activation block) is kept, in the network's dtype. The copy
+    has the network's structure, device and dtype at construction; :meth:`refresh` copies the weights and statistics
+    that have changed since.
 
     Args:
-        model: one of ``ltat.models``, in any mode; it is not changed.
-        dtype: of the copied body; the network's dtype if None.
-        compiled: run the body through ``torch.compile``.
+        model: in any mode; it is not changed.
+        dtype: of the copied operations; the network's dtype if None.
+        compiled: run the copy through ``torch.compile``.
+
+    Attributes:
+        num_classes: number of logits, where it is known.
 
     Raises:
-        Untraceable: the network is not of ``ltat.models``, or its trunk cannot be traced.
+        Untraceable: the network cannot be traced, has hooks, no convolution, or parameters on several devices.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None, compiled: bool = False) -> None:
-        self.model = _copyable(model)
+        self.model = model
         self.place = _place(model)
         self.modules = list(model.modules())
+        self.numbers = _numbers(self.modules)
         self.dtype = dtype or self.place.dtype
         self.compiled = compiled
-        body, graph = _traced(self.model)
-        pairs = _foldable(graph, body)
-        norms = [module for module in body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        body.to(self.dtype).to(memory_format=torch.channels_last)
-        for norm in norms:
-            norm.to(self.place.dtype)
+        self.num_classes = model.num_classes if isinstance(model, Classifier) else None
+        self.normalize, traced, inside, self.classifier = _parts(model)
+        pairs = _foldable(traced.graph, traced.copied)
+        norms = [module for module in traced.copied.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         self.kept = len(norms) - len(pairs)
-        self.folded = _Folded(self.model, body, pairs)
-        trunk = _without_norms(graph, body, pairs)
+        erased = _erase_norms(traced.graph, pairs)
+        trunk = fx.GraphModule(traced.copied, traced.graph)
+        cut(trunk, [node for node in inside if node not in erased], Dtypes(self.dtype, self.place.dtype))
+        self.folded = _Folded(traced.source, trunk, pairs)
         fused_norms = [] if compiled else fuse_norms(trunk)  # torch.compile fuses by itself
-        self.affine = _AffineNorms(self.model, trunk, fused_norms)
-        self.copied = _tensors(trunk, self.model, {pair.conv for pair in pairs} | set(fused_norms))
+        self.affine = _AffineNorms(traced.source, trunk, fused_norms)
+        self.copied = _tensors(trunk, traced.source, {pair.conv for pair in pairs} | set(fused_norms))
         self.fused = 0 if compiled else fuse_convolutions(trunk)
         self.body = trunk
         self.trunk = torch.compile(trunk) if compiled else trunk
@@ -65,18 +68,19 @@ class WorkingCopy:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copied part by part, the biases would no longer be views of the buffer that a refresh writes.
-        return type(self), (self.model, self.dtype, self.compiled)
+        return type(self), (self.model, self.dtype, self.compiled), {"num_classes": self.num_classes}
 
     @property
     def parts(self) -> tuple[nn.Module, ...]:
         """The modules that a forward runs."""
-        return self.body, self.model.normalize, self.model.classifier
+        return self.body, self.normalize, self.classifier
 
     @property
     def fits(self) -> bool:
-        """Whether the network still has its parts, place and dtype, and neither hooks nor patched methods."""
-        same = _place(self.model) == self.place and list(self.model.modules()) == self.modules
-        return same and not altered(self.model)
+        """Whether the network still has its parts, numbers, place and dtype, and neither hooks nor patched methods."""
+        if list(self.model.modules()) != self.modules or _places(self.model) != {self.place} or altered(self.model):
+            return False
+        return all(attributes.get(name) == value for attributes, name, value in self.numbers)
 
     @torch.no_grad()
     def refresh(self) -> "WorkingCopy":
@@ -90,8 +94,7 @@ class WorkingCopy:
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [B, C] of images [B, ch, H, W], in the network's dtype."""
         with torch.autocast(x.device.type, enabled=False):
-            images = self.model.normalize(x).to(self.dtype, memory_format=torch.channels_last)
-            logits: Tensor = self.model.classifier(self.trunk(images).to(self.place.dtype))
+            logits: Tensor = self.classifier(self.trunk(self.normalize(x)))
         return logits
 
     def __str__(self) -> str:
@@ -137,19 +140,38 @@ class _Pair(NamedTuple):
     norm: str
 
 
-def _copyable(model: nn.Module) -> Classifier:
-    if not isinstance(model, Classifier):
-        raise Untraceable(f"{type(model).__name__} is not of ltat.models")
-    if type(model).forward is not Classifier.forward or type(model).features is not Classifier.features:
-        raise Untraceable(f"{type(model).__name__} overrides forward or features")
+class _Number(NamedTuple):
+    """A value among the attributes of a module."""
+
+    attributes: dict[str, object]
+    name: str
+    value: object
+
+
+class _Parts(NamedTuple):
+    """What runs before the copied graph, the graph, its nodes in the copy's dtype, and what runs behind it."""
+
+    before: nn.Module
+    traced: Traced
+    inside: list[fx.Node]
+    behind: nn.Module
+
+
+def _parts(model: nn.Module) -> _Parts:
     if altered(model):
         raise Untraceable(f"{type(model).__name__} has hooks or a patched method, which a copy would lose")
-    return model
+    if not isinstance(model, Classifier):
+        traced = traced_whole(model)
+        return _Parts(nn.Identity(), traced, inside_whole(traced.graph, traced.copied), nn.Identity())
+    if type(model).forward is not Classifier.forward or type(model).features is not Classifier.features:
+        raise Untraceable(f"{type(model).__name__} overrides forward or features")
+    traced = traced_trunk(model)
+    return _Parts(model.normalize, traced, inside_trunk(traced.graph), model.classifier)
 
 
 def altered(model: nn.Module) -> bool:
     """Whether any module of the model has a hook, or an instance attribute in place of its class's forward."""
-    patched = not {"forward", "features", "trunk"}.isdisjoint(vars(model))
+    patched = isinstance(model, Classifier) and not {"features", "trunk"}.isdisjoint(vars(model))
     return patched or any("forward" in vars(m) or _hooked(m) for m in model.modules())
 
 
@@ -159,26 +181,22 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _place(model: nn.Module) -> _Place:
-    weight = next(model.parameters())
-    return _Place(weight.device, weight.dtype)
+    places = _places(model)
+    if len(places) != 1:
+        found = f"parameters of {len(places)} devices and dtypes" if places else "no parameters"
+        raise Untraceable(f"{type(model).__name__} has {found}")
+    return _Place(*places.pop())
 
 
-class _Tracer(fx.Tracer):
-    """Traces a module down to the modules without children."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return next(m.children(), None) is None
+def _places(model: nn.Module) -> set[tuple[torch.device, torch.dtype]]:
+    return {(parameter.device, parameter.dtype) for parameter in model.parameters()}
 
 
-def _traced(model: Classifier) -> tuple[Classifier, fx.Graph]:
-    tracer = _Tracer()
-    tracer.traced_func_name = "trunk"
-    try:
-        body = copy.deepcopy(model).eval().requires_grad_(False)
-        return body, tracer.trace(body)
-    except Exception as error:  # a user's trunk may do anything with the proxies of a trace
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise Untraceable(f"the trunk of {type(model).__name__} cannot be traced: {reason}") from error
+def _numbers(modules: list[nn.Module]) -> list[_Number]:
+    """What a trace freezes of the modules: their numbers and strings, but for their mode."""
+    kinds = {int, float, str, bool}
+    attributes = [(vars(module), name, value) for module in modules for name, value in vars(module).items()]
+    return [_Number(*each) for each in attributes if type(each[2]) in kinds and each[1] != "training"]
 
 
 def _foldable(graph: fx.Graph, body: nn.Module) -> list[_Pair]:
@@ -211,12 +229,13 @@ def _affine_in_evaluation(conv: nn.Module, norm: nn.Module) -> bool:
     return type(conv) is nn.Conv2d and is_affine_norm(norm)  # not a subclass, whose forward may do more
 
 
-def _without_norms(graph: fx.Graph, body: nn.Module, pairs: list[_Pair]) -> fx.GraphModule:
+def _erase_norms(graph: fx.Graph, pairs: list[_Pair]) -> set[fx.Node]:
     norms = {pair.norm for pair in pairs}
-    for node in [node for node in graph.nodes if node.op == "call_module" and node.target in norms]:
+    erased = {node for node in graph.nodes if node.op == "call_module" and node.target in norms}
+    for node in erased:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
-    return fx.GraphModule(body, graph)
+    return erased
 
 
 def _tensors(trunk: nn.Module, model: nn.Module, folded: set[str]) -> list[tuple[Tensor, nn.Module, str]]:
@@ -224,7 +243,7 @@ def _tensors(trunk: nn.Module, model: nn.Module, folded: set[str]) -> list[tuple
     copied = []
     for path, own in [*trunk.named_parameters(), *trunk.named_buffers()]:
         owner, _, name = path.rpartition(".")
-        if owner not in folded:
+        if owner not in folded and hasattr(model.get_submodule(owner), name):  # not a constant of the trace
             copied.append((own, model.get_submodule(owner), name))
     return copied
 

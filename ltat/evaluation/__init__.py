@@ -1,6 +1,6 @@
 """Evaluation: accuracy clean and under attack, overall, balanced and for the rare classes."""
 
-from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
+from ltat.evaluation.adjustment import Adjustment, adjusted
 from ltat.evaluation.attacks import ATTACKS, parse_attack
 from ltat.evaluation.evaluate import evaluate
 from ltat.evaluation.groups import class_groups
@@ -11,7 +11,7 @@ __all__ = [
     "ATTACKS",
     "Adjustment",
     "Evaluation",
-    "LogitAdjusted",
+    "adjusted",
     "class_groups",
     "evaluate",
     "parse_attack",

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
-from ltat.models import CosineClassifier
+from ltat.models import Classifier, CosineClassifier
 
 CORRECTED_TWICE = (
     "the logits are adjusted by the training prior, and training has corrected for it too, by its loss or its "
@@ -60,27 +59,34 @@ class Adjustment:
         return {"tau": float(self.tau), "train_counts": [int(n) for n in self.train_counts]}
 
 
-class LogitAdjusted(nn.Module):
-    """``model`` in ``precision``, with its logits adjusted in full precision.
+def adjusted(model: nn.Module, adjustment: Adjustment) -> nn.Module:
+    """A network that shares its parts with ``model`` and adjusts the logits.
+
+    Of a classifier of ltat only the last layer is another one, so that the engine runs it as it runs ``model``.
 
     Raises:
         LtatError: the model already adjusts its logits, as RoBal's does with tau_p.
     """
+    head = getattr(model, "classifier", None)
+    if isinstance(head, CosineClassifier) and head.offset.any():
+        raise LtatError("the network adjusts its logits itself (robal.tau_p); leave the other adjustment out")
+    offset = adjustment.offset()
+    offset = offset.to(next(model.parameters(), offset).device)
+    if isinstance(model, Classifier) and type(model).forward is Classifier.forward:
+        return model.with_classifier(LogitAdjusted(model.classifier, offset))
+    return LogitAdjusted(model, offset)
 
-    def __init__(self, model: nn.Module, adjustment: Adjustment, precision: str = "fp32") -> None:
+
+class LogitAdjusted(nn.Module):
+    """What gives logits [B, C], a network or its last layer, with ``offset`` [C], fp32, added to them."""
+
+    def __init__(self, network: nn.Module, offset: Tensor) -> None:
         super().__init__()
-        head = getattr(model, "classifier", None)
-        if isinstance(head, CosineClassifier) and head.offset.any():
-            raise LtatError("the network adjusts its logits itself (robal.tau_p); leave the other adjustment out")
-        self.network = StepNetwork(model, precision)
+        self.network = network
         self.offset: Tensor
-        self.register_buffer("offset", adjustment.offset())
+        self.register_buffer("offset", offset)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Adjusted logits [B, C] of images [B, ch, H, W] in [0, 1]."""
+        """Adjusted logits [B, C], not in half precision."""
         logits: Tensor = self.network(x)
-        if logits.shape[1:] != self.offset.shape:
-            raise LtatError(
-                f"the adjustment has {len(self.offset)} counts and the logits {tuple(logits.shape)}; give one per class"
-            )
-        return logits + self.offset.to(logits)
+        return logits + self.offset.expand_as(logits)  # expanded, because one logit must not become C

@@ -64,7 +64,7 @@ class AttackInputs:
     @cached_property
     def answering(self) -> nn.Module:
         """The network whose answers count: in half precision the working copy that is attacked, too."""
-        return self.network.frozen()
+        return self.network.frozen(next(self.batches(np.arange(1)))[1])
 
     @property
     def correct(self) -> np.ndarray:

@@ -19,7 +19,7 @@ from ltat.data.split import Dataset, Split
 from ltat.engine.network import StepNetwork
 from ltat.engine.precision import dtype_of
 from ltat.errors import LtatError
-from ltat.evaluation.adjustment import Adjustment, LogitAdjusted
+from ltat.evaluation.adjustment import Adjustment, adjusted
 from ltat.evaluation.attacks import Attack, AttackInputs, Outcome, parse_attack
 from ltat.evaluation.flags import attack_flags, clean_flags, long_tailed_test
 from ltat.evaluation.groups import class_groups
@@ -81,7 +81,7 @@ def evaluate(
     chosen = _parse(attacks, threat, values)
     _check_model(model, images)
     adjust = None if adjust is None or adjust.tau == 0 else adjust
-    deployed = model if adjust is None else LogitAdjusted(model, adjust, precision)
+    deployed = model if adjust is None else _adjusted(model, adjust, images.split.num_classes)
     network = StepNetwork(deployed if device is None else moved(deployed, device), precision)
     inputs = AttackInputs(network, images.split, threat, batch_size, seed, state_dir, on_progress or _silent)
     return _evaluated(inputs, chosen, images, name or type(model).__name__, adjust)
@@ -117,6 +117,13 @@ def _check_model(model: nn.Module, images: _Images) -> None:
     if isinstance(model, Classifier):
         check_classes(model, images.class_names, "--classes-by-name, from Python with ltat.models.order_classes")
     check_channels(model, images.split.images.shape[-1])
+
+
+def _adjusted(model: nn.Module, adjust: Adjustment, num_classes: int) -> nn.Module:
+    counts = len(adjust.train_counts)
+    if counts != num_classes:
+        raise LtatError(f"the adjustment has {counts} counts and the data {num_classes} classes; give one per class")
+    return adjusted(model, adjust)
 
 
 def _evaluated(

@@ -98,8 +98,8 @@ class Method:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
 
-    def remarks(self) -> tuple[str, ...]:
-        """Lines about the method that a run prints when training begins."""
+    def remarks(self, images: Tensor) -> tuple[str, ...]:
+        """Lines about the method that a run on such images [n, ch, H, W] prints when training begins."""
         return ()
 
     @classmethod

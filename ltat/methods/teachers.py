@@ -14,7 +14,9 @@ from ltat.attacks import Objective
 from ltat.config import AugmentSection, Decided, ModelSection, RunConfig, ScheduleSection, Section, left_out
 from ltat.config.sections import Count, Epochs, FilePath, NonNegative, Tree
 from ltat.engine.precision import dtype_of
-from ltat.engine.working_copy import FrozenCopy, Untraceable, WorkingCopy
+from ltat.engine.tracing import Untraceable
+from ltat.engine.trial import tried_copy
+from ltat.engine.working_copy import FrozenCopy
 from ltat.errors import LtatError
 from ltat.methods.base import Method
 from ltat.methods.objectives import inner_objective
@@ -96,19 +98,17 @@ class TaughtMethod(Method):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copy": None}  # belongs to the teacher of the original
 
-    @property
-    def working_teacher(self) -> nn.Module:
-        """The module that computes T's logits: the copy in the precision of the training, or T itself."""
+    def working_teacher(self, images: Tensor) -> nn.Module:
+        """The module that computes T's logits of such images: the copy in the training's precision, or T itself."""
         if self._kept_exact():
             return self.teacher
         if self._copy is None or (isinstance(self._copy, FrozenCopy) and not self._copy.work.fits):
-            self._copy = self._new_copy()
+            self._copy = self._new_copy(images)
         return self._copy if isinstance(self._copy, FrozenCopy) else self.teacher
 
-    def _new_copy(self) -> FrozenCopy | Untraceable:
+    def _new_copy(self, images: Tensor) -> FrozenCopy | Untraceable:
         try:
-            with torch.inference_mode(False):  # autograd could not save the weights of a copy made in inference mode
-                return FrozenCopy(WorkingCopy(self.teacher, dtype_of(self.config.train.precision)))
+            return FrozenCopy(tried_copy(self.teacher, images, dtype_of(self.config.train.precision)))
         except Untraceable as why:
             return why
 
@@ -120,9 +120,9 @@ class TaughtMethod(Method):
             return "teacher.precision=fp32"
         return "teacher.mode=train" if self.teacher.training else None
 
-    def remarks(self) -> tuple[str, ...]:
+    def remarks(self, images: Tensor) -> tuple[str, ...]:
         """A line on how T runs."""
-        network = self.working_teacher
+        network = self.working_teacher(images)
         if isinstance(network, FrozenCopy):
             return (f"teacher runs as {network.work}",)
         return (f"teacher runs as the network itself: {self._kept_exact() or self._copy}",)
@@ -130,19 +130,18 @@ class TaughtMethod(Method):
     def begin_epoch(self, epoch: int) -> None:
         """Refresh the copy, in case T's weights have changed."""
         super().begin_epoch(epoch)
-        network = self.working_teacher
-        if isinstance(network, FrozenCopy):
-            network.work.refresh()
+        if isinstance(self._copy, FrozenCopy):
+            self._copy.work.refresh()
 
     def objective(self, step: Step) -> Objective:
         """``attack.loss``; where it compares with T, it uses :attr:`working_teacher`."""
-        prior = self.tau * step.log_prior
-        return inner_objective(self.config.attack.loss, step.model, step.batch, prior, self.working_teacher)
+        prior, teacher = self.tau * step.log_prior, self.working_teacher(step.batch.images)
+        return inner_objective(self.config.attack.loss, step.model, step.batch, prior, teacher)
 
     @torch.no_grad()
     def teacher_logits(self, images: Tensor) -> Tensor:
         """T's fp32 logits [B, C] of ``images`` [B, ch, H, W], without gradient; a loss gives them to ``step.whole``."""
-        logits: Tensor = self.working_teacher(images)
+        logits: Tensor = self.working_teacher(images)(images)
         return logits.float()
 
     def teacher_logits_of(self, *inputs: Tensor) -> tuple[Tensor, ...]:

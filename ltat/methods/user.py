@@ -66,6 +66,7 @@ HOOKS = {
     "attack": ("step",),
     "prepare_model": ("model",),
     "initialise": ("model",),
+    "remarks": ("images",),
     "begin_epoch": ("epoch",),
     "end_step": ("step", "terms"),
     "end_epoch": ("epoch",),

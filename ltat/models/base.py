@@ -1,8 +1,9 @@
 """What all classifiers share: features, a replaceable last layer, optional normalisation inside."""
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,13 @@ class Classifier(nn.Module):
     def replace_classifier(self, layer: nn.Module) -> None:
         """Put another layer (features [B, d] to logits [B, num_classes]) in the last one's place."""
         setattr(self, self.classifier_name, layer)
+
+    def with_classifier(self, layer: nn.Module) -> Self:
+        """A network of the same modules with another last layer; this one stays as it is."""
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)
+        twin.replace_classifier(layer)
+        return twin
 
 
 M = TypeVar("M", bound=nn.Module)

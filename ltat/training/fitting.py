@@ -7,7 +7,7 @@ from ltat.training.dominance import distillation_dominates
 from ltat.training.launch_report import describe_attack, describe_ranks, describe_update, given_up
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
-from ltat.training.run_data import RunData
+from ltat.training.run_data import RunData, first_images
 from ltat.training.run_folder import RunFolder, StageFiles
 from ltat.training.stage import Stage
 from ltat.training.state_writer import StateWriter, Timer
@@ -68,7 +68,7 @@ def announce(trainer: Trainer, data: RunData, reporter: Reporter) -> None:
         reporter.say(f"{stage.name}: {describe_ranks(stage)}")
     if trainer.network.graphs is not None:
         reporter.say(f"{stage.name}: update {describe_update(trainer)}")
-    for remark in stage.method.remarks():
+    for remark in stage.method.remarks(first_images(data, 1, stage.device)):
         reporter.say(f"{stage.name}: {remark}")
     if stage.unsaved and stage.config.train.checkpoint_minutes:
         what = f"the state_dict() of {type(stage.method).__name__} lacks its attribute {stage.unsaved!r}"

@@ -5,7 +5,7 @@ import torch
 from ltat.attacks.captured import why_not_captured
 from ltat.attacks.modes import attack_mode
 from ltat.data import Batch
-from ltat.training.run_data import RunData
+from ltat.training.run_data import RunData, first_images
 from ltat.training.stage import Stage
 from ltat.training.trainer import Trainer
 
@@ -22,7 +22,9 @@ def describe_attack(trainer: Trainer, data: RunData) -> str:
     attack = trainer.stage.config.attack
     folded = attack.fold and attack.mode == "eval"
     form = (
-        trainer.network.describe_folded() if folded else f"the network itself: fold={attack.fold}, mode={attack.mode}"
+        trainer.network.describe_folded(first_images(data, 1, trainer.stage.device))
+        if folded
+        else f"the network itself: fold={attack.fold}, mode={attack.mode}"
     )
     return f"{form}{'' if trainer.network.graphs is None else describe_attack_launch(trainer, data)}"
 

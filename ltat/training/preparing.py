@@ -13,7 +13,7 @@ from ltat.config import Asked, RunConfig
 from ltat.config.resolving import for_dataset, resolve
 from ltat.engine.global_norm import with_global_norms
 from ltat.errors import LtatError
-from ltat.evaluation import LogitAdjusted
+from ltat.evaluation import adjusted
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import find_method
 from ltat.ranks import ALONE, Ranks
@@ -139,7 +139,7 @@ def checked_stage(
     stage = build_stage(name, config, data, device, teacher, ranks, on_progress)
     adjust = adjustment(stage, data)
     if adjust is not None:
-        LogitAdjusted(stage.model, adjust)  # refuses a network that adjusts its logits itself
+        adjusted(stage.model, adjust)  # refuses a network that adjusts its logits itself
     stage.unsaved = rehearse(stage, data)
     return stage
 

@@ -15,7 +15,7 @@ from bench._training import SETTINGS, Workload, make_plain, make_trainer, random
 from bench.plain_at_bsl import Recipe
 from ltat import ops
 from ltat.data import Batch
-from ltat.engine import graphs, network
+from ltat.engine import graphs, trial
 from ltat.engine.working_copy import WorkingCopy
 from ltat.models import build_model
 
@@ -86,12 +86,12 @@ def test_every_attack_of_the_bench_stays_in_the_ball_and_hurts():
 def test_the_attacked_networks_copy_is_made_once_as_in_a_training(monkeypatch: pytest.MonkeyPatch):
     made: list[object] = []
 
-    class Counted(network.WorkingCopy):
+    class Counted(WorkingCopy):
         def __init__(self, *given: object) -> None:
             made.append(given)
             super().__init__(*given)
 
-    monkeypatch.setattr(network, "WorkingCopy", Counted)
+    monkeypatch.setattr(trial, "WorkingCopy", Counted)
     x, y = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     runs = attack.ltat_runs(build_model("small", num_classes=10).eval(), x, y, Recipe(steps=1))
     for _ in range(2):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ltat.engine.network import StepNetwork
-from ltat.engine.working_copy import Untraceable, WorkingCopy
+from ltat.engine.tracing import Untraceable
+from ltat.engine.working_copy import WorkingCopy
 from ltat.errors import LtatError
 from ltat.models import Classifier, build_model
 from ltat.models.base import global_average
@@ -94,7 +95,7 @@ def test_the_last_layer_stays_in_full_precision_and_the_networks_own(precision: 
     put_head(model, "cosine")
     seen = []
     network = StepNetwork(model, precision)
-    work = network.folded()
+    work = network.folded(x)
     handle = model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
     logits = work(x)
     handle.remove()
@@ -148,57 +149,58 @@ def test_only_a_convolution_that_one_norm_alone_reads_is_folded():
 
 @pytest.mark.parametrize(
     ("model", "why"),
-    [(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "not of ltat.models"), (Hesitant(), "cannot be traced")],
+    [(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "no convolution"), (Hesitant(), "cannot be traced")],
 )
 def test_a_network_that_cannot_be_copied_is_attacked_as_it_stands_and_says_why(model: nn.Module, why: str):
+    x = torch.rand(2, 3, 8, 8)
     with pytest.raises(Untraceable, match=why):
         WorkingCopy(model)
     network = StepNetwork(model.eval(), "bf16")
-    assert network.folded() is network and why in network.describe_folded()
+    assert network.folded(x) is network and why in network.describe_folded(x)
 
 
 def test_a_copied_wrapper_brings_its_own_copy_up_to_date():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    network.folded()
+    network.folded(x)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         change(twin.model)
-        torch.testing.assert_close(twin.folded()(x), twin.model(x), rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(network.folded()(x), model(x), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(twin.folded(x)(x), twin.model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.folded(x)(x), model(x), rtol=1e-9, atol=1e-11)
 
 
 def test_a_wrapper_is_copied_also_where_its_network_can_no_longer_be():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    network.folded()
+    network.folded(x)
     model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
     twin = copy.deepcopy(network)
-    assert twin.folded() is twin and torch.equal(twin(x), network(x))
+    assert twin.folded(x) is twin and torch.equal(twin(x), network(x))
 
 
 def test_hooks_are_not_lost():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    assert isinstance(network.folded(), WorkingCopy)
+    assert isinstance(network.folded(x), WorkingCopy)
     model.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
-    assert network.folded() is network and "hooks" in network.describe_folded()
-    assert torch.equal(network.folded()(x), model(x))
+    assert network.folded(x) is network and "hooks" in network.describe_folded(x)
+    assert torch.equal(network.folded(x)(x), model(x))
 
 
 def test_a_network_moved_to_another_dtype_gets_a_new_copy():
     model, x = lived_in("small")
     network = StepNetwork(model)
-    first = network.folded()
-    assert network.folded() is first
+    first = network.folded(x)
+    assert network.folded(x) is first
     model.float()
-    assert network.folded() is not first and network.folded()(x.float()).dtype == torch.float32
+    assert network.folded(x) is not first and network.folded(x)(x.float()).dtype == torch.float32
 
 
 def test_the_copy_is_no_part_of_what_is_saved_or_trained():
-    model, _ = lived_in("small")
+    model, x = lived_in("small")
     network = StepNetwork(model)
     names = list(network.state_dict())
-    network.folded()
+    network.folded(x)
     assert list(network.state_dict()) == names
     assert sum(1 for _ in network.parameters()) == sum(1 for _ in model.parameters())
 
@@ -211,16 +213,16 @@ def test_images_too_small_for_the_network_are_still_refused():
 
 @pytest.mark.parametrize("alter", ["forward", "trunk", "backward hook", "conv"])
 def test_patched_methods_and_backward_hooks_are_not_lost(alter):
-    model, _ = lived_in("small")
+    model, x = lived_in("small")
     network = StepNetwork(model)
-    assert isinstance(network.folded(), WorkingCopy)
+    assert isinstance(network.folded(x), WorkingCopy)
     if alter == "backward hook":
         model.conv2.register_full_backward_pre_hook(lambda module, grad: grad)
     elif alter == "conv":
         model.conv2.forward = lambda x: x
     else:
         setattr(model, alter, lambda x: x)
-    assert network.folded() is network
+    assert network.folded(x) is network
 
 
 def test_a_batch_norm_without_bias_is_kept_as_it_is():
@@ -259,17 +261,17 @@ def test_a_weight_that_others_read_too_is_not_folded():
 def test_a_part_that_was_replaced_is_not_attacked_in_its_old_form(part: str):
     model, x = lived_in("small")
     network = StepNetwork(model)
-    network.folded()
+    network.folded(x)
     other = copy.deepcopy(getattr(model, part))
     change(other)
     setattr(model, part, other)
-    torch.testing.assert_close(network.folded()(x), model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.folded(x)(x), model(x), rtol=1e-9, atol=1e-11)
 
 
 def test_a_copy_made_in_inference_mode_is_brought_up_to_date_outside():
     model, x = lived_in("small")
     network = StepNetwork(model)
     with torch.inference_mode():
-        network.describe_folded()
+        network.describe_folded(x)
     change(model)
-    torch.testing.assert_close(network.folded()(x), model(x), rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(network.folded(x)(x), model(x), rtol=1e-9, atol=1e-11)

@@ -15,8 +15,10 @@ from ltat import evaluate
 from ltat.attacks import ThreatModel
 from ltat.cli.main import main
 from ltat.data import Split
+from ltat.engine.network import StepNetwork
+from ltat.engine.working_copy import WorkingCopy
 from ltat.errors import LtatError
-from ltat.evaluation import Adjustment, LogitAdjusted
+from ltat.evaluation import Adjustment, adjusted
 from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.models import CosineClassifier, build_model, put_head, save_model
 
@@ -82,7 +84,42 @@ def test_half_precision_rounds_neither_the_last_layer_nor_the_adjustment():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         features = model.features(x)
     expected = model.classifier(features.float()) + ADJUST.offset()
-    assert LogitAdjusted(model, ADJUST, "bf16")(x).equal(expected)
+    assert StepNetwork(adjusted(model, ADJUST), "bf16")(x).equal(expected)
+
+
+class Foreign(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+
+@pytest.mark.parametrize("build", [network, Foreign])
+def test_in_half_precision_the_adjusted_copy_answers_and_is_attacked_and_adds_in_fp32(build):
+    model, x = build(), images(8).float() / 255
+    work = StepNetwork(adjusted(model, ADJUST), "bf16").folded(x)
+    assert isinstance(work, WorkingCopy) and len(work.folded.convs) == 3
+    plain = StepNetwork(model, "bf16").folded(x)
+    assert torch.equal(work(x), plain(x) + ADJUST.offset()) and (plain(x) != plain(x).bfloat16()).any()
+
+
+def test_an_adjusted_evaluation_in_half_precision_warns_of_nothing_and_leaves_the_network_as_it_was(recwarn):
+    model = network()
+    before, head = list(model.state_dict()), model.classifier
+    x = images(40).float() / 255
+    work = StepNetwork(adjusted(model, ADJUST), "bf16").frozen(x)
+    found = evaluate(model, split(), attacks=["clean", "pgd2"], adjust=ADJUST, precision="bf16")
+    expected = work(x).argmax(1).numpy() == split().labels
+    np.testing.assert_array_equal(found.outcomes["clean"].correct, expected)
+    assert not recwarn.list and list(model.state_dict()) == before and model.classifier is head
+
+
+def test_one_logit_does_not_become_as_many_as_there_are_counts():
+    one = adjusted(nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), ADJUST)
+    with pytest.raises(RuntimeError, match="expanded size"):
+        one(torch.rand(2, 1, 8, 8))
 
 
 def test_tau_zero_is_no_adjustment():

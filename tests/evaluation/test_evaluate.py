@@ -398,7 +398,7 @@ def test_progress_is_reported_stage_by_stage(data):
 def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: pytest.MonkeyPatch):
     made = []
     build = StepNetwork._new_copy
-    monkeypatch.setattr(StepNetwork, "_new_copy", lambda network: made.append(network) or build(network))
+    monkeypatch.setattr(StepNetwork, "_new_copy", lambda network, x: made.append(network) or build(network, x))
     model = build_model("small", num_classes=CLASSES, in_channels=1)
     data = split_of(np.full(50, 20))
     evaluate(model, data, attacks=["pgd2", "cw2"], threat=THREAT, batch_size=20, precision="bf16")

@@ -91,8 +91,8 @@ def test_where_the_teacher_is_to_stay_as_it_is_no_copy_is_ever_made(name, assign
     monkeypatch.setattr("ltat.methods.teachers.FrozenCopy.__init__", lambda *_: pytest.fail("a copy"))
     method = make(name, *assignments)
     one_step(method, batch, StepNetwork(network(0).train(), method.config.train.precision))
-    assert method.working_teacher is method.teacher and method.teacher in asked
-    assert method.remarks() == (f"teacher runs as the network itself: {assignments[0]}",)
+    assert method.working_teacher(batch.images) is method.teacher and method.teacher in asked
+    assert method.remarks(batch.images) == (f"teacher runs as the network itself: {assignments[0]}",)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,7 +118,7 @@ def test_gradient_flows_through_the_copy_to_the_images_and_into_no_weight(batch)
         objective = objective_of(method, student, batch)
         objective(student(x.detach()), batch.labels, x).sum().backward()  # through the teacher alone
         gradients[precision] = x.grad.flatten(1)
-        assert not any(p.requires_grad or p.grad is not None for p in method.working_teacher.parameters())
+        assert not any(p.requires_grad or p.grad is not None for p in method.working_teacher(batch.images).parameters())
         assert not any(p.grad is not None for p in method.teacher.parameters())
     similar = torch.cosine_similarity(gradients["train"], gradients["fp32"])
     assert gradients["fp32"].norm(dim=1).min() > 0.1 and similar.min() > 0.99
@@ -142,28 +142,45 @@ class Foreign(nn.Module):
         return self.inner(x)
 
 
+class Hesitant(Foreign):
+    """One that looks at its numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x if x.mean() > 0 else -x)
+
+
+@pytest.mark.parametrize("name", ["rslad", "adaad+igdm"])
+def test_a_teacher_from_elsewhere_answers_by_a_copy_too(name, batch):
+    method, exact = make(name, teacher=Foreign()), make(name, "teacher.precision=fp32", teacher=Foreign())
+    assert "working copy in bfloat16, 3 batch norms folded; 3" in method.remarks(batch.images)[0]
+    answers = [each.teacher_logits(batch.images) for each in (method, exact)]
+    assert 0 < (answers[0] - answers[1]).norm() < 0.02 * answers[1].norm()
+    losses = [one_step(each, batch, StepNetwork(network(0).train(), "bf16"))[1] for each in (method, exact)]
+    assert torch.allclose(*losses, rtol=0.05)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_teacher_that_cannot_be_copied_answers_in_fp32_and_the_run_says_why(name, batch):
     hooked = network(1)
     hooked.conv1.register_forward_hook(lambda module, inputs, output: output * 0.5)
-    for teacher, why in ((Foreign(), "Foreign is not of ltat.models"), (hooked, "hooks")):
+    for teacher, why in ((Hesitant(), "Hesitant cannot be traced"), (hooked, "hooks")):
         method = make(name, teacher=teacher)
         with torch.no_grad():
             assert torch.equal(method.teacher_logits(batch.images), method.teacher(batch.images))
         one_step(method, batch, StepNetwork(network(0).train(), "bf16"))
-        assert method.working_teacher is method.teacher and why in method.remarks()[0]
+        assert method.working_teacher(batch.images) is method.teacher and why in method.remarks(batch.images)[0]
 
 
 def test_a_hook_added_to_a_copied_teacher_is_not_lost(batch):
     method = make("adaad")
-    assert isinstance(method.working_teacher, FrozenCopy)
+    assert isinstance(method.working_teacher(batch.images), FrozenCopy)
     method.teacher.conv2.register_forward_hook(lambda module, inputs, output: output * 0)
-    assert method.working_teacher is method.teacher
+    assert method.working_teacher(batch.images) is method.teacher
 
 
 def test_the_copy_is_made_once_and_an_epoch_begins_with_the_teachers_numbers(batch):
     method = make("self-distill")
-    first = method.working_teacher
+    first = method.working_teacher(batch.images)
     places = [p.data_ptr() for p in first.parameters()]
     with torch.no_grad():  # as the stage that trains the teacher does
         for tensor in [*method.teacher.parameters(), *method.teacher.buffers()]:
@@ -173,7 +190,7 @@ def test_the_copy_is_made_once_and_an_epoch_begins_with_the_teachers_numbers(bat
         torch.testing.assert_close(
             method.teacher_logits(batch.images), method.teacher(batch.images), rtol=0.02, atol=0.2
         )
-    assert method.working_teacher is first and places == [p.data_ptr() for p in first.parameters()]
+    assert method.working_teacher(batch.images) is first and places == [p.data_ptr() for p in first.parameters()]
 
 
 def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
@@ -187,7 +204,8 @@ def test_a_copied_method_has_a_copy_of_its_own_teacher(batch):
     expected = FrozenCopy(WorkingCopy(trial.teacher, torch.bfloat16))
     assert torch.equal(trial.teacher_logits(batch.images), expected(batch.images))
     assert torch.equal(method.teacher_logits(batch.images), before)
-    assert trial.working_teacher.body is trial.working_teacher.work.body is not method.working_teacher.body
+    mine, other = (each.working_teacher(batch.images) for each in (trial, method))
+    assert mine.body is mine.work.body is not other.body
 
 
 # --- as one graph -------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_one_working_copy_serves_every_step_and_follows_the_weights():
     x = torch.rand(8, 1, 8, 8)
     with torch.no_grad():
         trainer.stage.model.eval()
-        assert torch.allclose(trainer.network.folded()(x), trainer.stage.model(x), atol=0.2)
+        assert torch.allclose(trainer.network.folded(x)(x), trainer.stage.model(x), atol=0.2)
 
 
 @pytest.mark.parametrize(("assignment", "folded"), [("attack.fold=false", False), ("attack.mode=train", False)])
