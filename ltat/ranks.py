@@ -93,6 +93,15 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Inside, the other ranks find what rank 0 has left there: they enter when it has come out."""
+        if not self.leads:
+            self.meet()
+        yield
+        if self.leads:
+            self.meet()
+
     def meet(self) -> None:
         """Wait until every rank has come here."""
         self.told(None)

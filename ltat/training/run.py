@@ -24,7 +24,6 @@ from ltat.ranks import ALONE, Ranks
 from ltat.torchrun import launch_name, restarts
 from ltat.training.checkpoints import require_best_teacher, save_checkpoint, saved_row
 from ltat.training.environment import determinism, environment_record
-from ltat.training.epoch_metrics import Row
 from ltat.training.fitting import fit
 from ltat.training.index_record import index_record
 from ltat.training.preparing import PreparedRun, prepare
@@ -86,7 +85,8 @@ def train(
             ready = finished_stage(run, Path(teacher_run)), Path(teacher_run)
         with locked(folder.path, shown.say) if ranks.leads else nullcontext():
             record = index_record(run.data, run.config, given_networks(run.config, teacher))
-            open_together(folder, run, record, resume, ranks)
+            with ranks.leader_first():
+                folder.open(run.config, run.data.train.num_classes, record, resume)
             folder.record_environment(environment_record(run.student.device, ranks))
             if ready is not None and ranks.leads:
                 take_over(*ready, folder)
@@ -97,15 +97,6 @@ def train(
 def begun_before(folder: Path, ranks: Ranks) -> bool:
     """Whether torchrun has restarted the ranks, and their run stands in the folder."""
     return bool(ranks.told(ranks.leads and restarts() > 0 and was_held_by(folder, launch_name())))
-
-
-def open_together(folder: RunFolder, run: PreparedRun, record: Row, resume: bool, ranks: Ranks) -> None:
-    """Open the folder on every rank, on rank 0 first."""
-    if ranks.leads:
-        folder.open(run.config, run.data.train.num_classes, record, resume)
-    ranks.meet()
-    if not ranks.leads:
-        folder.open(run.config, run.data.train.num_classes, record, resume)
 
 
 def remarks(run: PreparedRun) -> list[str]:
