@@ -55,7 +55,8 @@ def lost_within_epoch(method: Method, state: dict[str, Any], before: dict[str, A
 def _replace_plain(method: Method, attributes: dict[str, Any]) -> None:
     for name in plain_attributes(method):
         delattr(method, name)
-    vars(method).update({name: _copied(value) for name, value in attributes.items()})
+    kept = set(vars(method))  # what a step has made of an attribute that was None, such as a network, stays
+    vars(method).update({name: _copied(value) for name, value in attributes.items() if name not in kept})
 
 
 def _copied(value: Any) -> Any:
