@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from ltat.interrupts import interrupted_once
 from ltat.sweeps.plans import RunPlan
 from ltat.sweeps.state import Records, missing_figures, read_report
 from ltat.training import train, train_teacher_alone
+from ltat.training.run_lock import require_unlocked
 
+PATIENCE = 60.0
 STOPPED = 130
 """The exit code of a run that was interrupted, which can be resumed."""
 
@@ -44,12 +47,23 @@ def run(plan: RunPlan) -> None:
         LtatError: settings, data or files that cannot be used, or an attack of the evaluation that raised.
     """
     asked = plan.asked()
+    wait_until_unlocked(plan.folder)
     if plan.only_teacher:
         return train_teacher_alone(asked, plan.folder, resume=True)
     train(asked, plan.folder, resume=True, teacher_run=None if plan.teacher is None else plan.teacher.folder)
     missing = missing_figures(read_report(plan.folder) or {})
     if missing:
         raise LtatError(f"there is no figure of {', '.join(missing)}; the flags in report.json give the reason")
+
+
+def wait_until_unlocked(folder: Path, patience: float = PATIENCE) -> None:
+    """Wait, ``patience`` seconds at most, for the same run of a sweep that has just been killed to end."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        try:
+            return require_unlocked(folder)
+        except LtatError:
+            time.sleep(0.2)
 
 
 def failed(plan: RunPlan, records: Records, sentence: str) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,11 @@ from ltat.sweeps import Local, Phase, RunPlan, SweepReporter, checking, run_swee
 from ltat.sweeps.local import Slot, visible_gpus
 from ltat.sweeps.plans import require_distinct
 from ltat.sweeps.results import collect
-from ltat.sweeps.state import is_finished
+from ltat.sweeps.running import states_of, unfinished
+from ltat.sweeps.state import Records, is_finished
+from ltat.sweeps.worker import wait_until_unlocked
 from ltat.training import train
+from ltat.training.run_lock import locked
 from tests.sweeps.runs import BREAKING, STUDENT, assert_same_bits, one_thread, tiny_plan
 
 
@@ -70,15 +74,21 @@ def test_runs_have_the_bits_of_single_runs_whoever_trained_their_teacher(swept, 
     assert times[0]["stage"] == "teacher" and times[0]["seconds"] == times[1]["seconds"]
 
 
-def test_finished_runs_are_skipped_and_failed_ones_tried_again(swept):
+def test_finished_runs_are_skipped_and_failed_ones_tried_again(swept, monkeypatch: pytest.MonkeyPatch):
     plans, out, _, _ = swept
-    files = [path for path in out.rglob("*") if path.is_file() and "logs" not in path.parts and path.name != ".lock"]
-    before = {path: path.stat().st_mtime_ns for path in files if "broken" not in path.parts}
-    shown, said = reporter()
-    states = run_sweep(plans, Local(jobs=2, threads=1), out, shown)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert states["broken"].phase is Phase.FAILED and "broken: running" in said.getvalue()
-    assert "ard" not in said.getvalue()
+    assert unfinished(plans, states_of(plans, Records(out))) == [plans[0]]
+    monkeypatch.setattr("ltat.sweeps.local.start", lambda *_: pytest.fail("it starts a run"))
+    states = run_sweep(plans[1:], Local(), out, reporter()[0])
+    assert [state.phase for state in states.values()] == [Phase.FINISHED] * 2
+
+
+def test_a_run_waits_for_its_own_process_of_a_sweep_that_was_killed(tmp_path: Path):
+    lock = tmp_path / ".lock"
+    with locked(tmp_path, print):
+        wait_until_unlocked(tmp_path, patience=0)  # train() then says who holds the folder
+        threading.Timer(0.3, lock.unlink).start()
+        wait_until_unlocked(tmp_path)
+        assert not lock.exists()
 
 
 def test_another_run_in_a_folder_is_refused_and_other_attacks_are_evaluated(swept):
