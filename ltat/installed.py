@@ -14,6 +14,7 @@ PACKAGES = (
     "rich",
     "tomli-w",
     "scikit-learn",
+    "scipy",
 )
 OPTIONAL = {
     "ffcv": "python -m ltat.install_ffcv",

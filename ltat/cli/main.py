@@ -21,7 +21,7 @@ COMMANDS = {
     "data": "Describe a data set, or write it as files that load fast.",
     "doctor": "Show versions, devices and the native build, and missing parts.",
     "bench": "Measure operations and training beside plain PyTorch (in a clone).",
-    "demo": "Train and compare three models on real digits, in minutes on a CPU.",
+    "demo": "Compare the method with its baseline on real digits, in minutes on a CPU.",
 }
 
 

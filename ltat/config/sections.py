@@ -355,6 +355,8 @@ class EvalSection(Section):
     """Number of test images, as evenly from all classes as possible, or `all`."""
     batch_size: Count = 256
     """Images in a batch of evaluation."""
+    teacher: bool = True
+    """Whether the teacher that the run trains is evaluated, too."""
     tau: NonNegative = 0.0
     """τ of the logits z − τ log(n/N), also in the selection of the best checkpoint; 0 turns the adjustment off."""
 

@@ -168,7 +168,7 @@ def write_report(run: PreparedRun, folder: RunFolder, reporter: Reporter) -> dic
     """Evaluate the teacher, the best and the last student on the test set and write ``report.json``."""
     names = {"best": STUDENT_FILES.best, "last": STUDENT_FILES.last}
     report = {}
-    if run.teacher is not None:
+    if run.teacher is not None and run.config.eval.teacher:
         report["teacher"] = evaluate_checkpoint(run, run.teacher, folder, "teacher", TEACHER_FILES.last, reporter)
     for role, name in names.items():
         if (folder.path / f"{name}.safetensors").exists():

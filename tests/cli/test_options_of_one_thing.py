@@ -150,15 +150,16 @@ def test_what_a_data_set_does_not_take_is_refused(arguments: list[Any], tmp_path
 
 
 @pytest.mark.parametrize(
-    "setting", ["method=at-bsl", "data.name=npz", "eval.attacks=clean", "eval.tau=1", "eval.n_examples=9"]
+    "setting",
+    ["method=at-bsl", "data.name=npz", "eval.attacks=clean", "eval.tau=1", "eval.n_examples=9", "seed.train=1"],
 )
 def test_the_demo_refuses_what_it_decides_itself(setting: str):
     with pytest.raises(LtatError, match="leave it out"):
-        demo.checked_settings("demo/digits-at-bsl", (setting,), None)
+        demo.checked_settings("demo/digits-at-bsl", 0, None, (setting,))
 
 
 def test_the_demo_hands_its_number_of_examples_to_both_runs():
-    config = demo.checked_settings("demo/digits-at-bsl", ("eval.batch_size=7",), 20).config
+    config = demo.checked_settings("demo/digits-at-bsl", 0, 20, ("eval.batch_size=7",)).config
     assert (config.eval.n_examples, config.eval.batch_size) == (20, 7)
 
 
