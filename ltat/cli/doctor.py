@@ -29,7 +29,16 @@ def torch_lines() -> list[str]:
         import torch
     except (ImportError, OSError) as error:
         return [f"torch cannot be imported ({error}); fix: pip install torch"]
-    return [f"threads: {torch.get_num_threads()}", f"GPU: {gpu_line()}"]
+    return [f"threads: {torch.get_num_threads()}", f"half precision on the CPU: {half_line()}", f"GPU: {gpu_line()}"]
+
+
+def half_line() -> str:
+    """The half precisions that this processor computes in."""
+    from ltat.engine.precision import PRECISIONS, has_instructions_for
+
+    halves = [name for name in PRECISIONS if name != "fp32"]
+    slow = [name for name in halves if not has_instructions_for(name)]
+    return f"{' and '.join(slow)} emulated, many times slower than fp32" if slow else "has its own instructions"
 
 
 def gpu_line() -> str:

@@ -122,6 +122,7 @@ class CardExtra(BaseModel):
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
     """Load the model and its data, and evaluate with a progress bar; the cheapest checks come first."""
     from ltat.data.split import listed
+    from ltat.engine.precision import emulated
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
     from ltat.evaluation.attacks import left_out, parse_attack
@@ -142,6 +143,8 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
         extra = reordered(extra, order_classes(model, data.class_names))
     train_counts = training_counts(extra, data, options)
     with Reporter() as reporter:
+        for line in emulated(device, options["precision"]):
+            reporter.say(line)
         if data.passed_over:
             reporter.say(f"data: passed over {listed(data.passed_over)}")
         for line in left_out(attacks, data.num_classes, threat.norm, data.image_shape[:2]):

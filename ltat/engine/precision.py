@@ -29,3 +29,17 @@ def autocast(device_type: str, precision: str) -> torch.autocast:
     if dtype == torch.float32:
         return torch.autocast(device_type, enabled=False)
     return torch.autocast(device_type, dtype=dtype)
+
+
+def has_instructions_for(precision: str) -> bool:
+    """Whether this processor computes in ``precision``; where not, oneDNN emulates it, many times slower than fp32."""
+    asks = {"bf16": "_is_mkldnn_bf16_supported", "fp16": "_is_mkldnn_fp16_supported"}
+    ask = getattr(torch.ops.mkldnn, asks[precision], None) if precision in asks else None
+    return ask is None or bool(ask())
+
+
+def emulated(device: torch.device, precision: str) -> list[str]:
+    """A line for the user where ``precision`` is emulated on ``device``, else none."""
+    if device.type != "cpu" or has_instructions_for(precision):
+        return []
+    return [f"warning: this processor has no {precision} instructions, so it runs many times slower than fp32"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ltat.config import Asked, RunConfig
 from ltat.data.loaders.dataloader import dead_workers_reported
 from ltat.data.split import listed
+from ltat.engine.precision import emulated
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.attacks import left_out
@@ -103,7 +104,8 @@ def remarks(run: PreparedRun) -> list[str]:
     """Lines about the data and the evaluation that a run prints before training."""
     data, threat = run.data.dataset, run.student.method.threat
     read = [f"data: passed over {listed(data.passed_over)}"] if data.passed_over else []
-    return read + left_out(run.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
+    slow = emulated(run.student.device, run.config.train.precision)
+    return slow + read + left_out(run.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
 
 
 def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pyautoattack
 import pytest
+import torch
 from click.testing import CliRunner
 
 from ltat import installed
 from ltat.cli.main import main
+from ltat.engine import precision
+from ltat.engine.precision import emulated
 from ltat.installed import PACKAGES
 
 THIRD_PARTY = ("torch", "torchvision", "numpy", "safetensors", "pyautoattack", "pydantic", "rich", "tomli_w", "sklearn")
@@ -81,3 +84,21 @@ def test_kernels_turned_off_are_turned_on_by_unsetting_the_variable(monkeypatch:
 
 def test_a_value_that_the_native_switch_does_not_know_is_named(monkeypatch: pytest.MonkeyPatch):
     assert "LTAT_NATIVE='yes'" in native_report(monkeypatch, "yes")
+
+
+def test_a_processor_without_half_precision_is_told_before_hours_are_lost(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setattr(precision, "has_instructions_for", lambda name: name == "fp32")
+    assert "bf16 and fp16 emulated, many times slower" in CliRunner().invoke(main, ["doctor"]).output
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert emulated(cpu, "fp32") == emulated(gpu, "bf16") == []
+    (line,) = emulated(cpu, "bf16")
+    assert line.startswith("warning: this processor has no bf16 instructions")
+    tiny = ["--dataset", "digits", "--model", "small", "--epochs", "1", "--set", "eval.attacks=clean"]
+    trained = CliRunner().invoke(
+        main, ["train", "--method", "natural", *tiny, "--precision", "bf16", "--out", str(tmp_path / "run")]
+    )
+    evaluated = CliRunner().invoke(
+        main, ["eval", str(tmp_path / "run" / "last"), "--attacks", "clean", "--precision", "bf16", "--n-examples", "9"]
+    )
+    assert trained.exit_code == evaluated.exit_code == 0
+    assert line in trained.stderr and line in evaluated.stderr
