@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,13 @@ from ltat.torchrun import launched_by_torchrun, leads, restarts
 
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others: as long as rank 0 may write, or one of them read a data set."""
+
+
+T = TypeVar("T")
+
+
+class RankEnded(LtatError):
+    """Another rank has ended, so that this one cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class Ranks:
         first = self.rank * least + min(self.rank, longer)
         return Share(first, first + least + (self.rank < longer), total)
 
+    def turns(self, count: int) -> range:
+        """The numbers below ``count`` that are this rank's, where the ranks take turns."""
+        return range(self.rank, count, self.size)
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks, all in one message."""
         if self.size > 1 and tensors:
@@ -93,6 +104,19 @@ class Ranks:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gathered(self, value: T) -> list[T]:
+        """The values of all ranks, in their order, on every rank.
+
+        Raises:
+            RankEnded: another rank has ended.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with others_endings_reported():
+            dist.all_gather_object(values, value)
+        return values
+
     @contextmanager
     def leader_first(self) -> Iterator[None]:
         """Inside, the other ranks find what rank 0 has left there: they enter when it has come out."""
@@ -105,6 +129,32 @@ class Ranks:
     def meet(self) -> None:
         """Wait until every rank has come here."""
         self.told(None)
+
+
+class Tally:
+    """A number to which all ranks add without waiting for each other.
+
+    Args:
+        ranks: they all make the tally.
+        name: the same on all ranks, and of no other tally of the launch.
+    """
+
+    def __init__(self, ranks: Ranks, name: str) -> None:
+        self._name = name
+        self._store = None if ranks.size == 1 else dist.distributed_c10d._get_default_store()
+        self._own = 0
+
+    def add(self, amount: int) -> int:
+        """Add ``amount``; returns what all ranks have added so far.
+
+        Raises:
+            RankEnded: another rank has ended.
+        """
+        if self._store is None:
+            self._own += amount
+            return self._own
+        with others_endings_reported():
+            return int(self._store.add(self._name, amount))
 
 
 @dataclass(frozen=True)
@@ -152,7 +202,7 @@ def ranks_of_torchrun() -> Iterator[Ranks]:
     """The ranks that torchrun has started, connected while inside; :data:`ALONE` without torchrun.
 
     Raises:
-        LtatError: another rank has ended.
+        RankEnded: another rank has ended.
     """
     if not launched_by_torchrun():
         yield ALONE
@@ -169,7 +219,7 @@ def others_endings_reported() -> Iterator[None]:
     """The end of another rank as a sentence; torch raises it as what the connection then says.
 
     Raises:
-        LtatError: another rank has ended.
+        RankEnded: another rank has ended.
     """
     try:
         yield
@@ -177,7 +227,7 @@ def others_endings_reported() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and not any(mark in str(error) for mark in ("gloo", "NCCL")):
             raise
         reason = str(error).partition("\n")[0]
-        raise LtatError(f"another rank ended ({reason}); continue with --resume") from error
+        raise RankEnded(f"another rank ended ({reason}); start the command again, training with --resume") from error
 
 
 def first_to_fail() -> bool:

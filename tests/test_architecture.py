@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ltat"
 
 LAYERS = (
-    "__init__ arguments errors files installed install_ffcv interrupts memory native ranks seeding streams"
+    "__init__ arguments errors files installed install_ffcv interrupts joint_work memory native ranks seeding streams"
     " temporaries torchrun units",
     "ops",
     "data",

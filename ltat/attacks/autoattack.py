@@ -26,6 +26,8 @@ from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8, ThreatModel
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
+from ltat.joint_work import exchanged, over_ranks
+from ltat.ranks import ALONE, Ranks
 
 OnProgress = Callable[[str, int, int], None]
 OnFooled = Callable[[Piece], None]
@@ -138,6 +140,7 @@ def autoattack_verdicts(
     precision: str = "fp32",
     on_progress: OnProgress | None = None,
     on_fooled: OnFooled | None = None,
+    ranks: Ranks = ALONE,
 ) -> Verdicts:
     """:func:`autoattack` on images that are read a batch at a time, so that its memory is that of a batch.
 
@@ -145,7 +148,9 @@ def autoattack_verdicts(
         model: as in :func:`autoattack`, as are all arguments that are not named here.
         images: clean images, in [0, 1].
         y: labels int64 [N] in [0, C).
-        on_fooled: called with the adversarial images of every batch, in order.
+        on_fooled: called with the adversarial images of every batch of this rank, in order.
+        ranks: those that share the batches; all call this function, with the same arguments but for the callbacks, and
+            return the same. ``state_path`` is a folder that all of them see, whatever their number.
 
     Raises:
         LtatError: as :func:`autoattack`.
@@ -158,14 +163,15 @@ def autoattack_verdicts(
     with attack_mode(model, "eval"), torch.inference_mode(False):
         y = y.detach().cpu().clone()
         body = StepNetwork(model, precision).frozen(images.read(torch.arange(1)))
-        run = _Run(body, images, y, threat=threat, batch_size=batch_size, seed=seed)
+        run = _Run(body, images, y, threat=threat, batch_size=batch_size, seed=seed, ranks=ranks)
         settings = {**run.settings, "precision": precision}
-        name = "" if state_path is None else _fingerprint(model, images, y, threat, settings, batch_size)
-        journal = Journal(state_path, name)
+        named = ranks.leads and state_path is not None  # all images are read for it, so by one rank
+        name = _fingerprint(model, images, y, threat, settings, batch_size) if named else ""
+        journal = Journal(state_path, exchanged(ranks, name)[0])
         survivors = {"clean": run.clean_correct()}
         alive = survivors["clean"]
         for stage in run.stages:
-            alive = survivors[stage] = run.attack(stage, alive, journal, on_progress, on_fooled)
+            alive = survivors[stage] = run.attack(stage, alive, journal, on_progress or _silent, on_fooled)
     flags = [*run.flags(), *_square_flags(survivors)]
     if precision != "fp32":
         flags.append(f"the network ran in {precision}: quote fp32 numbers only")
@@ -176,8 +182,17 @@ class _Run:
     """A running evaluation: the images, the package's object, and the warnings so far."""
 
     def __init__(
-        self, model: nn.Module, images: CleanImages, y: Tensor, *, threat: ThreatModel, batch_size: int, seed: int
+        self,
+        model: nn.Module,
+        images: CleanImages,
+        y: Tensor,
+        *,
+        threat: ThreatModel,
+        batch_size: int,
+        seed: int,
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.model, self.images, self.y, self.threat, self.batch_size = model, images, y, threat, batch_size
         first = images.read(torch.zeros(1, dtype=torch.int64))
         self.device = next(model.parameters(), first).device
@@ -204,44 +219,48 @@ class _Run:
 
     def clean_correct(self) -> Tensor:
         """Images classified correctly with finite logits before any attack, bool [N]."""
-        correct = []
-        with torch.no_grad():
-            for batch in self.images.positions(self.batch_size):
-                logits = self.model(self.images.read(batch).to(self.device)).cpu()
-                correct.append((logits.argmax(1) == self.y[batch]) & logits.isfinite().all(1))
-        return torch.cat(correct)
+
+        @torch.no_grad()
+        def classify(_number: int, batch: Tensor) -> Tensor:
+            logits = self.model(self.images.read(batch).to(self.device)).cpu()
+            return (logits.argmax(1) == self.y[batch]) & logits.isfinite().all(1)
+
+        batches = list(self.images.positions(self.batch_size))
+        return torch.cat(over_ranks(self.ranks, "clean", batches, classify, _silent))
 
     def attack(
-        self, stage: str, alive: Tensor, journal: Journal, on_progress: OnProgress | None, on_fooled: OnFooled | None
+        self, stage: str, alive: Tensor, journal: Journal, on_progress: OnProgress, on_fooled: OnFooled | None
     ) -> Tensor:
         """Runs one stage on the images still alive, bool [N]; returns the survivors, bool [N]."""
         left = alive.clone()
         victims = alive.nonzero().squeeze(1)
-        for number, start in enumerate(range(0, len(victims), self.batch_size)):
-            batch = victims[start : start + self.batch_size]
-            name = f"{stage}-{number:05d}"
-            piece = self._stored(name, batch, journal)
-            if piece is None:
-                piece = self._attack_batch(stage, batch)
-                journal.save(name, piece)
-            left[piece.indices] = False
-            self.messages.extend(piece.messages)
+
+        def fooled_in(number: int, batch: Tensor) -> tuple[Tensor, tuple[str, ...]]:
+            piece, remarks = self._piece(stage, number, batch, journal)
             if on_fooled is not None:
                 on_fooled(piece)
-            if on_progress is not None:
-                on_progress(stage, start + len(batch), len(victims))
+            return piece.indices, (*remarks, *piece.messages)
+
+        batches = victims.split(self.batch_size) if len(victims) else ()
+        for indices, messages in over_ranks(self.ranks, stage, batches, fooled_in, on_progress):
+            left[indices] = False
+            self.messages.extend(messages)
         return left
 
-    def _stored(self, name: str, batch: Tensor, journal: Journal) -> Piece | None:
-        """The journal's piece of that name if the network confirms it, else None, for the batch to be attacked."""
+    def _piece(self, stage: str, number: int, batch: Tensor, journal: Journal) -> tuple[Piece, tuple[str, ...]]:
+        """The journal's piece if the network confirms it, else a new one, and remarks on the former."""
+        name = f"{stage}-{number:05d}"
+        remarks: tuple[str, ...] = ()
         try:
             piece = journal.load(name)
             if piece is not None:
                 self._confirm(piece, batch)
-            return piece
+                return piece, ()
         except Damaged as why:
-            self.messages.append(f"the stored batch {name} could not be trusted ({why}): it was attacked again")
-            return None
+            remarks = (f"the stored batch {name} could not be trusted ({why}): it was attacked again",)
+        piece = self._attack_batch(stage, batch)
+        journal.save(name, piece)
+        return piece, remarks
 
     def _confirm(self, piece: Piece, batch: Tensor) -> None:
         """Raises: Damaged unless every image of ``piece`` is a legal adversarial example of its image in ``batch``."""
@@ -324,7 +343,7 @@ def _fingerprint(
     model: nn.Module, images: CleanImages, y: Tensor, threat: ThreatModel, settings: dict[str, object], at_once: int
 ) -> str:
     """SHA-256 over everything the result depends on; reads ``at_once`` images at a time."""
-    head = [settings, threat.norm, threat.eps, repr(model), list(images.shape)]
+    head = [settings, threat.norm, threat.eps, _layers(model), list(images.shape)]
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype}".encode())
@@ -337,8 +356,17 @@ def _fingerprint(
     return digest.hexdigest()
 
 
+def _layers(model: nn.Module) -> str:
+    """The layers in words; a batch norm of several ranks is, in eval mode, that of one."""
+    return re.sub(r"\b(GlobalBatchNorm2d|SyncBatchNorm)\b", "BatchNorm2d", repr(model))
+
+
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
 
 
 def _check_threat(threat: ThreatModel) -> None:

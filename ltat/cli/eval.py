@@ -13,10 +13,13 @@ from ltat.config.loading import shortened
 from ltat.config.sections import DataSection
 from ltat.errors import LtatError
 from ltat.files import check_outputs
+from ltat.torchrun import leads
 from ltat.units import check_length
 
 if TYPE_CHECKING:
     from ltat.attacks import ThreatModel
+    from ltat.evaluation import Evaluation
+    from ltat.ranks import Ranks
 
 PLACES = {
     "data_dir": "dir",
@@ -61,15 +64,29 @@ def command(checkpoint: Path, attacks: str, json_file: Path | None, **options: A
     What is not named comes from the card: the data set, its imbalance ratio, the threat model. With --state-dir an
     interrupted AutoAttack goes on where it stopped.
     """
+    from ltat.ranks import ranks_of_torchrun
+
+    state_dir = options["state_dir"]
+    if leads():
+        check_outputs(
+            {"--json": json_file, "--state-dir": state_dir and state_dir / "autoattack"}, inputs(checkpoint, options)
+        )
+    with ranks_of_torchrun() as ranks:
+        evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options, ranks)
+    if leads():
+        show_evaluation(evaluation, json_file)
+
+
+def show_evaluation(evaluation: "Evaluation", json_file: Path | None) -> None:
+    """The table of an evaluation, and its JSON file.
+
+    Raises:
+        ClickException: an attack has no figure.
+    """
     from rich.console import Console
 
     from ltat.evaluation import write_json
 
-    state_dir = options["state_dir"]
-    check_outputs(
-        {"--json": json_file, "--state-dir": state_dir and state_dir / "autoattack"}, inputs(checkpoint, options)
-    )
-    evaluation = run_evaluation(checkpoint, comma_separated(attacks) or (), options)
     try:
         if json_file is not None:
             write_json(json_file, evaluation)
@@ -119,7 +136,7 @@ class CardExtra(BaseModel):
     corrects_prior: bool = False
 
 
-def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any]) -> Any:
+def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any], ranks: "Ranks") -> "Evaluation":
     """Load the model and its data, and evaluate with a progress bar; the cheapest checks come first."""
     from ltat.data.split import listed
     from ltat.engine.precision import emulated
@@ -129,11 +146,11 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     from ltat.evaluation.flags import SELECTED_ON_TEST
     from ltat.models import load_model, order_classes
     from ltat.training.environment import pick_device
-    from ltat.training.reporting import Reporter
+    from ltat.training.reporting import reporter_of
 
     for name in attacks:
         parse_attack(name)
-    device = pick_device(options["device"])
+    device = pick_device(options["device"], ranks)
     extra = read_extra(checkpoint)
     threat = threat_model(checkpoint, extra.threat_model, options["norm"], options["eps"])
     model = load_model(checkpoint, device=device)
@@ -142,7 +159,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
     if options["classes_by_name"]:
         extra = reordered(extra, order_classes(model, data.class_names))
     train_counts = training_counts(extra, data, options)
-    with Reporter() as reporter:
+    with reporter_of(ranks) as reporter:
         for line in emulated(device, options["precision"]):
             reporter.say(line)
         if data.passed_over:
@@ -164,6 +181,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
             name=model_name(checkpoint),
             state_dir=options["state_dir"],
             on_progress=reporter.evaluation,
+            ranks=ranks,
         )
     selected = [SELECTED_ON_TEST] if extra.select == "test" and extra.best else []
     twice = [CORRECTED_TWICE] if evaluation.adjust and extra.corrects_prior else []

@@ -1,15 +1,15 @@
 """The attacks of an evaluation, by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``autoattack``.
 
-To add one, write an ``Attack`` and enter it in ``ATTACKS``; another loss for PGD is one line in ``PGD_LOSSES``.
+To add one, write an ``Attack`` that goes through its images by :meth:`AttackInputs.over_batches`, so that several ranks
+share them, and enter it in ``ATTACKS``; another loss for PGD is one line in ``PGD_LOSSES``.
 """
 
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -26,11 +26,19 @@ from ltat.data.images import as_floats
 from ltat.data.split import Split
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
+from ltat.joint_work import over_ranks
+from ltat.ranks import ALONE, Ranks
 from ltat.seeding import torch_generator
 from ltat.units import MAX_STEPS
 
+Found = TypeVar("Found")
 OnProgress = Callable[[str, int, int], None]
 START = "uniform"
+COUNTED = (
+    "adversarial images broke the threat model and were not counted",
+    "adversarial images have logits that are not finite and count as wrong",
+    "clean images have a zero gradient: it may be masked",
+)
 LSA_SPREAD = 10.0  # the least likely class then has a probability of about e^-10, which fp32 can add to 1
 
 
@@ -46,6 +54,7 @@ class AttackInputs:
         seed: of every random start.
         state_dir: folder in which a long attack saves its state, or None.
         on_progress: called as (stage, done, total).
+        ranks: those that share the batches of each attack.
     """
 
     network: StepNetwork
@@ -55,6 +64,7 @@ class AttackInputs:
     seed: int
     state_dir: Path | None
     on_progress: OnProgress
+    ranks: Ranks = ALONE
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +74,7 @@ class AttackInputs:
     @cached_property
     def answering(self) -> nn.Module:
         """The network whose answers count: in half precision the working copy that is attacked, too."""
-        return self.network.frozen(next(self.batches(np.arange(1)))[1])
+        return self.network.frozen(self.read(np.arange(1))[0])
 
     @property
     def correct(self) -> np.ndarray:
@@ -78,19 +88,24 @@ class AttackInputs:
 
     @cached_property
     def _clean_predictions(self) -> tuple[np.ndarray, np.ndarray]:
-        parts: list[np.ndarray] = []
-        for batch, x, y in self.batches(np.arange(len(self.split))):
-            parts.append(torch.stack(predict(self.answering, x, y)).cpu().numpy())
-            self.on_progress("clean", int(batch[-1]) + 1, len(self.split))
-        correct, finite = np.concatenate(parts, axis=1)
+        def classify(batch: np.ndarray) -> np.ndarray:
+            return torch.stack(predict(self.answering, *self.read(batch))).cpu().numpy()
+
+        correct, finite = np.concatenate(self.over_batches("clean", np.arange(len(self.split)), classify), axis=1)
         return correct, finite
 
-    def batches(self, chosen: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-        """(positions, images fp32 [B, ch, H, W] in [0, 1], labels [B]) of the chosen positions, in order."""
-        for start in range(0, len(chosen), self.batch_size):
-            batch = chosen[start : start + self.batch_size]
-            x = as_floats(self.split.images[batch]).to(self.device)
-            yield batch, x, torch.from_numpy(self.split.labels[batch]).to(self.device)
+    def over_batches(self, stage: str, chosen: np.ndarray, work: Callable[[np.ndarray], Found]) -> list[Found]:
+        """What ``work`` gives for the batches of the chosen positions, in order; the ranks share them.
+
+        ``work`` is called with the positions of a batch, int64 [B], see :func:`ltat.joint_work.over_ranks`.
+        """
+        batches = [chosen[start : start + self.batch_size] for start in range(0, len(chosen), self.batch_size)]
+        return over_ranks(self.ranks, stage, batches, lambda number, batch: work(batch), self.on_progress)
+
+    def read(self, batch: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The images fp32 [B, ch, H, W] in [0, 1] and labels [B] at these positions."""
+        x = as_floats(self.split.images[batch]).to(self.device)
+        return x, torch.from_numpy(self.split.labels[batch]).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -135,8 +150,9 @@ def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: f
     """
     correct = inputs.correct.copy()
     attacked = np.flatnonzero(correct)
-    counts: Counter[str] = Counter()
-    for done, (batch, x, y) in enumerate(inputs.batches(attacked)):
+
+    def attack(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x, y = inputs.read(batch)
         generator = torch_generator(inputs.seed, f"evaluate {name}{steps}", int(batch[0]))
         x_adv = pgd(
             inputs.network,
@@ -153,12 +169,14 @@ def gradient_attack(inputs: AttackInputs, *, name: str, steps: int, step_size: f
         # A NaN gradient gives a NaN image, which is neither an adversarial example nor evidence of robustness.
         illegal = ~inputs.threat.contains(x_adv, x) & x_adv.isfinite().flatten(1).all(1)
         survived, finite = predict(inputs.answering, x_adv, y)
-        correct[batch] = (survived | illegal).cpu().numpy()
-        counts["adversarial images broke the threat model and were not counted"] += int(illegal.sum())
-        counts["adversarial images have logits that are not finite and count as wrong"] += int((~finite).sum())
-        counts["clean images have a zero gradient: it may be masked"] += _zero_gradients(inputs, x, y)
-        inputs.on_progress(f"{name}{steps}", min((done + 1) * inputs.batch_size, len(attacked)), len(attacked))
-    flags = [f"{count} of {len(attacked)} {what}" for what, count in counts.items() if count]
+        counts = np.array([int(illegal.sum()), int((~finite).sum()), _zero_gradients(inputs, x, y)])
+        return (survived | illegal).cpu().numpy(), counts
+
+    found = inputs.over_batches(f"{name}{steps}", attacked, attack)
+    if found:
+        correct[attacked] = np.concatenate([survived for survived, _ in found])
+    counts = sum((counts for _, counts in found), np.zeros(len(COUNTED), int))
+    flags = [f"{count} of {len(attacked)} {what}" for what, count in zip(COUNTED, counts, strict=True) if count]
     return Outcome(correct, {"attack": _pgd_settings(inputs.threat, steps, name, step_size)}, flags)
 
 
@@ -199,6 +217,7 @@ def auto_attack(inputs: AttackInputs) -> Outcome:
         state_path=None if inputs.state_dir is None else inputs.state_dir / "autoattack",
         precision=inputs.network.precision,
         on_progress=lambda stage, done, total: inputs.on_progress(f"autoattack {stage}", done, total),
+        ranks=inputs.ranks,
     )
     correct[attacked] = result.robust.numpy()
     stages = {stage: int(alive.sum()) for stage, alive in result.survivors.items()}

@@ -24,8 +24,10 @@ from ltat.evaluation.attacks import Attack, AttackInputs, Outcome, parse_attack
 from ltat.evaluation.flags import attack_flags, clean_flags, long_tailed_test
 from ltat.evaluation.groups import class_groups
 from ltat.evaluation.report import Evaluation
+from ltat.joint_work import failing_together, reason_of
 from ltat.models.base import Classifier, moved
 from ltat.models.classes import check_classes
+from ltat.ranks import ALONE, RankEnded, Ranks
 
 DEFAULT_ATTACKS = ("clean", "pgd20")
 
@@ -46,6 +48,7 @@ def evaluate(
     name: str = "",
     state_dir: str | Path | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Accuracy of ``model`` on ``data``, clean and under each attack.
 
@@ -67,6 +70,9 @@ def evaluate(
         name: of the model, for the report; its class if empty.
         state_dir: folder in which AutoAttack saves finished batches, so that an interrupted run can continue.
         on_progress: called as (stage, images done, all images).
+        ranks: those that share the batches, started by torchrun (:func:`ltat.ranks.ranks_of_torchrun`). All of them
+            call this function with the same arguments, but for ``device`` and ``on_progress``, and return what one
+            process returns.
 
     Raises:
         LtatError: an unknown attack, a setting out of range, a model with other classes
@@ -83,7 +89,7 @@ def evaluate(
     adjust = None if adjust is None or adjust.tau == 0 else adjust
     deployed = model if adjust is None else _adjusted(model, adjust, images.split.num_classes)
     network = StepNetwork(deployed if device is None else moved(deployed, device), precision)
-    inputs = AttackInputs(network, images.split, threat, batch_size, seed, state_dir, on_progress or _silent)
+    inputs = AttackInputs(network, images.split, threat, batch_size, seed, state_dir, on_progress or _silent, ranks)
     return _evaluated(inputs, chosen, images, name or type(model).__name__, adjust)
 
 
@@ -129,8 +135,9 @@ def _adjusted(model: nn.Module, adjust: Adjustment, num_classes: int) -> nn.Modu
 def _evaluated(
     inputs: AttackInputs, chosen: dict[str, Attack], images: _Images, model: str, adjust: Adjustment | None
 ) -> Evaluation:
-    _check_logits(inputs)
-    flags = clean_flags(inputs)  # classifies the clean images, outside of any attack
+    with failing_together(inputs.ranks):
+        _check_logits(inputs)
+        flags = clean_flags(inputs)  # classifies the clean images, outside of any attack
     outcomes, failed = _attack(inputs, chosen)
     return Evaluation(
         model=model,
@@ -148,7 +155,7 @@ def _evaluated(
 
 def _check_logits(inputs: AttackInputs) -> None:
     """Run the network on one image before the attacks."""
-    _, x, _ = next(inputs.batches(np.arange(1)))
+    x, _ = inputs.read(np.arange(1))
     with attack_mode(inputs.answering, "eval"):
         shape = tuple(trial_logits(inputs.answering, x, "the model").shape)
     if shape != (1, inputs.split.num_classes):
@@ -164,11 +171,14 @@ def _attack(inputs: AttackInputs, chosen: dict[str, Attack]) -> tuple[dict[str, 
     failed: dict[str, str] = {}
     for attack, run in chosen.items():
         try:
-            outcomes[attack] = run(inputs)
+            with failing_together(inputs.ranks):
+                outcomes[attack] = run(inputs)
+        except RankEnded:
+            raise
         except Exception as error:  # no error of one attack may lose the results of the others
             if len(chosen) == 1:
                 raise
-            failed[attack] = str(error).partition("\n")[0] or type(error).__name__
+            failed[attack] = reason_of(error)
     return outcomes, failed
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ltat.ranks import Ranks
 from ltat.streams import enduring
 
 QUIET_SECONDS = 5.0
@@ -77,6 +78,11 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def reporter_of(ranks: Ranks) -> Reporter:
+    """A new reporter; of several ranks that of the first one alone shows anything."""
+    return Reporter() if ranks.leads else Reporter(Console(quiet=True))
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from ltat.config import Asked, RunConfig
@@ -28,7 +27,7 @@ from ltat.training.environment import determinism, environment_record
 from ltat.training.fitting import fit
 from ltat.training.index_record import index_record
 from ltat.training.preparing import PreparedRun, prepare
-from ltat.training.reporting import Reporter
+from ltat.training.reporting import Reporter, reporter_of
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunFolder, SharedRunFolder
 from ltat.training.run_lock import locked, require_unlocked, was_held_by
 from ltat.training.stage import Stage
@@ -72,7 +71,7 @@ def train(
     Raises:
         LtatError: settings, data or files that cannot be used.
     """
-    with reporter or (Reporter() if ranks.leads else Reporter(Console(quiet=True))) as shown:
+    with reporter or reporter_of(ranks) as shown:
         folder = (RunFolder if ranks.leads else SharedRunFolder)(Path(out), shown.say)
         resume = resume or begun_before(folder.path, ranks)
         if ranks.leads:
@@ -198,8 +197,9 @@ def evaluate_checkpoint(
         seed=config.seed.train,
         device=stage.device,
         name=role,
-        state_dir=folder.path / "evaluation" / role if stage.ranks.leads else None,
+        state_dir=folder.path / "evaluation" / role,
         on_progress=reporter.evaluation,
+        ranks=stage.ranks,
     )
     extra = read_card(folder.path / name).extra
     selected = [SELECTED_ON_TEST] if extra.get("best") and extra.get("select") == "test" else []

@@ -51,4 +51,5 @@ def evaluate_stage(
         seed=stage.config.seed.train,
         device=stage.device,
         precision=stage.config.train.precision,
+        ranks=stage.ranks,
     )

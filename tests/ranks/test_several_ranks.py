@@ -1,24 +1,16 @@
 """Several ranks over gloo give what one process gives: every method, and what it sums over a batch."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
 from tests.ranks.cases import cases, trained
+from tests.ranks.launching import torchrun
 
 NOT_EQUAL = "statistics of each share"
 ALL = [case for case in cases() if case not in (NOT_EQUAL,)]
 UNEVEN = ["at-bsl", "reat", "self-distill", "awp", "recomputed statistics", "l2 ball"]
 TOLERANCE = 1e-12
-
-
-def torchrun(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a module on several ranks, on a free port."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    return subprocess.run([*launch, *command], capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
