@@ -44,6 +44,7 @@ TESTED = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 CLASSES_OF_MANY_IMAGES, IMAGES_OF_MANY_CLASSES = 100, 1_000_000
 BATCH_OF_THE_LOSS, BATCH_OF_LARGE_IMAGES = 128, 4
 REFERENCE = "numpy's permutation alone"
+NETWORKS = {"cpu": "small", "cuda": "resnet18"}  # a CPU takes half a minute for a ResNet-18's step at 224 pixels
 STEPS = 2  # of the attacks: cost is linear in them by construction
 
 
@@ -160,18 +161,23 @@ def loss(function: Callable[..., object]) -> Callable[[int, torch.device], Run]:
     return build
 
 
-def attack(batch: int, side: int, device: torch.device, network: str) -> Run:
+def attack(batch: int, side: int, device: torch.device) -> Run:
     layout = torch.channels_last
-    model = build_model(network, num_classes=10, in_channels=3).to(device, memory_format=layout).eval()
+    model = build_model(NETWORKS[device.type], num_classes=10, in_channels=3).to(device, memory_format=layout).eval()
     x = torch.rand(batch, 3, side, side, device=device).to(memory_format=layout)
     y = torch.randint(10, (batch,), device=device)
     wrapped = StepNetwork(model, "fp32")
     return lambda: pgd(wrapped, x, y, threat=ThreatModel(), steps=STEPS, step_size=2 / 255, validate=False, fold=True)
 
 
-def step(batch: int, side: int, device: torch.device, network: str) -> Run:
+def step(batch: int, side: int, device: torch.device) -> Run:
     """An AT-BSL step of the trainer: attack and update."""
-    settings = (f"model.name={network}", f"train.batch_size={batch}", f"attack.steps={STEPS}", "data.name=cifar10")
+    settings = (
+        f"model.name={NETWORKS[device.type]}",
+        f"train.batch_size={batch}",
+        f"attack.steps={STEPS}",
+        "data.name=cifar10",
+    )
     workload = Workload(random_split((max(batch, 8),) * 10, side), settings, device)
     trainer = make_trainer(workload, ("train.precision=fp32", "attack.fold=true", "train.graph=false"))
     trainer.network.train()
@@ -181,12 +187,12 @@ def step(batch: int, side: int, device: torch.device, network: str) -> Run:
     return lambda: trainer.train_step(trainer.step(data, 1, next(numbers), counts))
 
 
-def over_pixels(call: Callable[..., Run], network: str = "resnet18") -> Callable[[int, torch.device], Run]:
-    return lambda side, device: call(BATCH_OF_LARGE_IMAGES, side, device, network)
+def over_pixels(call: Callable[..., Run]) -> Callable[[int, torch.device], Run]:
+    return lambda side, device: call(BATCH_OF_LARGE_IMAGES, side, device)
 
 
-def over_batches(call: Callable[..., Run], network: str = "resnet18") -> Callable[[int, torch.device], Run]:
-    return lambda batch, device: call(batch, 32, device, network)
+def over_batches(call: Callable[..., Run]) -> Callable[[int, torch.device], Run]:
+    return lambda batch, device: call(batch, 32, device)
 
 
 def beton(images: int, device: torch.device, opened: bool = False) -> Run:
@@ -281,8 +287,7 @@ def host_curves(images_of_classes: int) -> list[Curve]:
 
 
 def curves(quick: bool = False) -> list[Curve]:
-    """All curves; quick ones with a smaller network and fewer images of many classes."""
-    network = "small" if quick else "resnet18"
+    """All curves; quick ones with fewer images of many classes."""
     batch = partial(Curve, axis="batch", sizes=BATCHES, quick=(1, 2, 4), on_gpu=True)
     pixels = partial(Curve, axis="pixels", sizes=PIXELS, quick=(8, 16), on_gpu=True, grows=lambda side: float(side**2))
     losses = partial(Curve, axis="classes", sizes=CLASSES, quick=(10, 100), on_gpu=True)
@@ -291,8 +296,8 @@ def curves(quick: bool = False) -> list[Curve]:
         *host_curves(10_000 if quick else IMAGES_OF_MANY_CLASSES),
         losses("balanced_kd", build=loss(balanced_kd)),
         losses("balanced_kd, its twin", build=loss(balanced_kd_twin)),
-        *(pixels(name, build=over_pixels(call, network)) for name, call in (("attack", attack), ("step", step))),
-        *(batch(name, build=over_batches(call, network)) for name, call in (("attack", attack), ("step", step))),
+        *(pixels(name, build=over_pixels(call)) for name, call in (("attack", attack), ("step", step))),
+        *(batch(name, build=over_batches(call)) for name, call in (("attack", attack), ("step", step))),
         Curve("evaluation", "images", TESTED, (64, 256), evaluation, on_gpu=True, memory_limit=0.5),
     ]
     if find_spec("ffcv") is not None:

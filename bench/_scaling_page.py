@@ -31,7 +31,7 @@ This page and its plot are generated from the rows of `bench/results/scaling.csv
 The tables give the least time at the smallest and at the largest size that was measured, the peak of memory at the
 largest, and the exponent p of both. NumPy's permutation reads and writes at random places of the whole list: where the
 list outgrows a processor's cache its time jumps, and grows in proportion before and after. Evaluation keeps a verdict
-of every image and the floats of one batch, so its memory may grow with exponent 0.5 at most. {left_out}
+of every image and the floats of one batch, so its memory may grow with exponent 0.5 at most.{left_out}
 
 ![Cost over size, both axes logarithmic](../bench/results/scaling.svg)
 """
@@ -41,7 +41,8 @@ def page(cases: list[Measured]) -> str:
     """The whole page."""
     described = ast.get_docstring(ast.parse((ROOT / "bench" / "scaling.py").read_text())) or ""
     by_machine = machines(cases)
-    left_out = " ".join(filter(None, (missing_sizes(found) for found in by_machine.values())))
+    sentences = [*(missing_sizes(found) for found in by_machine.values()), missing_curves(by_machine)]
+    left_out = "".join(f" {sentence}" for sentence in sentences if sentence)
     parts = [INTRO.format(described=described.partition("\n\n")[2], left_out=left_out)]
     for machine, found in by_machine.items():
         tables = [axis_part(axis, title, found) for axis, title in AXES.items()]
@@ -67,6 +68,12 @@ def missing_sizes(found: dict[str, Measured]) -> str:
             absent = [f"{size:,}" for size in curve.sizes if str(size) not in found[curve.case].rows]
             missing += [f"{curve.name} at {', '.join(absent)} ({curve.axis})"] if absent else []
     return f"Left out for their time: {'; '.join(missing)}." if missing else ""
+
+
+def missing_curves(by_machine: dict[str, dict[str, Measured]]) -> str:
+    """A sentence on the curves that have no rows."""
+    missing = [c.case for c in curves() if all(c.case not in found for found in by_machine.values())]
+    return f"Not measured yet: {', '.join(missing)}." if missing else ""
 
 
 def axis_part(axis: str, title: str, found: dict[str, Measured]) -> str:

@@ -78,6 +78,11 @@ def test_the_page_says_fault_and_names_the_sizes_that_were_left_out(tmp_path: Pa
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
+def test_the_committed_page_is_what_the_rows_give():
+    cases = latest("scaling", read_rows(_scaling_page.PLOT.with_suffix(".csv")))
+    assert _scaling_page.PAGE.read_text() == _scaling_page.page(cases), "run: python -m bench.report"
+
+
 def test_a_size_that_would_take_too_long_is_left_out_and_said(monkeypatch: pytest.MonkeyPatch):
     asked = []
 
