@@ -180,7 +180,7 @@ def test_submitits_local_jobs_carry_out_a_sweep_and_go_on_after_their_time(
     plans = share_teachers([long, tiny_plan(out, "short", "method=at-bsl")], out)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(SlurmJobs, "seconds", 0.05)
-    slurm, sent = Slurm(cluster="local", gpus=0), []
+    slurm, sent = Slurm(cluster="local", gpus=0, minutes=10), []  # up to 10 minutes, the signal is a time-out
 
     step = SlurmJobs.step
 
