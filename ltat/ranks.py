@@ -76,6 +76,12 @@ class Ranks:
             dist.all_reduce(flat)
             scatter_(flat, tensors)
 
+    def stacked(self, own: Tensor) -> Tensor:
+        """``own`` [n] of every rank, as rows [ranks, n] in their order."""
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(rows, own)
+        return torch.stack(rows)
+
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the ranks, all in one message."""
         if self.size > 1 and tensors:

@@ -70,15 +70,19 @@ NORMS = (nn.BatchNorm2d, GlobalBatchNorm2d, nn.SyncBatchNorm)
 
 @torch.no_grad()
 def global_statistics(x: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [ch] and variance [ch] of ``x`` [B, ch, H, W] over all ranks, in fp32 or wider, and the number of values."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    sums = torch.cat([wide.sum(dim=(0, 2, 3)), wide.new_tensor([x.numel() / x.shape[1]])])
-    ranks.sum_([sums])
-    count = sums[-1]
-    mean = sums[:-1] / count
-    squares = (wide - mean[:, None, None]).square().sum(dim=(0, 2, 3))
-    ranks.sum_([squares])
-    return mean, squares / count, count
+    """Mean [ch] and variance [ch] of ``x`` [B, ch, H, W] over all ranks, in fp32 or wider, and the number of values.
+
+    A message: every rank's own mean, variance and number. The variances are put together about the common mean (Chan,
+    Golub, LeVeque 1979), so that a large mean costs no digits.
+    """
+    wide, channels = x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[1]
+    mean, variance = torch.batch_norm_update_stats(wide, None, None, 0.0)  # as one rank has them; nothing is updated
+    own = torch.cat([mean, variance, wide.new_tensor([x.numel() / channels])])
+    means, variances, counts = ranks.stacked(own).split([channels, channels, 1], dim=1)
+    count = counts.sum()
+    weights = counts / count
+    mean = (weights * means).sum(0)
+    return mean, (weights * (variances + (means - mean).square())).sum(0), count
 
 
 class _Normalise(torch.autograd.Function):
@@ -103,15 +107,18 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, variance, count, weight = ctx.saved_tensors
-        inverse = (variance + ctx.eps).rsqrt()
-        dy = gradients[0].to(mean.dtype)
-        normal = (x.to(mean.dtype) - mean[:, None, None]) * inverse[:, None, None]
-        own = torch.stack([dy.sum(dim=(0, 2, 3)), (dy * normal).sum(dim=(0, 2, 3))])
-        whole = own.clone()
+        x, dy = x.to(mean.dtype), gradients[0].to(mean.dtype)
+        # As if mean and variance were constants: dy times scale, and the sums of dy times the normalised x and of dy.
+        dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        whole = torch.stack([d_weight, d_bias])
         ctx.ranks.sum_([whole])
-        through_mean, through_variance = (whole / count)[:, :, None, None]
+        through_variance, through_mean = whole / count
+        inverse = (variance + ctx.eps).rsqrt()
         scale = inverse if weight is None else inverse * weight
-        dx = (scale[:, None, None] * (dy - through_mean - normal * through_variance)).to(x.dtype)
-        d_weight = own[1] if weight is not None and ctx.needs_input_grad[4] else None
-        d_bias = own[0] if ctx.has_bias and ctx.needs_input_grad[5] else None
-        return dx, None, None, None, d_weight, d_bias, None, None
+        slope = scale * inverse * through_variance
+        dx.addcmul_(x, slope[:, None, None], value=-1).sub_((scale * through_mean - slope * mean)[:, None, None])
+        d_weight = d_weight if weight is not None and ctx.needs_input_grad[4] else None
+        d_bias = d_bias if ctx.has_bias and ctx.needs_input_grad[5] else None
+        return dx.to(gradients[0].dtype), None, None, None, d_weight, d_bias, None, None

@@ -25,7 +25,7 @@ class MeanGradients:
     Args:
         model: the network; every rank has the same.
         ranks: those that share each batch; with one nothing is done.
-        bucket_bytes: the size of a message.
+        bucket_bytes: the least size of a message but for the last.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, bucket_bytes: int = BUCKET_BYTES) -> None:
@@ -61,16 +61,18 @@ class MeanGradients:
 
 
 def in_buckets(parameters: Sequence[nn.Parameter], limit: int) -> list[list[nn.Parameter]]:
-    """The parameters from the last to the first, in groups of at most ``limit`` bytes or a single parameter."""
+    """The parameters from the last to the first, in groups of ``limit`` bytes or more, the last of fewer.
+
+    A group ends with the parameter that fills it: a large one beside it would leave a small one a message of its own.
+    """
     buckets: list[list[nn.Parameter]] = []
     size = limit
     for parameter in reversed(parameters):
-        own = parameter.numel() * parameter.element_size()
-        if size + own > limit:
+        if size >= limit:
             buckets.append([])
             size = 0
         buckets[-1].append(parameter)
-        size += own
+        size += parameter.numel() * parameter.element_size()
     return buckets
 
 
