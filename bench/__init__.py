@@ -13,5 +13,6 @@ BENCHES = {
     "attack_step": "One attack step on ResNet-18, beside its bare convolutions.",
     "train_step": "An AT-BSL training step, attack and update, and its peak memory.",
     "end_to_end": "An epoch of training, batches included.",
+    "distributed": "Two ranks beside one process, ways to average gradients, and what is sent.",
     "scaling": "How time and memory grow with images, classes, pixels and batch.",
 }

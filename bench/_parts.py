@@ -13,7 +13,7 @@ OUR_KERNELS = ("--kernel-name", "kns=ltat")  # by a part of their mangled names,
 SLOW_TESTS = ("any_shape", "any_form", "row_is_the_same", "contract")
 PASSED, SKIPPED = r"\d+ passed", "needs a CUDA device"
 WITH_PARTS_OF_THEIR_OWN = ("end_to_end", "train_step")
-OF_THE_HOST = ("startup",)
+OF_THE_HOST = ("startup", "distributed")  # two ranks cannot share one GPU
 USUAL = (40, 10)
 LIMIT_AND_ROUNDS = {"attack": (40, 7), "loader": (40, 2), "pgd_step": (50, 10), "scaling": (150, 5)}
 """The seconds and rounds of the benches for which the usual ones do not fit."""

@@ -15,6 +15,7 @@ from ltat.config.resolving import resolve
 from ltat.data import Dataset, Split
 from ltat.methods import find_method
 from ltat.models import build_model
+from ltat.ranks import ALONE, Ranks
 from ltat.training.run_data import RunData
 from ltat.training.stage import build_stage
 from ltat.training.trainer import Trainer
@@ -82,14 +83,16 @@ def gpu_settings(device: torch.device) -> dict[str, tuple[str, ...]]:
     return {GRAPH: GRAPH_SETTINGS} | ({COMPILE: COMPILE_SETTINGS} if modes_to_try(device) else {})
 
 
-def make_trainer(workload: Workload, settings: tuple[str, ...]) -> Trainer:
-    """ltat's trainer at the beginning of a run; where it distils, from an untrained network."""
+def make_trainer(workload: Workload, settings: tuple[str, ...], ranks: Ranks = ALONE) -> Trainer:
+    """ltat's trainer at the beginning of a run that ``ranks`` share; where it distils, from an untrained network."""
     config = workload.config(*settings)
     names = tuple(map(str, range(workload.train.num_classes)))
     data = RunData(Dataset("bench", workload.train, workload.train, names), workload.train, None)
     teacher_config = find_method(config.method).teacher_config(config)
-    teacher = build_stage("teacher", teacher_config, data, workload.device).model.eval() if teacher_config else None
-    return Trainer(build_stage("student", config, data, workload.device, teacher))
+    teacher = None
+    if teacher_config is not None:
+        teacher = build_stage("teacher", teacher_config, data, workload.device, ranks=ranks).model.eval()
+    return Trainer(build_stage("student", config, data, workload.device, teacher, ranks))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 SCALING = "scaling"  # has a page of its own
 BEGIN, END = "<!-- from bench/results: python -m bench.report -->", "<!-- to here -->"
 BASELINES = ("plain", "eager", "dataloader-v2", "import torch", "twin")  # a table's ratios refer to the first it has
+COUNTED = ("MiB", "KiB", "messages")  # units that are no speed
 INTRO = """# Performance
 
 Every number here stands as a row in `bench/results`, with its machine, versions and commit; this page is generated from
@@ -127,7 +128,7 @@ def case_rows(case: Measured) -> list[list[str]]:
             row.candidate,
             shown(row.median, row.unit),
             f"{shown(row.p20, row.unit)} – {shown(row.p80, row.unit)}",
-            "" if row.unit == "MiB" else f"{speed(row, base):.2f}×",
+            "" if row.unit in COUNTED else f"{speed(row, base):.2f}×",
             f"{gb_per_s(row):.1f}" if row.bytes else "",
         ]
         for row in case.rows.values()
