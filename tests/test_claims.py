@@ -14,7 +14,7 @@ CLAIMS = {
     r"\bpaper's (own )?words": "what is not in the paper's text is read from its reviews",
     r"\bofficial (code|implementation) of (the paper|LTAT)": "this is an independent reconstruction",
     r"\b(sharded|dealt|split) (out )?(over|across|among|to) (the )?(ranks|devices|GPUs)|\bshard=": "one device trains",
-    r"\bmulti[- ]?GPU|\bdistributed training|\bDDP\b|\b(several|many|multiple) GPUs": "one device trains",
+    r"\bmulti[- ]?GPU|\b(several|many|multiple) GPUs": "several ranks have run on CPUs only",
     r"\bstate[- ]of[- ]the[- ]art|\bSOTA\b": "no table of ours shows it",
 }
 TEXTS = {
