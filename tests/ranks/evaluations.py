@@ -18,7 +18,7 @@ from ltat.data import Split
 from ltat.data.images import as_floats
 from ltat.evaluation.attacks import AttackInputs
 from ltat.evaluation.report import Evaluation
-from ltat.joint_work import over_ranks
+from ltat.joint_work import failing_together, over_ranks
 from ltat.ranks import ALONE, Ranks
 from ltat.training import train
 from tests.training.tiny import tiny_config
@@ -172,9 +172,8 @@ def done_after_a_failure(ranks: Ranks) -> int:
             raise ValueError
         done.append(number)
 
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises(ValueError), failing_together(ranks):
         over_ranks(ranks, "broken", ["x" for _ in QUICK], work, lambda *_: None)
-    ranks.meet()
     return len(done)
 
 
