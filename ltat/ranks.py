@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
 
 from ltat.errors import LtatError
 from ltat.torchrun import launched_by_torchrun, leads, restarts
@@ -132,6 +134,14 @@ class Ranks:
         if self.leads:
             self.meet()
 
+    def any_(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each flag is set on any rank."""
+        if self.size == 1:
+            return flags
+        counts = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(counts)
+        return tuple(map(bool, counts.tolist()))
+
     def meet(self) -> None:
         """Wait until every rank has come here."""
         self.told(None)
@@ -191,6 +201,7 @@ class _Joined(torch.autograd.Function):
         return whole.flatten(0, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         blocks = gradients[0].unflatten(0, (-1, ctx.share.total))
         return blocks[:, ctx.share.rows].flatten(0, 1) * ctx.size, None, None
@@ -208,16 +219,36 @@ def ranks_of_torchrun() -> Iterator[Ranks]:
     """The ranks that torchrun has started, connected while inside; :data:`ALONE` without torchrun.
 
     Raises:
+        LtatError: they cannot be connected.
         RankEnded: another rank has ended.
     """
     if not launched_by_torchrun():
         yield ALONE
         return
-    local = int(os.environ["LOCAL_RANK"])
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    connect()
     with others_endings_reported():
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     dist.destroy_process_group()  # not after a failure, when it could wait for a rank that is no more
+
+
+def connect() -> None:
+    """Connect this rank with the others.
+
+    Raises:
+        LtatError: the environment is not as torchrun sets it, or the others cannot be reached.
+    """
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise LtatError(
+                f"RANK and WORLD_SIZE are set and {name} is not; start the ranks by torchrun, or unset RANK"
+            )
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise LtatError(
+            f"the ranks cannot be connected ({reason}); check torchrun's options and the network"
+        ) from error
 
 
 @contextmanager
@@ -238,7 +269,16 @@ def others_endings_reported() -> Iterator[None]:
 
 def first_to_fail() -> bool:
     """Whether this rank is the first of the run to fail, which then says why; the others end in silence."""
-    if not launched_by_torchrun() or not dist.is_initialized():
-        return leads()  # before they are connected, all of them fail for the same reason
-    store = dist.distributed_c10d._get_default_store()
-    return bool(store.add(f"ltat failures {restarts()}", 1) == 1)
+    if not launched_by_torchrun():
+        return True
+    try:
+        return bool(_store().add(f"ltat failures {restarts()}", 1) == 1)
+    except (RuntimeError, ValueError, KeyError):
+        return leads()
+
+
+def _store() -> Any:
+    """Where the ranks may count: torchrun's, which is there before they are connected."""
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store()
+    return next(rendezvous("env://", timeout=timedelta(seconds=10)))[0]

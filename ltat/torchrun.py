@@ -2,6 +2,7 @@
 
 import os
 import platform
+from pathlib import Path
 
 
 def launched_by_torchrun() -> bool:
@@ -25,5 +26,25 @@ def restarts() -> int:
 
 
 def launch_name() -> str:
-    """A name of this call of torchrun, the same after a restart: its process and machine, as seen by rank 0."""
-    return f"launch {os.getppid()} on {platform.node()}"
+    """A name of this call of torchrun, the same after a restart: its process and machine, as seen by rank 0.
+
+    The number of a process is given again, in containers soon, so the moment of its start belongs to the name.
+    """
+    parent = os.getppid()
+    return f"launch {parent} of {_start_of(parent)} on {platform.node()}"
+
+
+def _start_of(process: int) -> str:
+    """When a process began, in ticks since the machine did; "?" where the system does not say it like Linux."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "?"
+
+
+def repeated() -> str:
+    """How the command begins that starts as many ranks once more."""
+    if not launched_by_torchrun():
+        return "ltat"
+    machines = int(os.environ["WORLD_SIZE"]) // processes_here()
+    return f"torchrun --nproc-per-node {processes_here()} {'' if machines == 1 else f'--nnodes {machines} … '}-m ltat"

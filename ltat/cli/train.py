@@ -15,7 +15,7 @@ from ltat.config.recipes import find_recipe, list_recipes
 from ltat.config.reference import commented_toml
 from ltat.errors import LtatError
 from ltat.files import exists
-from ltat.torchrun import leads
+from ltat.torchrun import leads, repeated
 
 if TYPE_CHECKING:
     from ltat.evaluation import Evaluation
@@ -99,7 +99,8 @@ def command(
         assignments=assignments,
     )
     if show_config:
-        click.echo(commented_toml(for_dataset(asked).config), nl=False)
+        if leads():
+            click.echo(commented_toml(for_dataset(asked).config), nl=False)
         return
     folder = out or default_folder(asked)
     report = train_resumably(asked, folder, resume, profile)
@@ -208,7 +209,7 @@ def train_resumably(
     except KeyboardInterrupt:
         if not (folder / "config.toml").exists():
             raise click.ClickException("interrupted before the run began; nothing was written") from None
-        again = f"ltat train --out {shlex.quote(str(folder))} --resume"
+        again = f"{repeated()} train --out {shlex.quote(str(folder))} --resume"
         raise click.ClickException(f"interrupted; continue with `{again}`") from None
 
 

@@ -30,6 +30,7 @@ from ltat.errors import LtatError
 from ltat.ranks import ALONE, Ranks
 
 T = TypeVar("T")
+ANOTHER_GAVE_UP = "another rank cannot capture it"
 
 
 def why_update_not_captured(network: StepNetwork, reads: object) -> str | None:
@@ -121,6 +122,8 @@ class CapturedUpdate(Generic[T]):
         reads: the object whose attributes the update reads.
         changes: the tensors that an update may change, or more.
         checks: replays, the first ones, that must leave the bits of the eager update; with 0 nothing is compared.
+        ranks: those that share each batch. A message that one of them replays all must replay, so they agree before
+            every step.
 
     Attributes:
         why_not: why the update is launched kernel by kernel for the rest of the run, in words; ``None`` while a graph
@@ -128,12 +131,19 @@ class CapturedUpdate(Generic[T]):
     """
 
     def __init__(
-        self, recorder: CudaRecorder, reads: object, changes: Callable[[], Iterable[Tensor]], checks: int = 0
+        self,
+        recorder: CudaRecorder,
+        reads: object,
+        changes: Callable[[], Iterable[Tensor]],
+        checks: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.recorder = recorder
         self.reads = reads
         self.changes = changes
+        self.ranks = ranks
         self.why_not: str | None = None
+        self._all_gave_up = False
         self._unchecked = checks
         self._eager_steps: Counter[Hashable] = Counter()
         self._before: Attributes | None = None
@@ -153,10 +163,20 @@ class CapturedUpdate(Generic[T]):
             inputs: of one device.
         """
         layout = tuple(map(layout_of, inputs))
-        if self.why_not is None and self._same_attributes(inputs[0].device) and self._is_due(layout):
+        if self._all_are_ready(inputs[0].device) and self._is_due(layout):
             return (self._checked if self._unchecked else self._captured)(update, inputs)
         self._eager_steps[layout] += 1
         return self._eagerly(partial(update, *inputs))
+
+    def _all_are_ready(self, device: torch.device) -> bool:
+        """Whether a graph would do on every rank; where one rank has given up, the others do too."""
+        ready = self.why_not is None and self._same_attributes(device)
+        if self._all_gave_up:
+            return False
+        unready, self._all_gave_up = self.ranks.any_(not ready, self.why_not is not None)
+        if self._all_gave_up and self.why_not is None:
+            self._give_up(ANOTHER_GAVE_UP)
+        return not unready
 
     def _is_due(self, layout: Hashable) -> bool:
         """Whether a batch of this layout has its graph, or is to have it now."""
@@ -209,6 +229,8 @@ class CapturedUpdate(Generic[T]):
             self._recorded = _Recorded(self.recorder, update, inputs)
         except LtatError as why:
             self._give_up(str(why).partition("; ")[0])  # without the remedy, which is what happens now
+        if self.ranks.any_(self._recorded is None)[0] and self._recorded is not None:
+            self._give_up(ANOTHER_GAVE_UP)
 
     def _eagerly(self, update: Callable[[], T]) -> T:
         if self.why_not is not None:
@@ -266,4 +288,4 @@ def update_runner(
     if why_not:
         return EagerUpdate(why_not)
     assert network.graphs is not None
-    return CapturedUpdate(CudaRecorder(device), reads, changes, network.graphs.checks)
+    return CapturedUpdate(CudaRecorder(device), reads, changes, network.graphs.checks, ranks)

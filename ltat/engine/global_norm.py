@@ -12,20 +12,32 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ltat.errors import LtatError
 from ltat.ranks import Ranks
 
 
 def with_global_norms(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """``model`` with batch norms over the whole batch, in training mode; its parameters and buffers are the same."""
+    """``model`` with batch norms over the whole batch, in training mode; its parameters and buffers are the same.
+
+    Raises:
+        LtatError: it has a batch norm of another kind than ``BatchNorm2d``, on a CPU.
+    """
     if ranks.size == 1:
         return model
-    if next(model.parameters()).is_cuda:
+    if any(parameter.is_cuda for parameter in model.parameters()):
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, norm in parent.named_children():
             if type(norm) is nn.BatchNorm2d:
                 setattr(parent, name, GlobalBatchNorm2d(norm, ranks))
+            elif isinstance(norm, _BatchNorm) and not isinstance(norm, GlobalBatchNorm2d):
+                raise LtatError(
+                    f"{type(norm).__name__} {name!r} cannot see the whole batch of {ranks.size} ranks on a CPU; "
+                    "use BatchNorm2d, or train.sync_bn=false"
+                )
     return model
 
 
@@ -105,6 +117,7 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, variance, count, weight = ctx.saved_tensors
         x, dy = x.to(mean.dtype), gradients[0].to(mean.dtype)

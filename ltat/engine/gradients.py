@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ltat.ranks import Message, Ranks
 
@@ -29,7 +30,7 @@ class MeanGradients:
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks, bucket_bytes: int = BUCKET_BYTES) -> None:
-        self.ranks = ranks
+        self.model, self.ranks = model, ranks
         self.buckets: list[list[nn.Parameter]] = []
         self._sent: list[_Sent] = []
         if ranks.size > 1:
@@ -43,7 +44,9 @@ class MeanGradients:
         """Send what backward left over, and wait until the gradients of all weights are means."""
         for number, missing in enumerate(self._missing):
             if missing:  # a weight without a gradient has none on any rank
-                self._send(number)
+                self._send(self.buckets[number])
+        if self.buckets:
+            self._send(self._trained_since())
         for gradients, message in self._sent:
             message.wait_into(gradients)
         self._sent.clear()
@@ -52,10 +55,15 @@ class MeanGradients:
     def _arrived(self, number: int) -> None:
         self._missing[number] -= 1
         if self._missing[number] == 0:
-            self._send(number)
+            self._send(self.buckets[number])
 
-    def _send(self, number: int) -> None:
-        gradients = [parameter.grad for parameter in self.buckets[number] if parameter.grad is not None]
+    def _trained_since(self) -> list[nn.Parameter]:
+        """The weights that were frozen or missing when the buckets were made."""
+        known = {parameter for bucket in self.buckets for parameter in bucket}
+        return [parameter for parameter in self.model.parameters() if parameter not in known]
+
+    def _send(self, parameters: list[nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if gradients:
             self._sent.append(_Sent(gradients, self.ranks.send_mean(gradients)))
 
@@ -77,5 +85,10 @@ def in_buckets(parameters: Sequence[nn.Parameter], limit: int) -> list[list[nn.P
 
 
 def average_statistics(model: nn.Module, ranks: Ranks) -> None:
-    """Replace the running statistics of batch norm, which each rank took from its own images, by their means."""
-    ranks.mean_([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+    """Replace the running statistics of batch norm, which each rank took from its own images, by their means.
+
+    Other buffers are the same on all ranks, and a mean of equal numbers may be rounded.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    statistics = [each for norm in norms for each in (norm.running_mean, norm.running_var)]
+    ranks.mean_([each for each in statistics if each is not None])

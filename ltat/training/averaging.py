@@ -18,6 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, up
 
 from ltat.config import RunConfig, named_epoch
 from ltat.data import Loader
+from ltat.engine.gradients import average_statistics
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.models import Classifier
@@ -105,6 +106,8 @@ class RunningAverage(Average):
         if is_averaged(self.config, epoch) and self.config.average.bn == "recompute":
             network = StepNetwork(self.network, self.config.train.precision).eval()
             update_bn((batch.images for batch in loader.epoch(epoch)), network)
+            if not self.config.train.sync_bn:
+                average_statistics(self.network, loader.ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """The average, and the number of models in it."""

@@ -26,7 +26,7 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
         LtatError: the saved state is damaged or belongs to another network.
     """
     stage = trainer.stage
-    state = folder.load_state(files.state)
+    state = stage.ranks.told(folder.load_state(files.state))
     if state is None:
         folder.restore_metrics(stage.name, [])
         stage.method.initialise(stage.model)
@@ -44,7 +44,8 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
     folder.restore_metrics(stage.name, rows)
     if not trainer.metrics.steps:  # else the state's weights are those of no epoch
         save_weights(trainer.outcome, data, folder, files, rows[-1], best)
-    check_best(folder, files, best, state["epoch"])
+    if stage.ranks.leads:  # which may have written them just now
+        check_best(folder, files, best, state["epoch"])
     return rows, best
 
 

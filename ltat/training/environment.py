@@ -17,7 +17,7 @@ from ltat.ranks import ALONE, Ranks
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     """The device called ``name``; ``auto`` is the GPU, or the CPU on a machine without one.
 
-    Of several ``ranks`` each has the GPU of its own number on its machine.
+    Of several ``ranks`` each has the GPU of its own number on its machine, which becomes torch's current one.
 
     Raises:
         LtatError: an unknown device, a GPU that torch does not see, or one GPU for several ranks.
@@ -41,6 +41,7 @@ def _gpu_of(ranks: Ranks, device: torch.device) -> torch.device:
         raise LtatError(f"device {str(device)!r} is one GPU and there are {ranks.size} ranks; use --device cuda")
     if ranks.local >= there:
         raise LtatError(f"rank {ranks.rank} needs a GPU of its own and there are {there}; start {there} per machine")
+    torch.cuda.set_device(ranks.local)  # else what names no device would take memory on the first one
     return torch.device("cuda", ranks.local)
 
 

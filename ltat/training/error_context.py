@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ltat.errors import LtatError
+from ltat.ranks import others_endings_reported
 
 
 @contextmanager
 def rephrased(what: str, remedy: str) -> Iterator[None]:
     """Turn an error inside into one sentence; for a programming error it includes the file and line."""
     try:
-        yield
+        with others_endings_reported():
+            yield
     except (LtatError, MemoryError, ModuleNotFoundError):
         raise
     except Exception as error:

@@ -35,9 +35,7 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     """
     stage = trainer.stage
     minutes = 0.0 if stage.unsaved else stage.config.train.checkpoint_minutes
-    with stage.ranks.leader_first():  # rank 0 may have to put the state before in the place of a damaged one
-        restored = restore(trainer, data, folder, files)
-    state = StateWriter(trainer, folder, files.state, *restored, Timer(minutes))
+    state = StateWriter(trainer, folder, files.state, *restore(trainer, data, folder, files), Timer(minutes))
     epochs, warned, reported = stage.config.train.epochs, False, given_up(trainer)
     announce(trainer, data, reporter)
     reporter.begin(stage.name, images_left(trainer))

@@ -16,6 +16,7 @@ from ltat.errors import LtatError
 from ltat.evaluation import adjusted
 from ltat.evaluation.attacks import parse_attack
 from ltat.methods import find_method
+from ltat.methods.teachers import teacher_settings
 from ltat.ranks import ALONE, Ranks
 from ltat.training.averaging import check_average
 from ltat.training.environment import pick_device
@@ -62,7 +63,7 @@ def prepare(
     device = pick_device(known.train.device, ranks)
     check_graph(known, device)
     check_ranks(known, ranks)
-    data = load_data(known)
+    data = load_together(known, ranks)
     method = find_method(known.method)
     config = resolve(asked, data.train.num_classes)
     check_evaluation(config, data)
@@ -73,10 +74,20 @@ def prepare(
         with located("in the teacher stage (settings teacher.*)"):
             teacher_stage = checked_stage("teacher", teacher_config, data, device, ranks=ranks, on_progress=reading)
         given = teacher_stage.model
-    elif given is not None and known.train.sync_bn:
-        with_global_norms(given, ranks)  # for a teacher in training mode
+    elif given is not None and known.train.sync_bn and getattr(teacher_settings(config), "mode", "") == "train":
+        with_global_norms(given, ranks)
     student = checked_stage("student", config, data, device, given, ranks, reading)
     return PreparedRun(config, data, student, teacher_stage)
+
+
+def load_together(config: RunConfig, ranks: Ranks) -> RunData:
+    """The data on every rank; what is to be fetched first, one rank of each machine fetches."""
+    if config.data.download and ranks.local:
+        ranks.meet()
+    data = load_data(config)
+    if config.data.download and not ranks.local:
+        ranks.meet()
+    return data
 
 
 def check_graph(config: RunConfig, device: torch.device) -> None:

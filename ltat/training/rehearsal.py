@@ -20,11 +20,15 @@ from ltat.training.optimizer import build_optimizer
 from ltat.training.run_data import RunData, first_images
 from ltat.training.stage import Stage
 
+REMEDY = "change the model, the method or the batches"
+WHOLE_BATCH = "a loss sees the whole batch: complete by step.whole(...) what another network computes from its images"
+REMEDY_OF_RANKS = f"{WHOLE_BATCH}, or {REMEDY}"
+
 
 def rehearse(stage: Stage, data: RunData) -> str | None:
     """Run one step of the first and of the last epoch, attack and update, on a copy.
 
-    The batch has as many images as the smallest batch of an epoch, at most two. Returns the result of
+    The batch has as many images as the smallest share of a batch, at most two. Returns the result of
     :func:`ltat.training.method_state.lost_within_epoch` after a step.
 
     Raises:
@@ -33,11 +37,9 @@ def rehearse(stage: Stage, data: RunData) -> str | None:
     trial = copy.deepcopy((stage.model, stage.method))
     settings, method = stage.config.train, trial[1]
     network = step_network(trial[0], settings).train()
-    last = stage.loader.plan.size(1) % stage.loader.batch_size
-    n = 1 if stage.loader.batch_size == 1 or (last == 1 and not settings.drop_last) else 2
-    batch = trial_batch(stage, data, n)
+    batch = trial_batch(stage, data, min(2, smallest_share(stage)))
     what = f"a training step on images {tuple(batch.images.shape)} fails"
-    with rephrased(what, "change the model, the method or the batches"):
+    with rephrased(what, REMEDY if batch.shared is None else REMEDY_OF_RANKS):
         lost, before = [], plain_attributes(method)
         method.initialise(trial[0])
         for epoch in dict.fromkeys((1, settings.epochs)):
@@ -52,15 +54,22 @@ def rehearse(stage: Stage, data: RunData) -> str | None:
     return next(filter(None, lost), None)
 
 
+def smallest_share(stage: Stage) -> int:
+    """The images of a rank in the smallest batch of the first epoch."""
+    size, ranks = stage.loader.batch_size, stage.ranks
+    last = 0 if stage.config.train.drop_last else stage.loader.plan.size(1) % size
+    return (last or size) // ranks.size
+
+
 def trial_batch(stage: Stage, data: RunData, n: int) -> Batch:
-    """The first ``n`` images, unaltered; of several ranks each has them as its share of one batch."""
-    ranks, images = stage.ranks, first_images(data, n, stage.device)
-    labels = torch.from_numpy(data.train.labels[:n]).to(stage.device)
-    indices = torch.arange(n, device=stage.device)
-    if ranks.size == 1:
-        return Batch(images, labels, indices)
-    whole = labels.repeat(ranks.size), indices.repeat(ranks.size)
-    return Batch(images, labels, indices, Shared(*whole, ranks.share(n * ranks.size), ranks))
+    """The first ``n`` images of the training set for every rank, unaltered."""
+    ranks = stage.ranks
+    share = ranks.share(n * ranks.size)
+    images = first_images(data, share.total, stage.device)[share.rows]
+    labels = torch.from_numpy(data.train.labels[: share.total]).to(stage.device)
+    indices = torch.arange(share.total, device=stage.device)
+    shared = None if ranks.size == 1 else Shared(labels, indices, share, ranks)
+    return Batch(images, labels[share.rows], indices[share.rows], shared)
 
 
 def rehearse_step(method: Method, step: Step) -> None:
@@ -70,6 +79,7 @@ def rehearse_step(method: Method, step: Step) -> None:
     with perturbed_weights(step, method.config, method.loss):
         terms = method.loss(step)
         check_terms(terms, step, method)
+        check_wholeness(terms.loss.detach(), step, method)
         terms.loss.backward()
     method.end_step(step, terms.detached())
 
@@ -90,6 +100,24 @@ def check_terms(terms: object, step: Step, method: Method) -> None:
     served = bool(step.class_counts[step.batch.labels].all())  # a class that is never drawn has the prior 0
     if served and not terms.loss.isfinite():
         raise LtatError(f"the loss of the first step is {terms.loss.item()}; lower the constants of the loss")
+
+
+def check_wholeness(loss: torch.Tensor, step: Step, method: Method) -> None:
+    """Check that the loss is that of the whole batch: the same on all ranks, whose images differ.
+
+    Raises:
+        LtatError: it is another one on each rank.
+    """
+    shared = step.batch.shared
+    if shared is None:
+        return
+    mean = loss.clone()
+    shared.ranks.mean_([mean])
+    if shared.ranks.any_(not torch.allclose(loss, mean, rtol=1e-3, equal_nan=True))[0]:
+        raise LtatError(
+            f"the loss of {type(method).__name__} is {loss.item():g} on one rank and {mean.item():g} on average; "
+            f"{WHOLE_BATCH}"
+        )
 
 
 def _require_shape(name: str, value: object, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from ltat.ranks import ALONE, Ranks
 from ltat.torchrun import launch_name, restarts
 from ltat.training.checkpoints import require_best_teacher, save_checkpoint, saved_row
 from ltat.training.environment import determinism, environment_record
+from ltat.training.epoch_metrics import Row
 from ltat.training.fitting import fit
 from ltat.training.index_record import index_record
 from ltat.training.preparing import PreparedRun, prepare
@@ -83,10 +84,9 @@ def train(
         ready = None
         if teacher_run is not None and not (folder.path / TEACHER_FILES.state).exists():
             ready = finished_stage(run, Path(teacher_run)), Path(teacher_run)
-        with locked(folder.path, shown.say) if ranks.leads else nullcontext():
+        with locked(folder.path, shown.say) if ranks.leads else nullcontext() as sign:
             record = index_record(run.data, run.config, given_networks(run.config, teacher))
-            with ranks.leader_first():
-                folder.open(run.config, run.data.train.num_classes, record, resume)
+            open_together(folder, run, record, resume, ranks, sign)
             folder.record_environment(environment_record(run.student.device, ranks))
             if ready is not None and ranks.leads:
                 take_over(*ready, folder)
@@ -97,6 +97,21 @@ def train(
 def begun_before(folder: Path, ranks: Ranks) -> bool:
     """Whether torchrun has restarted the ranks, and their run stands in the folder."""
     return bool(ranks.told(ranks.leads and restarts() > 0 and was_held_by(folder, launch_name())))
+
+
+def open_together(
+    folder: RunFolder, run: PreparedRun, record: Row, resume: bool, ranks: Ranks, sign: Callable[[str], None] | None
+) -> None:
+    """Open the folder on every rank, on rank 0 first.
+
+    That one has locked it, and ``sign`` writes the launch into it once it is sure that no other run stands there.
+    """
+    with ranks.leader_first():
+        if sign is not None:
+            folder.require_vacant(resume)
+            if ranks.size > 1:
+                sign(launch_name())
+        folder.open(run.config, run.data.train.num_classes, record, resume)
 
 
 def remarks(run: PreparedRun) -> list[str]:

@@ -242,12 +242,16 @@ class SharedRunFolder(RunFolder):
         """Read the run in the folder, which rank 0 has opened.
 
         Raises:
-            LtatError: the folder is not that of rank 0.
+            LtatError: the folder is not that of rank 0, or its settings or data are others.
         """
         self._config, self._num_classes, self._hashes = config, num_classes, hashes(indices)
         if not (self.path / "config.toml").exists():
             raise LtatError(f"{self.path} is empty on {platform.node()}; name a folder that all machines share")
+        self._require_same_settings(from_toml(self.path / "config.toml"))
         self._require_same_data()
+
+    def load_state(self, name: str) -> State | None:
+        """Nothing: rank 0 tells its state, and may have to put the state before it in its place."""
 
     def record_environment(self, record: Row) -> None:
         """Nothing: the environment is that of rank 0."""

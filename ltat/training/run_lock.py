@@ -13,19 +13,20 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from ltat.errors import LtatError
-from ltat.torchrun import launch_name
 
 NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: Path, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
     """Lock the folder for this run; it is created if it is missing.
 
-    On a file system without locks, ``say`` is called with a warning and nothing is locked.
+    On a file system without locks, ``say`` is called with a warning and nothing is locked. The function that it yields
+    signs the folder with the name of a launch, whose restart may then continue the run (:func:`was_held_by`).
 
     Raises:
         LtatError: another run holds it, or it cannot be written.
@@ -41,10 +42,8 @@ def locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
         except OSError as error:
             say(f"warning: {folder} cannot be locked ({error.strerror}); make sure that no second run uses it")
         else:
-            with suppress(OSError):  # on a full disk the lock holds without the holder's name
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {platform.node()}, {launch_name()}\n".encode())
-        yield
+            _sign(file)
+        yield partial(_sign, file)
 
 
 def require_unlocked(folder: Path) -> None:
@@ -59,11 +58,20 @@ def require_unlocked(folder: Path) -> None:
 
 
 def was_held_by(folder: Path, launch: str) -> bool:
-    """Whether the last run that locked the folder was of that call of torchrun (:func:`ltat.ranks.launch_name`)."""
+    """Whether the last run that locked the folder was signed by that call of torchrun
+    (:func:`ltat.torchrun.launch_name`).
+    """
     try:
         return (folder / NAME).read_text().rstrip().endswith(f", {launch}")
     except OSError:
         return False
+
+
+def _sign(file: io.FileIO, launch: str = "") -> None:
+    with suppress(OSError):  # on a full disk the lock holds without the holder's name
+        file.seek(0)
+        file.truncate()
+        file.write(", ".join(filter(None, (f"process {os.getpid()} on {platform.node()}", launch))).encode() + b"\n")
 
 
 def _opened(folder: Path) -> io.FileIO:

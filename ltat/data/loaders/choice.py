@@ -16,6 +16,7 @@ from ltat.data.loaders.resident import ResidentLoader
 from ltat.data.plans import IndexPlan
 from ltat.data.split import Split
 from ltat.errors import LtatError
+from ltat.torchrun import processes_here
 
 
 def _resident(split: Split, plan: IndexPlan, *, workers: int | None = None, **settings: Any) -> Loader:
@@ -76,7 +77,7 @@ def choose_loader(split: Split, device: torch.device, share: float = DEFAULT_SHA
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be taken on a device, within the limit of a container."""
+    """Bytes that may still be taken on a device, within the limit of a container; ranks share their machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return memory.free_memory()
+    return memory.free_memory() // processes_here()
