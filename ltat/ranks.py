@@ -243,7 +243,9 @@ def connect() -> None:
                 f"RANK and WORLD_SIZE are set and {name} is not; start the ranks by torchrun, or unset RANK"
             )
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=_store(PATIENCE), rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise LtatError(
@@ -263,7 +265,8 @@ def others_endings_reported() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not any(mark in str(error) for mark in ("gloo", "NCCL")):
             raise
-        reason = str(error).partition("\n")[0]
+        place, _, reason = str(error).partition("\n")[0].partition(". ")[0].rpartition(".cc:")
+        reason = reason.partition("] ")[2] if place else reason  # the line of gloo's code helps nobody
         raise RankEnded(f"another rank ended ({reason}); start the command again, training with --resume") from error
 
 
@@ -272,13 +275,16 @@ def first_to_fail() -> bool:
     if not launched_by_torchrun():
         return True
     try:
-        return bool(_store().add(f"ltat failures {restarts()}", 1) == 1)
+        return bool(_store(timedelta(seconds=10)).add("failures", 1) == 1)
     except (RuntimeError, ValueError, KeyError):
         return leads()
 
 
-def _store() -> Any:
-    """Where the ranks may count: torchrun's, which is there before they are connected."""
-    if dist.is_initialized():
-        return dist.distributed_c10d._get_default_store()
-    return next(rendezvous("env://", timeout=timedelta(seconds=10)))[0]
+def _store(timeout: timedelta) -> Any:
+    """Torchrun's store, which is there before the ranks are connected.
+
+    It outlives them, so every start has its own part: else ranks that are restarted would find the addresses of those
+    that have ended, and wait for them.
+    """
+    store = next(rendezvous("env://", timeout=timeout))[0]
+    return dist.distributed_c10d.PrefixStore(f"ltat {restarts()} {os.environ['WORLD_SIZE']}", store)
