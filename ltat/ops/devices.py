@@ -9,8 +9,6 @@ from ltat import native
 from ltat.errors import LtatError
 
 
-# torch.compile takes the answer as a constant; it could not trace how it is found.
-@torch.compiler.assume_constant_result
 def has_kernels(device: torch.device) -> bool:
     """Whether the library's kernels run on this GPU; where not, the first call says so in a warning.
 
@@ -21,6 +19,11 @@ def has_kernels(device: torch.device) -> bool:
         LtatError: they do not, and ``LTAT_NATIVE=1`` requires them.
     """
     return _found(device)
+
+
+# torch.compile takes the answer as a constant; it could not trace how it is found. assume_constant_result() does no
+# more than this, but imports the whole compiler, which would double the time that a command takes to start.
+has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -43,13 +43,14 @@ BUILD = official.build
 
 def quick_build(*arguments, **settings):
     package = BUILD(*arguments, **settings)
-    package.square.n_queries = 100
+    package.square.n_queries = 50
+    package.apgd.n_iter = package.apgd_targeted.n_iter = package.fab.n_iter = 10
     return package
 
 
 @pytest.fixture(autouse=True)
-def few_queries(monkeypatch: pytest.MonkeyPatch):
-    """Square with 100 queries instead of 5000: the wrapper is under test, not the attack."""
+def few_steps(monkeypatch: pytest.MonkeyPatch):
+    """50 queries instead of 5000 and 10 steps instead of 100: the wrapper is under test, not the attacks."""
     monkeypatch.setattr(official, "build", quick_build)
 
 
@@ -332,6 +333,6 @@ def test_what_autoattack_cannot_do_is_said_before_it_starts(change, names):
 
 def test_the_tests_above_run_the_authors_package():
     assert pyautoattack.__version__ in official.VERSION
-    package = official.build(Pixels(10), THREAT, 10, seed=0, device=torch.device("cpu"))
+    package = BUILD(Pixels(10), THREAT, 10, seed=0, device=torch.device("cpu"))
     assert tuple(package.attacks_to_run) == official.STAGES
     assert package.apgd.n_iter == package.apgd_targeted.n_iter == package.fab.n_iter == 100

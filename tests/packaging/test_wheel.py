@@ -31,16 +31,25 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+def tracked_files(folder: Path) -> Path:
     """A copy of the tracked files: nothing built or ignored can leak into the wheel."""
-    folder = tmp_path / "source"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.split("\0"):
         if name and not name.startswith("tests/") and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tracked_files(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def built_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One source for the wheels with native kernels: the second compiles only what CUDA changes."""
+    return tracked_files(tmp_path_factory.mktemp("wheels") / "source")
 
 
 def build_and_install(source: Path, folder: Path, **environment: str) -> tuple[int, str]:
@@ -72,9 +81,9 @@ def report_of(folder: Path) -> dict:
     return report
 
 
-def test_the_wheel_without_cuda_carries_both_libraries_and_leaks_no_build_path(source, tmp_path):
+def test_the_wheel_without_cuda_carries_both_libraries_and_leaks_no_build_path(built_source, tmp_path):
     target = tmp_path / "site"
-    code, output = build_and_install(source, target, LTAT_CUDA="OFF", LTAT_NATIVE="1")
+    code, output = build_and_install(built_source, target, LTAT_CUDA="OFF", LTAT_NATIVE="1")
     assert code == 0, output[-3000:]
     report = report_of(target)
     assert report["info"]["operators"] == "cpu" and report["info"]["cuda_archs"] is None
@@ -82,15 +91,15 @@ def test_the_wheel_without_cuda_carries_both_libraries_and_leaks_no_build_path(s
     libraries = list((target / "ltat").glob("*.so"))
     assert {path.name.split(".")[0] for path in libraries} == {"_ops", "_native"}, "what only tests need is left out"
     for library in libraries:
-        assert str(source).encode() not in library.read_bytes(), f"{library.name} names the build folder"
+        assert str(built_source).encode() not in library.read_bytes(), f"{library.name} names the build folder"
     assert not list((target / "ltat").glob("**/*.cpp")), "sources do not belong into the installed package"
 
 
-def test_the_wheel_with_nvcc_loads_where_no_device_is(source, tmp_path):
+def test_the_wheel_with_nvcc_loads_where_no_device_is(built_source, tmp_path):
     if shutil.which("nvcc") is None:
         pytest.skip("needs nvcc")
     target = tmp_path / "site"
-    code, output = build_and_install(source, target, LTAT_CUDA="ON", CUDAARCHS="90-real", LTAT_NATIVE="1")
+    code, output = build_and_install(built_source, target, LTAT_CUDA="ON", CUDAARCHS="90-real", LTAT_NATIVE="1")
     assert code == 0, output[-3000:]
     info = report_of(target)["info"]
     assert info["operators"] == "cpu, cuda" and info["cuda_archs"] == "90-real"
