@@ -15,7 +15,8 @@ demo: $(BUILT)
 
 test: $(BUILT) $(FFCV)
 	@echo "[3/3] running the tests"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # tiny tensors: two processes, not two threads
+	@# Tiny tensors: two processes, not two threads. Sorted by their number of tests, the longest files would come last.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 stress: $(BUILT)
 	@echo "[3/3] two runs in one folder, damaged states, a bare machine; --rounds N and --long of the first two do more"

@@ -18,6 +18,7 @@ from ltat.cli import data as data_command
 from ltat.cli.main import main
 from ltat.cli.options import DATASETS as NAMED
 from ltat.data import DATASETS, ImageStore, index_hash, load_dataset, longtail_counts
+from ltat.data.beton.library import load_ffcv
 from ltat.data.image_files import ImageFiles
 from ltat.data.npz import write_npz
 from ltat.errors import LtatError
@@ -185,6 +186,7 @@ def test_settings_that_do_not_apply_are_refused(arguments: list[object], fragmen
 def test_a_prepared_beton_is_the_data_set(tmp_path: Path, mode: str):
     if find_spec("ffcv") is None:
         pytest.skip("FFCV is not installed")
+    load_ffcv()  # here once, instead of in each writer, which is forked
     folder = image_folder(tmp_path / "in", per_class=20)
     for path in folder.rglob("*.png"):
         Image.open(path).resize((32, 32), Image.Resampling.BICUBIC).save(path)

@@ -48,16 +48,16 @@ def kernels(source: Path) -> dict[str, Kernel]:
         bodies = dict(PTX_BODY.findall(ptx.read_text()))
     _, *parts = ENTRY.split(report)
     found = {}
-    for mangled, text in zip(parts[::2], parts[1::2], strict=True):
+    for name, mangled, text in zip(names_of(parts[::2]), parts[::2], parts[1::2], strict=True):
         registers = int(REGISTERS.search(text)[1])
         local_bytes = sum(map(int, LOCAL.findall(text)))
-        found[name_of(mangled)] = Kernel(registers, local_bytes, bodies[mangled])
+        found[name] = Kernel(registers, local_bytes, bodies[mangled])
     return found
 
 
-def name_of(mangled: str) -> str:
-    plain = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
-    return re.search(r"(\w+_kernel(?:<[^>]*>)?)\(", plain)[1].replace("ltat::", "")
+def names_of(mangled: list[str]) -> list[str]:
+    plain = subprocess.run(["c++filt", *mangled], capture_output=True, text=True, check=True).stdout
+    return [re.search(r"(\w+_kernel(?:<[^>]*>)?)\(", line)[1].replace("ltat::", "") for line in plain.splitlines()]
 
 
 def stated(source: Path) -> dict[str, int]:
