@@ -16,6 +16,7 @@ from ltat.attacks import ThreatModel, official
 from ltat.attacks.autoattack import autoattack
 from ltat.attacks.journal import Journal, Piece
 from ltat.errors import LtatError
+from tests.attacks import few_steps
 
 
 class Pixels(nn.Module):
@@ -38,20 +39,9 @@ def images(classes: int, margins: list[float], channels: int = 3) -> tuple[torch
     return x, y
 
 
-BUILD = official.build
-
-
-def quick_build(*arguments, **settings):
-    package = BUILD(*arguments, **settings)
-    package.square.n_queries = 50
-    package.apgd.n_iter = package.apgd_targeted.n_iter = package.fab.n_iter = 10
-    return package
-
-
 @pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch):
-    """50 queries instead of 5000 and 10 steps instead of 100: the wrapper is under test, not the attacks."""
-    monkeypatch.setattr(official, "build", quick_build)
+def with_few_steps(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(official, "build", few_steps.build)
 
 
 MARGINS = [0.02, 0.05, 0.3, 0.4, 0.03, 0.5, -0.2]
@@ -160,7 +150,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("journal")
     x, y = images(10, MARGINS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(official, "build", quick_build)
+        patch.setattr(official, "build", few_steps.build)
         return folder, autoattack(Pixels(10), x, y, threat=THREAT, batch_size=2, state_path=folder)
 
 
@@ -333,6 +323,6 @@ def test_what_autoattack_cannot_do_is_said_before_it_starts(change, names):
 
 def test_the_tests_above_run_the_authors_package():
     assert pyautoattack.__version__ in official.VERSION
-    package = BUILD(Pixels(10), THREAT, 10, seed=0, device=torch.device("cpu"))
+    package = few_steps.BUILD(Pixels(10), THREAT, 10, seed=0, device=torch.device("cpu"))
     assert tuple(package.attacks_to_run) == official.STAGES
     assert package.apgd.n_iter == package.apgd_targeted.n_iter == package.fab.n_iter == 100

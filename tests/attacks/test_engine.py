@@ -42,7 +42,7 @@ def trained() -> Iterator[tuple[Classifier, Tensor, Tensor]]:
 
 
 def attack(model: nn.Module, x: Tensor, y: Tensor, **how) -> Tensor:
-    settings = {"threat": ThreatModel(eps=EPS), "steps": 20, "step_size": EPS / 8, "start": "uniform_clamp"}
+    settings = {"threat": ThreatModel(eps=EPS), "steps": 10, "step_size": EPS / 4, "start": "uniform_clamp"}
     return pgd(model, x, y, **{"generator": torch.Generator().manual_seed(1), **settings, **how})
 
 

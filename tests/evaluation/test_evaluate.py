@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from ltat import evaluate
-from ltat.attacks import ThreatModel, pgd
+from ltat.attacks import ThreatModel, official, pgd
 from ltat.attacks.autoattack import autoattack
 from ltat.data import Dataset, Split
 from ltat.engine.network import StepNetwork
@@ -21,6 +21,7 @@ from ltat.errors import LtatError
 from ltat.evaluation import render_table, write_json
 from ltat.evaluation.attacks import ATTACKS
 from ltat.models import build_model
+from tests.attacks import few_steps
 
 CLASSES = 5
 COUNTS = [300, 120, 60, 25, 4]
@@ -83,7 +84,8 @@ def test_the_json_is_the_layout_that_others_rely_on(data, tmp_path):
     assert len(found["clean"]["per_class"]) == CLASSES
 
 
-def test_autoattack_is_reported_with_its_stages_and_never_above_pgd(data, tmp_path):
+def test_autoattack_is_reported_with_its_stages_and_never_above_pgd(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(official, "build", few_steps.build)
     small = data.test.subset(np.arange(0, 50, 5))
     attacks, kept = ["clean", "pgd20", "autoattack"], str(tmp_path)  # a path may be a string
     found = evaluate(Brightest(), small, attacks=attacks, threat=THREAT, state_dir=kept).to_json()
@@ -408,6 +410,7 @@ def test_an_evaluation_in_half_precision_copies_the_network_once(monkeypatch: py
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_half_precision_is_answered_by_the_copy_that_is_attacked_and_fp32_by_the_network(precision, monkeypatch):
+    monkeypatch.setattr(official, "build", few_steps.build)
     model, data = build_model("small", num_classes=CLASSES, in_channels=1), split_of(np.full(50, 20))
     answers = Counter()
     for kind in (StepNetwork, FrozenCopy):

@@ -23,6 +23,8 @@ from ltat.training.dominance import distillation_dominates
 from ltat.training.environment import determinism
 from ltat.training.reporting import Reporter
 from ltat.training.run_data import load_data
+from tests.attacks import few_steps
+from tests.training.test_resume import Interrupting
 from tests.training.tiny import complete_config, tiny_config
 
 
@@ -30,8 +32,24 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_folder_explains_itself(run_tiny):
-    folder = run_tiny("run")
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a teacher, for tests that only read."""
+    folder = tmp_path_factory.mktemp("taught")
+    train(tiny_config(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untaught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without one, likewise."""
+    folder = tmp_path_factory.mktemp("untaught")
+    train(tiny_config("method=at-bsl"), folder)
+    return folder
+
+
+def test_a_run_folder_explains_itself(taught: Path):
+    folder = taught
     present = {path.name for path in folder.iterdir()}
     wanted = {"config.toml", "env.json", "indices.json", "metrics.jsonl", "report.json", "state.pt"}
     weights = {f"{name}.{end}" for name in ("best", "last", "teacher") for end in ("safetensors", "json")}
@@ -45,9 +63,8 @@ def test_a_run_folder_explains_itself(run_tiny):
     assert {"overall", "balanced", "tail", "many", "medium", "few", "per_class"} <= set(report["last"]["pgd2"])
 
 
-def test_the_recorded_indices_are_the_images_trained_on(run_tiny):
-    folder = run_tiny("run")
-    record = json.loads((folder / "indices.json").read_text())
+def test_the_recorded_indices_are_the_images_trained_on(taught: Path):
+    record = json.loads((taught / "indices.json").read_text())
     lists = {name: set(entry["indices"]) for name, entry in record.items() if "indices" in entry}
     assert lists["train"] | lists["val"] == lists["subset"] and not lists["train"] & lists["val"]
     assert lists["balanced"] <= lists["train"]
@@ -67,11 +84,9 @@ def test_the_loss_falls_and_robust_accuracy_beats_chance(run_tiny):
     assert json.loads((folder / "report.json").read_text())["last"]["pgd2"]["overall"] > 20
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run_tiny):
-    first, again, other = (
-        load_file(run_tiny(name, "method=at-bsl", f"seed.train={seed}") / "last.safetensors")
-        for name, seed in (("a", 0), ("b", 0), ("c", 1))
-    )
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(untaught: Path, run_tiny):
+    again, other = (run_tiny(f"s{seed}", "method=at-bsl", f"seed.train={seed}") for seed in (0, 1))
+    first, again, other = (load_file(folder / "last.safetensors") for folder in (untaught, again, other))
     assert all(first[name].equal(again[name]) for name in first)
     assert not all(first[name].equal(other[name]) for name in first)
 
@@ -82,13 +97,14 @@ def test_a_run_leaves_the_global_generator_as_it_was(run_tiny):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_training_seed_changes_neither_the_subset_nor_the_balanced_set(run_tiny):
-    one, other = (
-        json.loads((run_tiny(f"s{seed}", "train.epochs=1", f"seed.train={seed}") / "indices.json").read_text())
-        for seed in (0, 1)
-    )
+def test_the_training_seed_changes_neither_the_subset_nor_the_balanced_set(tmp_path: Path):
+    def recorded(setting: str) -> dict:
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_config(setting), tmp_path / setting, reporter=Interrupting(0))
+        return json.loads((tmp_path / setting / "indices.json").read_text())
+
+    one, other, db = (recorded(setting) for setting in ("seed.train=0", "seed.train=1", "seed.db=5"))
     assert one == other
-    db = json.loads((run_tiny("db", "train.epochs=1", "seed.db=5") / "indices.json").read_text())
     assert db["subset"] == one["subset"] and db["balanced"] != one["balanced"]
 
 
@@ -141,14 +157,7 @@ def test_a_given_teacher_is_used_and_not_trained(run_tiny):
 
 
 def test_autoattack_of_one_checkpoint_does_not_meet_the_state_of_another(run_tiny, monkeypatch):
-    build = official.build
-
-    def with_few_queries(*arguments, **settings):
-        package = build(*arguments, **settings)
-        package.square.n_queries = 50
-        return package
-
-    monkeypatch.setattr(official, "build", with_few_queries)
+    monkeypatch.setattr(official, "build", few_steps.build)
     folder = run_tiny("run", "teacher.epochs=1", "train.epochs=1", 'eval.attacks=["autoattack"]', "eval.n_examples=10")
     report = json.loads((folder / "report.json").read_text())
     assert {"teacher", "best", "last"} == set(report) and all("autoattack" in part for part in report.values())
@@ -181,13 +190,10 @@ def test_the_learning_rate_of_every_epoch_is_the_schedules(run_tiny):
     assert [row["lr"] for row in rows(folder)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
 
 
-def test_the_score_is_balanced_over_classes(run_tiny):
-    for row in rows(run_tiny("run", "method=at-bsl")):
+def test_the_score_is_balanced_over_classes(untaught: Path):
+    for row in rows(untaught):
         assert row["score"] == row["val"]["pgd2"]["balanced"]
-    assert any(
-        row["val"]["clean"]["balanced"] != row["val"]["clean"]["overall"]
-        for row in rows(run_tiny("again", "method=at-bsl"))
-    )
+    assert any(row["val"]["clean"]["balanced"] != row["val"]["clean"]["overall"] for row in rows(untaught))
 
 
 @pytest.mark.parametrize(("where", "metric"), [("val", "pgd10"), ("test", "pgd20")])
