@@ -27,7 +27,7 @@ def standing(tmp_path: Path) -> Path:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Asked[RunConfig]]:
     """The settings that training was called with; nothing is trained."""
     configs = []
-    monkeypatch.setattr("ltat.training.run.train", lambda config, folder, resume, profile: configs.append(config) or {})
+    monkeypatch.setattr("ltat.training.run.train", lambda config, *_, **__: configs.append(config) or {})
     return configs
 
 
