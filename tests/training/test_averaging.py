@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def snapshot(model: torch.nn.Module) -> State:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
+@cache
 def trained(*settings: str) -> tuple[Trainer, list[list[State]]]:
-    """A trainer after its run, and the raw state after every step of every epoch."""
+    """A trainer after its run, and the raw state after every step of every epoch; tests only read them."""
     stage = prepare(tiny_config(*settings)).student
     steps: list[list[State]] = []
     trainer = Trainer(stage, lambda images: steps[-1].append(snapshot(stage.model)))
@@ -111,16 +113,23 @@ def test_averaging_leaves_the_trained_network_as_it_would_be_without(settings, t
     assert alone.outcome.model is alone.stage.model and state_of(alone)["average"] == {}
 
 
-@pytest.mark.parametrize("settings", [EMA, (*SWA, "average.bn=recompute")])
+@pytest.fixture(scope="module", params=[EMA, (*SWA, "average.bn=recompute")])
+def whole_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...], Path]:
+    """Settings, and the folder of a run with them."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny_config(*request.param), folder)
+    return request.param, folder
+
+
 @pytest.mark.parametrize("steps", [4, 16])
-def test_a_run_stopped_before_or_amid_averaging_ends_as_the_whole_run(settings, steps: int, tmp_path: Path):
+def test_a_run_stopped_before_or_amid_averaging_ends_as_the_whole_run(whole_run, steps: int, tmp_path: Path):
+    settings, folder = whole_run
     config = tiny_config(*settings)
-    train(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "parts", reporter=Interrupting(steps))
-    train(config, tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-    whole, parts = (saved_state(tmp_path / name) for name in ("whole", "parts"))
+        train(config, tmp_path, reporter=Interrupting(steps))
+    train(config, tmp_path, resume=True)
+    assert_same_run(folder, tmp_path)
+    whole, parts = saved_state(folder), saved_state(tmp_path)
     average, again = whole["average"], parts["average"]
     assert average["n_averaged"] == again["n_averaged"] > 0
     assert all(value.equal(again["network"][name]) for name, value in average["network"].items())

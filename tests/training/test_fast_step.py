@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.training.tiny import tiny_config
 ONE_STAGE = ("method=at-bsl", "select.set=none")
 
 
+@cache
 def curve(*assignments: str) -> list[float]:
     trainer = Trainer(prepare(tiny_config(*ONE_STAGE, "train.epochs=4", *assignments)).student)
     return [trainer.run_epoch()["loss"] for _ in range(4)]
