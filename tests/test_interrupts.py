@@ -1,6 +1,7 @@
 """Ctrl-C at a bad moment, and a second one."""
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -35,7 +36,15 @@ def test_a_second_interrupt_does_not_disturb_the_way_out():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_termination_is_an_interrupt_and_a_second_one_is_ignored():
+@pytest.fixture
+def default_termination() -> Iterator[None]:
+    """SIGTERM as a process begins with it, whatever another test has left."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_termination_is_an_interrupt_and_a_second_one_is_ignored(default_termination: None):
     with pytest.raises(KeyboardInterrupt), termination_interrupts():
         try:
             signal.raise_signal(signal.SIGTERM)

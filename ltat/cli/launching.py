@@ -121,7 +121,8 @@ def show_results(plans: "list[RunPlan]", states: "dict[str, RunState]", json_fil
     from ltat.sweeps.results import collect, render, to_json
 
     # a run that failed can have the report of an earlier evaluation
-    rows = collect(plan for plan in plans if states[plan.name].phase is Phase.FINISHED)
+    finished = {name for name, state in states.items() if state.phase is Phase.FINISHED}
+    rows = collect(plan for plan in plans if plan.name in finished)
     try:
         if json_file is not None:
             atomic_write_text(json_file, json.dumps(to_json(rows), indent=2) + "\n")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,14 @@ def outcomes(stages: Sequence[Stage], out: Path, seconds: float = 60) -> dict[st
     found: list[Outcome] = []
     run_stages(stages, out / "logs", seconds, os.environ, found.append)
     return {outcome.name: outcome for outcome in found}
+
+
+@pytest.fixture(autouse=True)
+def termination_put_back() -> Iterator[None]:
+    """The command answers SIGTERM for the rest of its process, which here runs other tests."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 Call = Callable[..., tuple[int, dict[str, str]]]

@@ -22,6 +22,8 @@ COMMAND = re.compile(r"(?:^ {4}|`|: |; |run )ltat ([a-z]+)(?![\w.])", re.MULTILI
 FORMATS = {"state"}  # a file that begins with `ltat state` is no command
 OTHERS = {"--help", "--no-build-isolation", "--test-dir", "--version", "--yes"}  # of click, pip, ctest and install_ffcv
 OTHERS |= {"--requeue", "--seconds", "--strict"}  # of sbatch and bench.scaling
+OTHERS |= {"--nproc-per-node", "--nnodes", "--max-restarts"}  # of torchrun
+OTHERS |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--ntasks-per-node"}  # of torchrun and srun
 SCRIPT = re.compile(r"python -m tests\..*")  # whose options are not those of ltat
 FILES = re.compile(r"\.(md|npz|beton|py|json|safetensors|toml)\b")
 

@@ -10,7 +10,7 @@ from ltat.errors import LtatError
 from ltat.ranks import Ranks, Share
 from ltat.training.environment import pick_device
 from tests.ranks.contract import FACTS
-from tests.ranks.test_several_ranks import torchrun
+from tests.ranks.launching import torchrun
 
 
 @pytest.fixture(scope="module", params=[2, 3])

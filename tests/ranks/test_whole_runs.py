@@ -119,7 +119,7 @@ def test_an_error_on_one_rank_ends_all_in_one_sentence(tmp_path: Path):
     assert names(folder) == left | {"state.pt", "last.safetensors", "last.json"}
 
 
-@pytest.mark.parametrize("settings", ["train.compile=true", "optim.lr=1e30 train.batch_size=512"])
+@pytest.mark.parametrize("settings", ["train.compile=true", "optim.lr=1e30 train.batch_size=256"])
 def test_what_fails_on_all_ranks_is_one_sentence(settings: str, tmp_path: Path):
     folder = tmp_path / "run"
     done = ended(launch(2, "ltat", "train", *options("method=pgd-at", *settings.split()), "--out", str(folder)))

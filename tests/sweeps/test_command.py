@@ -78,6 +78,7 @@ def test_an_interruption_says_how_to_go_on(stop, said, spec, monkeypatch):
         raise stop
 
     monkeypatch.setattr("ltat.sweeps.run_sweep", run)
+    monkeypatch.setattr("sys.argv", ["ltat", "sweep", str(spec)])
     done = sweep(spec)
     assert done.exit_code == 1 and said in done.output and done.output.count("Error") == 1
 
