@@ -7,7 +7,7 @@ import ast
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bench import BENCHES, _scaling_page
+from bench import BENCHES
 from bench.rows import Measured, Row, latest, read_rows
 from bench.targets import TARGETS, Target, gb_per_s
 
@@ -37,6 +37,8 @@ relative to the case's plain or eager candidate; rows in which we lose are here 
 
 def main() -> None:
     """Write the pages, the plot and the README's table."""
+    from bench import _scaling_page  # needs ltat; the tables must not, on a machine that lacks its packages
+
     measured = read_all(ROOT / "bench" / "results")
     PAGE.write_text(page(measured))
     README.write_text(with_table(README.read_text(), measured))
