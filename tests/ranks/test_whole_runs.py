@@ -1,13 +1,17 @@
 """`torchrun -m ltat train`: one run of one process and the same on several, interrupted, killed and refused."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ltat.training import train
+from ltat.training.run_folder import RunFolder
 from ltat.training.run_lock import locked
 from tests.stress.runs import figures, same_run
 from tests.training.tiny import TINY, saved_state, tiny_config
@@ -86,6 +90,57 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_with_the_same_bits(undistur
     assert names(undisturbed) == names(folder)
     assert len(json.loads((folder / "env.json").read_text())["resumed"]) == 4
     assert not crashed(done.stderr)
+
+
+def test_a_restart_does_not_resume_the_run_of_another(undisturbed: Path):
+    before = {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
+    command = launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(undisturbed), restarts=2)
+    done = ended(command)
+    assert done.returncode != 0 and len(sentences(done.stderr)) == 3, done.stderr
+    assert all("already holds a run" in sentence for sentence in sentences(done.stderr))
+    assert before == {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
+
+
+def test_a_terminated_run_is_resumed_to_the_same_bits(undisturbed: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    command = launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(folder))
+    stopped_when((folder / "state.pt").exists, command, signal.SIGTERM)
+    done = ended([*command, "--resume"])
+    assert done.returncode == 0, done.stderr
+    same_run(undisturbed, folder)
+    assert names(undisturbed) == names(folder)
+
+
+def stopped_when(ready: Callable[[], bool], command: list[str], number: int) -> str:
+    """Run a command, send it a signal when something is ready, and return what it says."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not ready() and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode != 0, said
+    return said
+
+
+def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    append = RunFolder.append_metrics
+
+    def interrupted(folder: RunFolder, row: dict) -> None:
+        append(folder, row)
+        signal.raise_signal(signal.SIGINT)
+
+    folder, settings = tmp_path / "run", ("method=pgd-at", "train.epochs=30", "select.set=none")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunFolder, "append_metrics", interrupted)
+        train(tiny_config(*settings), folder)
+    command = ["train", "--out", str(folder), "--resume"]
+    said = stopped_when(lambda: saved_state(folder)["epoch"] > 2, launch(2, "ltat", *command), signal.SIGINT)
+    again = f"torchrun --nproc-per-node 2 -m ltat train --out {folder} --resume"
+    assert sentences(said) == [f"Error: interrupted; continue with `{again}`"]
+    done = ended(launch(3, "ltat", *command))
+    assert done.returncode == 0, done.stderr
+    assert "warning: resumed elsewhere (" in done.stderr and "ranks 1, then 2, then 3" in done.stderr
+    assert [row["epoch"] for row in figures(folder)] == list(range(1, 31))
 
 
 FAILING = """
