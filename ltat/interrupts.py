@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -27,37 +27,41 @@ def interrupts_wait() -> Iterator[None]:
 @contextmanager
 def interrupted_once() -> Iterator[None]:
     """Inside, the first Ctrl-C interrupts, and more of them are ignored: the way out is not to be interrupted."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+    if not _answered_by(signal.SIGINT, signal.default_int_handler):
         yield  # it is ignored, as behind an & in a script, or somebody else's
         return
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, first)
+    first = _interrupt_at_first(signal.SIGINT)
     try:
         yield
     finally:
         if signal.getsignal(signal.SIGINT) is first:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
     """Inside, SIGTERM, as a scheduler sends it, is a Ctrl-C; more of them are ignored."""
-    before = signal.getsignal(signal.SIGTERM)
-    if before is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+    if not _answered_by(signal.SIGTERM, signal.SIG_DFL):
         yield  # it is somebody else's
         return
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, first)
+    _interrupt_at_first(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _answered_by(number: signal.Signals, handler: object) -> bool:
+    """Whether this thread may set what answers a signal, and nothing but ``handler`` does so far."""
+    return signal.getsignal(number) is handler and threading.current_thread() is threading.main_thread()
+
+
+def _interrupt_at_first(number: signal.Signals) -> Callable[[int, FrameType | None], None]:
+    """Let the first signal raise KeyboardInterrupt, and ignore more of them; returns what answers the first."""
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(number, first)
+    return first

@@ -13,7 +13,6 @@ CLAIMS = {
     r"\bcode (is|was) (not|never) (public|published|released)": "the authors' code is a supplement, not seen",
     r"\bpaper's (own )?words": "what is not in the paper's text is read from its reviews",
     r"\bofficial (code|implementation) of (the paper|LTAT)": "this is an independent reconstruction",
-    r"\b(sharded|dealt|split) (out )?(over|across|among|to) (the )?(ranks|devices|GPUs)|\bshard=": "one device trains",
     r"\bmulti[- ]?GPU|\b(several|many|multiple) GPUs": "several ranks have run on CPUs only",
     r"\bstate[- ]of[- ]the[- ]art|\bSOTA\b": "no table of ours shows it",
 }
@@ -48,7 +47,6 @@ def test_no_text_claims_what_nobody_can_check_or_nothing_runs(kind):
         "The first open implementation of the method.",
         "# a note\n# As no public\n    # code exists, all of it is ours.",
         "It is, in the paper's words, additive.",
-        "Batches are sharded over ranks.",
         "It trains on several GPUs.",
         "state-of-the-art robustness",
     ],

@@ -138,12 +138,11 @@ class CardExtra(BaseModel):
 
 def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str, Any], ranks: "Ranks") -> "Evaluation":
     """Load the model and its data, and evaluate with a progress bar; the cheapest checks come first."""
-    from ltat.data.split import listed
-    from ltat.engine.precision import emulated
     from ltat.evaluation import evaluate
     from ltat.evaluation.adjustment import CORRECTED_TWICE
-    from ltat.evaluation.attacks import left_out, parse_attack
+    from ltat.evaluation.attacks import parse_attack
     from ltat.evaluation.flags import SELECTED_ON_TEST
+    from ltat.evaluation.remarks import remarks
     from ltat.models import load_model, order_classes
     from ltat.training.environment import pick_device
     from ltat.training.reporting import reporter_of
@@ -160,11 +159,7 @@ def run_evaluation(checkpoint: Path, attacks: tuple[str, ...], options: dict[str
         extra = reordered(extra, order_classes(model, data.class_names))
     train_counts = training_counts(extra, data, options)
     with reporter_of(ranks) as reporter:
-        for line in emulated(device, options["precision"]):
-            reporter.say(line)
-        if data.passed_over:
-            reporter.say(f"data: passed over {listed(data.passed_over)}")
-        for line in left_out(attacks, data.num_classes, threat.norm, data.image_shape[:2]):
+        for line in remarks(data, attacks, threat.norm, device, options["precision"]):
             reporter.say(line)
         evaluation = evaluate(
             model,

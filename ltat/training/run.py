@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from ltat.config import Asked, RunConfig
 from ltat.data.loaders.dataloader import dead_workers_reported
-from ltat.data.split import listed
-from ltat.engine.precision import emulated
 from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
-from ltat.evaluation.attacks import left_out
 from ltat.evaluation.flags import SELECTED_ON_TEST
+from ltat.evaluation.remarks import remarks
 from ltat.methods.teachers import teacher_settings
 from ltat.models import load_weights, read_card
 from ltat.ranks import ALONE, Ranks
@@ -79,7 +77,8 @@ def train(
             folder.require_vacant(resume)
             require_unlocked(folder.path)
         run = prepare(settings, shown.evaluation, teacher, ranks)
-        for line in remarks(run):
+        where = run.student.device, run.config.train.precision
+        for line in remarks(run.data.dataset, run.config.eval.attacks, run.student.method.threat.norm, *where):
             shown.say(line)
         ready = None
         if teacher_run is not None and not (folder.path / TEACHER_FILES.state).exists():
@@ -112,14 +111,6 @@ def open_together(
             if ranks.size > 1:
                 sign(launch_name())
         folder.open(run.config, run.data.train.num_classes, record, resume)
-
-
-def remarks(run: PreparedRun) -> list[str]:
-    """Lines about the data and the evaluation that a run prints before training."""
-    data, threat = run.data.dataset, run.student.method.threat
-    read = [f"data: passed over {listed(data.passed_over)}"] if data.passed_over else []
-    slow = emulated(run.student.device, run.config.train.precision)
-    return slow + read + left_out(run.config.eval.attacks, data.test.num_classes, threat.norm, data.image_shape[:2])
 
 
 def run_stages(run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> dict[str, Evaluation]:

@@ -20,6 +20,7 @@ from ltat.engine.working_copy import WorkingCopy
 from ltat.errors import LtatError
 from ltat.models.base import Normalize
 from tests.attacks.recording import Recorder
+from tests.engine.norms import moved_from_identity
 
 CLASSES = 5
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -119,12 +120,7 @@ def lived_in(build: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     model = build().eval()
     model(torch.rand(1, 3, 16, 16))
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-            nn.init.uniform_(norm.running_mean, -0.1, 0.1)
-            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    moved_from_identity(model)
     return model
 
 

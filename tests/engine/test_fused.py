@@ -15,6 +15,7 @@ from ltat.engine.fused import Geometry, fused_convolution, fused_norm, separatel
 from ltat.engine.fusion import fuse_convolutions, fuse_norms
 from ltat.engine.working_copy import WorkingCopy
 from ltat.models import Classifier, build_model
+from tests.engine.norms import moved_from_identity
 
 GEOMETRIES = (
     Geometry((1, 1), (1, 1), (1, 1), 1),
@@ -149,12 +150,7 @@ NETWORKS = ("resnet18", "preactresnet18", "mobilenetv2", "small")
 def copied(request) -> tuple[str, nn.Module, WorkingCopy, Tensor]:
     torch.manual_seed(0)
     model = build_model(request.param, num_classes=5, in_channels=3).eval()
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-            nn.init.uniform_(norm.running_mean, -0.1, 0.1)
-            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    moved_from_identity(model)
     return request.param, model, WorkingCopy(model), torch.rand(4, 3, 16, 16)
 
 

@@ -15,6 +15,7 @@ from ltat.errors import LtatError
 from ltat.models import Classifier, build_model
 from ltat.models.base import global_average
 from ltat.models.heads import put_head
+from tests.engine.norms import moved_from_identity
 
 NORMALIZE = ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 
@@ -24,12 +25,7 @@ def lived_in(name: str, size: int = 16) -> tuple[Classifier, torch.Tensor]:
     torch.manual_seed(0)
     model = build_model(name, num_classes=5, in_channels=3, normalize=NORMALIZE).double()
     x = torch.rand(4, 3, size, size, dtype=torch.float64)
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.uniform_(norm.bias, -0.5, 0.5)
-            nn.init.uniform_(norm.running_mean, -0.5, 0.5)
-            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    moved_from_identity(model, 0.5)
     return model.eval(), x
 
 
