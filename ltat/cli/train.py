@@ -54,7 +54,9 @@ def show_recipes() -> None:
 @dataset_options
 @click.option("--method", metavar="M", help="A method by name (`ltat methods`), or file.py:MyMethod.")
 @click.option(
-    "--model", metavar="M", help="resnet18 (default), preactresnet18, wrn34-10, wrn28-10, mobilenetv2 or small."
+    "--model",
+    metavar="M",
+    help="resnet18 (default), preactresnet18, wrn34-10, wrn28-10, mobilenetv2, resnet8-s2 or small.",
 )
 @click.option(
     "--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one, the others stop."

@@ -9,6 +9,7 @@ from ltat.models.base import Classifier, Normalization
 from ltat.models.mobilenet import MobileNetV2
 from ltat.models.preactresnet import PreActResNet
 from ltat.models.resnet import ResNet
+from ltat.models.resnet8 import ResNet8
 from ltat.models.small import SmallNet
 from ltat.models.wideresnet import WideResNet
 
@@ -20,6 +21,7 @@ MODELS: dict[str, Callable[[int, int, Normalization | None], Classifier]] = {
     "wrn34-10": WideResNet,
     "wrn28-10": partial(WideResNet, depth=28),
     "mobilenetv2": MobileNetV2,
+    "resnet8-s2": ResNet8,
     "small": SmallNet,
 }
 

@@ -37,7 +37,7 @@ def change(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "folded"), [("resnet18", 20), ("preactresnet18", 8), ("mobilenetv2", 57), ("small", 3)]
+    ("name", "folded"), [("resnet18", 20), ("preactresnet18", 8), ("mobilenetv2", 57), ("resnet8-s2", 9), ("small", 3)]
 )
 def test_logits_and_input_gradients_are_the_networks_after_every_refresh(name: str, folded: int):
     model, x = lived_in(name)

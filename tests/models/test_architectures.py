@@ -15,6 +15,7 @@ PARAMETERS = {
     "wrn34-10": 46_160_474,
     "wrn28-10": 36_479_194,
     "mobilenetv2": 2_296_922,
+    "resnet8-s2": 78_042,
     "small": 26_266,
 }
 # Names every published checkpoint of the family has, and how many entries the state dict holds.
