@@ -5,8 +5,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
+
+from ltat.torchrun import leads
 
 PLAIN = {"█": "#", "…": "...", "–": "-", "→": "->", "±": "+/-"}
 """What is shown for a letter that a terminal lacks; others become question marks."""
@@ -87,6 +89,16 @@ def enduring_output() -> Iterator[None]:
         raise SystemExit(1) from None
     finally:
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def shown_once() -> Iterator[None]:
+    """Inside, of the ranks of a run only the first one writes to standard output."""
+    if leads():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from ltat import __version__
 from ltat.errors import LtatError
 from ltat.installed import package_of
 from ltat.interrupts import interrupted_once
-from ltat.streams import enduring_output, plain_warnings
+from ltat.streams import enduring_output, plain_warnings, shown_once
 from ltat.torchrun import launched_by_torchrun
 
 COMMANDS = {
@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program: neither a second Ctrl-C nor an output that fails ends it in a traceback."""
-        with enduring_output(), interrupted_once(), plain_warnings():
+        with enduring_output(), shown_once(), interrupted_once(), plain_warnings():
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> object:

@@ -15,7 +15,7 @@ from ltat.config.recipes import find_recipe, list_recipes
 from ltat.config.reference import commented_toml
 from ltat.errors import LtatError
 from ltat.files import exists
-from ltat.torchrun import leads, repeated
+from ltat.torchrun import repeated
 
 if TYPE_CHECKING:
     from ltat.evaluation import Evaluation
@@ -101,13 +101,11 @@ def command(
         assignments=assignments,
     )
     if show_config:
-        if leads():
-            click.echo(commented_toml(for_dataset(asked).config), nl=False)
+        click.echo(commented_toml(for_dataset(asked).config), nl=False)
         return
     folder = out or default_folder(asked)
     report = train_resumably(asked, folder, resume, profile)
-    if leads():
-        show_report(report, folder)
+    show_report(report, folder)
 
 
 def settings_of(name: str, asked: str | None) -> type[RunConfig]:

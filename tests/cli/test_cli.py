@@ -180,6 +180,17 @@ def test_the_options_that_others_rely_on_stay():
     assert set(commands["data"].commands) == {"info", "prepare"}
 
 
+@pytest.mark.parametrize("asked", [["--help"], ["train", "--show-config"], ["train", "--list-recipes"]])
+def test_several_ranks_show_a_listing_once(asked: list[str], monkeypatch: pytest.MonkeyPatch):
+    alone = ltat(*asked).output
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        shown.append(ltat(*asked).output)
+    assert shown == [alone, ""] and alone
+
+
 def test_every_recipe_is_listed_with_its_source_and_can_be_loaded():
     done = ltat("train", "--list-recipes")
     assert done.exit_code == 0
