@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ltat.attacks import Objective
-from ltat.config import AugmentSection, Decided, ModelSection, RunConfig, ScheduleSection, Section, left_out
+from ltat.config import (
+    AugmentSection,
+    AverageSection,
+    AwpSection,
+    Decided,
+    ModelSection,
+    RunConfig,
+    ScheduleSection,
+    Section,
+    left_out,
+)
 from ltat.config.sections import Count, Epochs, FilePath, NonNegative, Tree
 from ltat.engine.precision import dtype_of
 from ltat.engine.tracing import Untraceable
@@ -44,6 +54,10 @@ class TeacherSection(Section):
     """Learning rate of the teacher stage at its start."""
     schedule: ScheduleSection = ScheduleSection()
     """Learning rate of the teacher stage over its epochs, as the section `schedule`."""
+    average: AverageSection = AverageSection()
+    """The average of the teacher stage's weights, as the section `average`; where it is on, it is the teacher."""
+    awp: AwpSection = AwpSection()
+    """Adversarial weight perturbation in the teacher stage, as the section `awp`."""
     ckpt: Literal["last", "best"] = "last"
     """The teacher's weights: those of the `last` epoch or of the `best` one."""
     mode: Literal["eval", "train"] = "eval"
@@ -161,9 +175,11 @@ def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
         loader=config.loader,
         model=ModelSection(name=teacher.model, normalize=config.model.normalize),
         attack=config.attack.model_copy(update={"loss": "ce"}),
+        awp=teacher.awp,
         optim=config.optim.model_copy(update={"lr": teacher.base_lr}),
         schedule=teacher.schedule,
         train=config.train.model_copy(update={"epochs": teacher.epochs, "batch_size": teacher.batch_size}),
+        average=teacher.average,
         select=config.select if teacher.ckpt == "best" else config.select.model_copy(update={"set": "none"}),
         eval=config.eval.model_copy(update={"tau": 0.0}),  # D_B has no prior to take back
         seed=config.seed,

@@ -158,7 +158,10 @@ def tensors_sha256(tensors: Mapping[str, object]) -> str:
 
 
 def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: Reporter, profile: bool = False) -> None:
-    """Train the teacher stage. Afterwards its model has the weights to distil from, saved as ``teacher``."""
+    """Train the teacher stage. Afterwards its model has the weights to distil from, saved as ``teacher``.
+
+    These are the average's where the stage has one, and those of the last epoch or of the best one.
+    """
     settings = teacher_settings(run.config)
     assert settings is not None
     stage.model.requires_grad_(True)  # building the student's method has frozen it
@@ -168,6 +171,8 @@ def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: R
         row = saved_row(require_best_teacher(folder))
         load_weights(stage.model, folder.path / TEACHER_FILES.best)
         save_checkpoint(stage, run.data, folder, TEACHER_FILES.last, row, best=True)
+    elif stage.config.average.kind != "none":
+        load_weights(stage.model, folder.path / TEACHER_FILES.last)
     stage.model.train(settings.mode == "train").requires_grad_(False)
 
 

@@ -114,9 +114,7 @@ class RunFolder:
             raise LtatError(
                 f"{what} a run of method {saved.get('method')!r}, not {self._config.method!r}; name another --out"
             )
-        kind = type(self._config)
-        standing = resolve(Asked(validated(kind, with_new_names(saved, kind))), self._num_classes)
-        changed = differing_settings(standing.model_dump(mode="json"), self._config.model_dump(mode="json"))
+        changed = changed_settings(saved, self._config, self._num_classes)
         if changed:
             raise LtatError(
                 f"{what} a run with other settings ({', '.join(changed)}); "
@@ -309,6 +307,16 @@ def parsed_row(line: bytes) -> Row | None:
         return None
     known = isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("epoch"), int)
     return row if known else None
+
+
+def changed_settings(saved: Tree, config: RunConfig, num_classes: int) -> list[str]:
+    """The dotted names of the settings in which ``saved``, of the same method, differs from ``config``.
+
+    What an older version did not know has its default. Those that may change on resuming are left out.
+    """
+    kind = type(config)
+    standing = resolve(Asked(validated(kind, with_new_names(saved, kind))), num_classes)
+    return differing_settings(standing.model_dump(mode="json"), config.model_dump(mode="json"))
 
 
 def differing_settings(before: Row, after: Row, prefix: str = "") -> list[str]:

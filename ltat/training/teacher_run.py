@@ -23,7 +23,7 @@ from ltat.training.reporting import Reporter
 from ltat.training.run_folder import (
     TEACHER_FILES,
     RunFolder,
-    differing_settings,
+    changed_settings,
     hashes,
     may_change,
     settings_tree,
@@ -108,7 +108,7 @@ def finished_stage(run: PreparedRun, source: Path) -> State:
         raise LtatError(f"the teacher in {path} is of epoch {state['epoch']} of {stage.config.train.epochs}; resume it")
     of = state.get("run") or {"settings": {}, "data": {}}
     known = hashes(index_record(run.data, stage.config, {}))
-    changed = differing_settings(of["settings"], settings_tree(stage.config))
+    changed = changed_settings(of["settings"], stage.config, run.data.train.num_classes)
     changed += [
         f"the images {name}" for name in sorted({**known, **of["data"]}) if known.get(name) != of["data"].get(name)
     ]

@@ -32,6 +32,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "recomputed statistics": ("method=at-bsl", "average.kind=swa", "average.bn=recompute"),
     "attack in training mode": ("method=pgd-at", "attack.mode=train", "attack.steps=2"),
     "attack on the batch's statistics": ("method=at-bsl", "attack.mode=train_frozen_stats", "attack.steps=2"),
+    "average and AWP of the teacher": ("method=ard", "teacher.average.kind=ema", "teacher.awp.gamma=0.01"),
     "teacher in training mode": ("method=self-distill", "teacher.mode=train", "kd.form=kl_adv"),
     "one forward of both": ("method=self-distill", "kd.bn=concat"),
     "l2 ball": ("method=at-bsl", "attack.norm=l2", "attack.start=uniform", "attack.eps=0.5", "attack.step_size=0.2"),
@@ -77,10 +78,11 @@ def finished(teacher: Stage, teachers: dict[str, Ends]) -> Ends:
     """The ends of a teacher's stage, trained or with the weights that the same stage of another case ended with."""
     key = repr(teacher.config)
     if key in teachers:
-        named = {name.removeprefix("teacher network "): value for name, value in teachers[key].items()}
-        in_float64(teacher.model).load_state_dict({name: named[name] for name in teacher.model.state_dict()})
+        in_float64(teacher.model)
     else:
         teachers[key] = dict(ended(teacher))
+    named = {name.removeprefix("teacher network "): value for name, value in teachers[key].items()}
+    teacher.model.load_state_dict({name: named[name] for name in teacher.model.state_dict()})
     return teachers[key]
 
 

@@ -201,7 +201,7 @@ def test_an_average_that_cannot_be_is_refused_before_anything_is_written(setting
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_trained_first_is_not_averaged(tmp_path: Path):
+def test_the_average_of_the_student_is_not_one_of_its_teacher(tmp_path: Path):
     train(tiny_config("train.epochs=1", "average.kind=ema"), tmp_path)
     assert "average" not in read_card(tmp_path / "teacher").extra
     assert saved_state(tmp_path, "teacher-state.pt")["average"] == {}
