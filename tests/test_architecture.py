@@ -23,6 +23,7 @@ LAYERS = (
     "evaluation",
     "training",
     "sweeps",
+    "reproduce",
     "cli",
     "__main__",
 )
