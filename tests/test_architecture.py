@@ -14,6 +14,7 @@ LAYERS = (
     "__init__ arguments errors files installed install_ffcv interrupts joint_work memory native ranks seeding streams"
     " temporaries torchrun units",
     "ops",
+    "theory",
     "data",
     "models",
     "config",
