@@ -1,5 +1,6 @@
 """scikit-learn's bundled handwritten digits: 1,797 real 8x8 grey images, no download."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,25 @@ def load_digits(data_dir: Path | None = None, download: bool = False) -> Dataset
 
     The original values 0..16 become round(v * 255 / 16). ``data_dir`` and ``download`` are not needed.
     """
-    from sklearn.datasets import load_digits as load_bundled  # noqa: PLC0415  (a second of import time)
-
-    bundled = load_bundled()
-    images = np.rint(bundled.images * (255 / 16)).astype(np.uint8)[..., None]
+    bundled = np.loadtxt(_bundled_file(), delimiter=",", dtype=np.int64)
+    images = np.rint(bundled[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     names = tuple(str(digit) for digit in range(10))
-    everything = Split(images, bundled.target.astype(np.int64), 10, np.arange(len(images)), names)
+    everything = Split(images, bundled[:, -1], 10, np.arange(len(images)), names)
     by_class = images_by_class(everything.labels, 10)
     test = np.sort(np.concatenate([_test_images(own, c) for c, own in enumerate(by_class)]))
     train = np.setdiff1d(everything.indices, test, assume_unique=True)
     return Dataset("digits", everything.subset(train), everything.subset(test), names)
+
+
+def _bundled_file() -> Path:
+    """The file that :func:`sklearn.datasets.load_digits` reads; importing that function takes seconds.
+
+    A line is the 64 values of an image and its label.
+    """
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("No module named 'sklearn'", name="sklearn")
+    return Path(package.origin).parent / "datasets/data/digits.csv.gz"
 
 
 def _test_images(own: np.ndarray, label: int) -> np.ndarray:

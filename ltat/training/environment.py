@@ -62,7 +62,8 @@ def determinism(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = not (wanted or enabled)
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        if wanted:  # the call imports torch's compiler, for seconds
+            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
 
 

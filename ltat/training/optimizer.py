@@ -1,11 +1,23 @@
 """Stochastic gradient descent, by the ``optim`` settings."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
 from ltat.config import OptimSection
+
+
+class UncompiledSGD(torch.optim.SGD):
+    """SGD that is never part of a compiled function: torch wraps these methods, and the wrappers import its compiler,
+    which takes longer than torch itself."""
+
+    add_param_group = inspect.unwrap(torch.optim.SGD.add_param_group)
+    load_state_dict = inspect.unwrap(torch.optim.SGD.load_state_dict)
+    state_dict = inspect.unwrap(torch.optim.SGD.state_dict)
+    zero_grad = inspect.unwrap(torch.optim.SGD.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
 
 
 def build_optimizer(model: nn.Module, settings: OptimSection, scaled: bool = False) -> torch.optim.SGD:
@@ -16,7 +28,7 @@ def build_optimizer(model: nn.Module, settings: OptimSection, scaled: bool = Fal
     decayed = [p for p in model.parameters() if p.ndim > 1 or not settings.wd_skip_bn]
     spared = [p for p in model.parameters() if p.ndim <= 1 and settings.wd_skip_bn]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
-    return torch.optim.SGD(
+    return UncompiledSGD(
         [group for group in groups if group["params"]],
         lr=settings.lr,
         momentum=settings.momentum,

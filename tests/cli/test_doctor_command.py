@@ -62,7 +62,7 @@ def test_doctor_names_the_command_for_what_is_optional_without_calling_it_wrong(
 
 
 def test_a_missing_package_is_one_sentence_with_its_remedy(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr("ltat.data.digits.find_spec", lambda name: None)
     done = CliRunner().invoke(main, ["data", "info", "--dataset", "digits"])
     assert done.exit_code == 2 and done.output.count("\n") == 1
     assert "pip install scikit-learn" in done.output

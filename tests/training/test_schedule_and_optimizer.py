@@ -1,5 +1,7 @@
 """Learning rates epoch by epoch, and which parameters decay."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -80,3 +82,19 @@ def test_the_rate_reaches_every_group():
     )
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_the_steps_are_those_of_torch():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    other = copy.deepcopy(network)
+    ours = build_optimizer(network, OptimSection(lr=0.1, momentum=0.9, wd=0.1, nesterov=True, wd_skip_bn=False))
+    named = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1, "nesterov": True, "fused": True}
+    theirs = torch.optim.SGD(other.parameters(), **named)
+    for _ in range(3):
+        x = torch.randn(5, 4)
+        for model, optimizer in ((network, ours), (other, theirs)):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+    assert all(torch.equal(*pair) for pair in zip(network.parameters(), other.parameters(), strict=True))
