@@ -282,7 +282,7 @@ class ScheduleSection(Section):
     """The learning rate over the epochs."""
 
     kind: str = "multistep"
-    """`multistep`, `cosine`, `constant` or `compounding` (as in RoBal's code: the factor again in every epoch)."""
+    """`multistep`, `cosine`, `onecycle`, `constant` or `compounding` (RoBal's: the factor again in every epoch)."""
     milestones: tuple[Positive, ...] = (0.75, 0.9)
     """Epochs in which the rate drops: up to 1 a share of all epochs, above 1 an epoch."""
     milestone_base: Literal[0, 1] = 1
@@ -291,6 +291,12 @@ class ScheduleSection(Section):
     """Factor on the rate at a milestone, above 0 to 1."""
     warmup: Natural = 0
     """Number of epochs (not a share) over which the rate first rises linearly."""
+    rise: Annotated[Quotient, Field(gt=0, lt=1)] = 0.3
+    """For `onecycle` (torch's OneCycleLR by epochs, momentum fixed): the share of the epochs up to `optim.lr`."""
+    div: Annotated[Quotient, Field(ge=1)] = 25.0
+    """For `onecycle`: `optim.lr` over the rate of the first epoch, at least 1."""
+    final_div: Annotated[Quotient, Field(ge=1)] = 1e4
+    """For `onecycle`: the rate of the first epoch over that of the last, at least 1."""
 
 
 class AverageSection(Section):
@@ -300,10 +306,33 @@ class AverageSection(Section):
     """`none`, `ema` (over steps; Tarvainen & Valpola, 2017) or `swa` (over ends of epochs; Izmailov et al., 2018)."""
     decay: Annotated[Quotient, Field(ge=0, lt=1)] = 0.999
     """For `ema`: the share of the average that a step keeps, from 0 to below 1."""
+    decay_epochs: NonNegative = 0.0
+    """For `ema`: the epochs over which the weight of a step falls to 1/e, instead of `average.decay`; 0 is off."""
+    class_power: NonNegative = 0.0
+    """For `ema`: κ; the last layer's row of class c keeps 1 − (1 − d)(n_c/n_max)^κ, so rare classes move less."""
     start: NonNegative = 0.0
     """First epoch of the average: up to 1 a share of all epochs, above 1 an epoch."""
     bn: Literal["average", "copy", "recompute"] = "average"
     """Batch norm's statistics: `average` them too, `copy` the raw network's, or `recompute` them after each epoch."""
+    raw: bool = False
+    """Whether the raw network is validated, saved and reported as well, as `raw-best` and `raw-last`."""
+
+    @classmethod
+    def over(cls, below: Tree, given: Mapping[str, Any]) -> Tree:
+        """As in every section, but of ``decay`` and ``decay_epochs`` the one that is given replaces the other."""
+        for name, other in (("decay", "decay_epochs"), ("decay_epochs", "decay")):
+            if name in given and other not in given:
+                below = {key: value for key, value in below.items() if key != other}
+        return super().over(below, given)
+
+    @model_validator(mode="after")
+    def _one_decay(self) -> Self:
+        if self.decay_epochs and self.decay != type(self).model_fields["decay"].default:
+            raise LtatError(
+                f"average.decay={self.decay:g} and average.decay_epochs={self.decay_epochs:g} both set the decay; "
+                "leave one out"
+            )
+        return self
 
 
 class TrainSection(Section):
@@ -402,6 +431,8 @@ class LossSection(Section):
 
     cls: str = "ce"
     """`ce`, `bsl` (balanced softmax), `ldam-drw`, `cb` (class-balanced) or `focal`."""
+    smoothing: Annotated[Quotient, Field(ge=0, lt=1)] = 0.0
+    """For `ce` and `bsl`: the share of each target that goes to all classes, by the prior of the loss; 0 to below 1."""
     margin: NonNegative = 0.5
     """For `ldam-drw`: the margin of the rarest class, between cosines."""
     scale: Positive = 30.0

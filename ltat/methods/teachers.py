@@ -5,9 +5,10 @@ with ``teacher.train="balanced"``, a network that is trained first, by plain adv
 sub-dataset D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from ltat.attacks import Objective
@@ -66,6 +67,12 @@ class TeacherSection(Section):
     """Augmentation of the teacher stage: `same` as the student's, or `none`."""
     precision: Literal["train", "fp32"] = "train"
     """Precision of a teacher in mode `eval`: `train` (that of the training) or `fp32`."""
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Self:
+        if self.average.raw:
+            raise LtatError("teacher.average.raw=true would report two teachers and a run has one; leave it out")
+        return self
 
 
 class TaughtConfig(RunConfig):

@@ -3,12 +3,21 @@
     ema, after every optimiser step:   a <- d a + (1 - d) w        (Tarvainen & Valpola, NeurIPS 2017)
     swa, after every epoch:            a <- a + (w - a) / (k + 1)  (Izmailov et al., UAI 2018), k epochs are in a
 
+With s steps in an epoch, ``average.decay_epochs`` = E is d = exp(-1 / (s E)): a step weighs 1/e of its first weight E
+epochs later, whatever the size of the set. With ``average.class_power`` = k the last layer's row of class c has
+
+    d_c = 1 - (1 - d) (n_c / n_max)^k
+
+TAD-AT (IEEE 11458004) lets the decay of its average differ between classes; only that much of it is public, and this
+is a reconstruction.
+
 Both begin as a = w in the epoch ``average.start``, ema after the first step of that epoch. Batch norm's running
 statistics are averaged too, or copied from the raw network, or recomputed after every epoch by one pass over its clean,
 augmented training images. Counters are always copied, because the mean of integers is not an integer.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,6 +31,7 @@ from ltat.engine.gradients import average_statistics
 from ltat.engine.network import StepNetwork
 from ltat.errors import LtatError
 from ltat.models import Classifier
+from ltat.training.stage import Stage
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 Pair = tuple[Tensor, Tensor]
@@ -31,9 +41,10 @@ Update = Callable[[Tensors, Tensors, Tensor | int], None]
 class Average:
     """No average: ``network`` is the trained network itself. Base of the averages."""
 
-    def __init__(self, model: Classifier, config: RunConfig) -> None:
-        self.model = model
-        self.config = config
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.model = stage.model
+        self.config = stage.config
 
     @property
     def network(self) -> Classifier:
@@ -62,13 +73,13 @@ class RunningAverage(Average):
     and waits for the copy.
     """
 
-    def __init__(self, model: Classifier, config: RunConfig) -> None:
-        super().__init__(model, config)
-        self.averaged = copy.deepcopy(model).requires_grad_(False).eval()
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self.averaged = copy.deepcopy(stage.model).requires_grad_(False).eval()
         self.count = 0  # models in the average
 
-    def rule(self) -> Update:
-        """The function that updates the average with the newest weights."""
+    def join(self, averaged: list[Pair], epoch: int) -> None:
+        """Let the newest weights enter the average, in a step of ``epoch``."""
         raise NotImplementedError
 
     @property
@@ -85,8 +96,7 @@ class RunningAverage(Average):
         if self.count == 0:
             averaged, copied = [], averaged + copied
         if averaged:
-            own, newest = zip(*averaged, strict=True)
-            self.rule()(own, newest, self.count)
+            self.join(averaged, epoch)
         if copied:
             own, newest = zip(*copied, strict=True)
             torch._foreach_copy_(own, newest)
@@ -122,9 +132,27 @@ class RunningAverage(Average):
 class Ema(RunningAverage):
     """Exponential moving average over optimiser steps."""
 
-    def rule(self) -> Update:
-        """a <- d a + (1 - d) w."""
-        return cast(Update, get_ema_multi_avg_fn(self.config.average.decay))
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage)
+        self.rows = class_rows(self.averaged, stage)
+
+    def decay(self, epoch: int) -> float:
+        """d, in the steps of ``epoch``."""
+        settings = self.config.average
+        if not settings.decay_epochs:
+            return settings.decay
+        return math.exp(-1 / (self.stage.loader.steps(epoch) * settings.decay_epochs))
+
+    def join(self, averaged: list[Pair], epoch: int) -> None:
+        """a <- d a + (1 - d) w, the last layer's rows with the d of their classes."""
+        decay = self.decay(epoch)
+        alike = [pair for pair in averaged if id(pair[0]) not in self.rows]
+        own, newest = zip(*alike, strict=True)
+        cast(Update, get_ema_multi_avg_fn(decay))(own, newest, self.count)
+        for own_rows, newest_rows in averaged:
+            share = self.rows.get(id(own_rows))
+            if share is not None:
+                own_rows.lerp_(newest_rows, (1 - decay) * share)
 
     def end_step(self, epoch: int) -> None:
         """Average every step."""
@@ -134,9 +162,10 @@ class Ema(RunningAverage):
 class Swa(RunningAverage):
     """Stochastic weight averaging: the mean over the ends of epochs."""
 
-    def rule(self) -> Update:
+    def join(self, averaged: list[Pair], epoch: int) -> None:
         """a <- a + (w - a) / (k + 1)."""
-        return cast(Update, get_swa_multi_avg_fn())
+        own, newest = zip(*averaged, strict=True)
+        cast(Update, get_swa_multi_avg_fn())(own, newest, self.count)
 
     def end_epoch(self, epoch: int, loader: Loader) -> None:
         """Average every epoch."""
@@ -147,9 +176,29 @@ class Swa(RunningAverage):
 AVERAGES: dict[str, type[Average]] = {"none": Average, "ema": Ema, "swa": Swa}
 
 
-def build_average(model: Classifier, config: RunConfig) -> Average:
+def build_average(stage: Stage) -> Average:
     """The average that ``average.kind`` names."""
-    return AVERAGES[config.average.kind](model, config)
+    return AVERAGES[stage.config.average.kind](stage)
+
+
+def class_rows(network: Classifier, stage: Stage) -> dict[int, Tensor]:
+    """The parameters that average at the pace of their classes, by ``id``, with (n_c / n_max)^κ, [C] or [C, 1].
+
+    These are the parameters of the last layer of ``network`` that have a row for each class, where
+    ``average.class_power``, κ, is above 0. A class without images counts as if it had one.
+
+    Raises:
+        LtatError: the last layer has no such parameter.
+    """
+    power = stage.config.average.class_power
+    if stage.config.average.kind != "ema" or not power:
+        return {}
+    rows = {id(p): p for p in network.classifier.parameters() if p.ndim and len(p) == network.num_classes}
+    if not rows:
+        raise LtatError("average.class_power needs a last layer with a row for each class; set average.class_power=0")
+    counts = torch.as_tensor(stage.loader.class_counts(1)).clamp(min=1).double()
+    shares = (counts / counts.max()) ** power
+    return {key: shares.to(p).view(-1, *[1] * (p.ndim - 1)) for key, p in rows.items()}
 
 
 def first_epoch(config: RunConfig) -> int:
@@ -178,5 +227,7 @@ def average_record(config: RunConfig, epoch: int) -> dict[str, Any]:
     if not is_averaged(config, epoch):
         return {}
     average = config.average
-    decay = {"decay": average.decay} if average.kind == "ema" else {}
-    return {"average": {"kind": average.kind, **decay, "from_epoch": first_epoch(config), "bn": average.bn}}
+    name = "decay_epochs" if average.decay_epochs else "decay"
+    decay = {name: getattr(average, name)} if average.kind == "ema" else {}
+    rows = {"class_power": average.class_power} if average.kind == "ema" and average.class_power else {}
+    return {"average": {"kind": average.kind, **decay, **rows, "from_epoch": first_epoch(config), "bn": average.bn}}

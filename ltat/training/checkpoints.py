@@ -43,19 +43,21 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
         raise LtatError(f"the training state {where} is not of this run ({reason}); delete it to start over") from None
     folder.restore_metrics(stage.name, rows)
     if not trainer.metrics.steps:  # else the state's weights are those of no epoch
-        save_weights(trainer.outcome, data, folder, files, rows[-1], best)
+        save_weights(trainer, data, folder, files, rows, best)
     if stage.ranks.leads:  # which may have written them just now
-        check_best(folder, files, best, state["epoch"])
+        check_best(folder, files.best, best, state["epoch"])
+        if trainer.raw is not None:
+            check_best(folder, files.raw_best, best_raw(rows), state["epoch"])
     return rows, best
 
 
-def check_best(folder: RunFolder, files: StageFiles, best: Row, epoch: int) -> None:
-    """Check the best weights so far before training continues; the state of ``epoch`` does not contain them.
+def check_best(folder: RunFolder, name: str, best: Row, epoch: int) -> None:
+    """Check the best weights ``name`` so far before training continues; the state of ``epoch`` does not contain them.
 
     Raises:
         LtatError: they are damaged, or of another epoch.
     """
-    path = folder.path / f"{files.best}.safetensors"
+    path = folder.path / f"{name}.safetensors"
     if not best["epoch"]:
         return
     if not path.exists():
@@ -101,11 +103,29 @@ def require_best_teacher(folder: RunFolder) -> Path:
     return path
 
 
-def save_weights(stage: Stage, data: RunData, folder: RunFolder, files: StageFiles, row: Row, best: Row) -> None:
-    """Write the newest weights, and write them as the best too if they are."""
-    save_checkpoint(stage, data, folder, files.last, row, best=False)
+def save_weights(
+    trainer: Trainer, data: RunData, folder: RunFolder, files: StageFiles, rows: list[Row], best: Row
+) -> None:
+    """Write the newest weights, and as the best too if they are; so those of the raw network, where it is reported."""
+    save_newest(trainer.outcome, data, folder, files.last, files.best, rows[-1], best)
+    if trainer.raw is not None:
+        raw = {**rows[-1], **{name: rows[-1]["raw"].get(name) for name in ("select", "score", "val")}}
+        save_newest(trainer.raw, data, folder, files.raw_last, files.raw_best, raw, best_raw(rows))
+
+
+def best_raw(rows: list[Row]) -> Row:
+    """The metrics of the first epoch in which the raw network had its best score."""
+    candidates = [row for row in rows if row.get("raw", {}).get("score") is not None]
+    return max(candidates, key=lambda row: row["raw"]["score"], default=NOTHING_YET)
+
+
+def save_newest(
+    stage: Stage, data: RunData, folder: RunFolder, last: str, name_of_best: str, row: Row, best: Row
+) -> None:
+    """Write the stage's weights as ``last``, and as ``name_of_best`` if ``row`` is of the epoch of ``best``."""
+    save_checkpoint(stage, data, folder, last, row, best=False)
     if row["epoch"] == best["epoch"]:
-        save_checkpoint(stage, data, folder, files.best, row, best=True)
+        save_checkpoint(stage, data, folder, name_of_best, row, best=True)
 
 
 def save_checkpoint(stage: Stage, data: RunData, folder: RunFolder, name: str, row: Row, *, best: bool) -> None:

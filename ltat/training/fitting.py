@@ -4,6 +4,7 @@ from ltat.interrupts import interrupts_wait
 from ltat.training.checkpoints import restore, save_weights
 from ltat.training.dominance import WARNING as DOMINANCE_WARNING
 from ltat.training.dominance import distillation_dominates
+from ltat.training.epoch_metrics import Row
 from ltat.training.launch_report import describe_attack, describe_ranks, describe_update, given_up
 from ltat.training.profiling import RECORDED, SKIPPED, StepTrace
 from ltat.training.reporting import Reporter
@@ -41,14 +42,14 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
     reporter.begin(stage.name, images_left(trainer))
     while trainer.epoch < epochs:
         row = trainer.run_epoch(state.write_if_due)
-        row |= validate(trainer.outcome, data, row["epoch"])
+        row |= validated(trainer, data, row["epoch"])
         if row.get("score") is not None and row["score"] > state.best["score"]:
             state.best = row
         state.rows.append(row)
         with interrupts_wait():
             folder.append_metrics(row)
             state.write()
-            save_weights(trainer.outcome, data, folder, files, row, state.best)
+            save_weights(trainer, data, folder, files, state.rows, state.best)
         reporter.epoch(row, epochs)
         for part, why in given_up(trainer).items():
             if part not in reported:
@@ -57,6 +58,15 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
         if not warned and distillation_dominates(state.rows):
             reporter.say(DOMINANCE_WARNING)
             warned = True
+
+
+def validated(trainer: Trainer, data: RunData, epoch: int) -> Row:
+    """What validation adds to the metrics of an epoch, with the entry ``raw`` where the raw network is reported too."""
+    row = validate(trainer.outcome, data, epoch)
+    if trainer.raw is None:
+        return row
+    begun = trainer.outcome.model is not trainer.raw.model
+    return {**row, "raw": validate(trainer.raw, data, epoch) if begun else row}
 
 
 def announce(trainer: Trainer, data: RunData, reporter: Reporter) -> None:

@@ -18,7 +18,7 @@ from ltat.evaluation.attacks import parse_attack
 from ltat.methods import find_method
 from ltat.methods.teachers import teacher_settings
 from ltat.ranks import ALONE, Ranks
-from ltat.training.averaging import check_average
+from ltat.training.averaging import check_average, class_rows
 from ltat.training.environment import pick_device
 from ltat.training.error_context import located
 from ltat.training.rehearsal import rehearse
@@ -151,6 +151,7 @@ def checked_stage(
     adjust = adjustment(stage, data)
     if adjust is not None:
         adjusted(stage.model, adjust)  # refuses a network that adjusts its logits itself
+    class_rows(stage.model, stage)  # refuses a last layer without them
     stage.unsaved = rehearse(stage, data)
     return stage
 

@@ -94,4 +94,6 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
     ]
     if row.get("score") is not None:
         parts.append(f"{row['select']} {row['score']:.1f} %")
+    if row.get("raw", {}).get("score") is not None:
+        parts.append(f"raw {row['raw']['score']:.1f} %")
     return "  ".join([*parts, f"{row['images_per_s']:,.0f} images/s"])

@@ -65,7 +65,8 @@ def train(
             them call this function, and rank 0 writes.
 
     Returns:
-        The evaluations of the teacher, the best and the last student, as in ``report.json``.
+        The evaluations of the teacher, the best and the last student, as in ``report.json``, by the names of the
+        checkpoints.
 
     Raises:
         LtatError: settings, data or files that cannot be used.
@@ -177,14 +178,17 @@ def train_teacher(stage: Stage, run: PreparedRun, folder: RunFolder, reporter: R
 
 
 def write_report(run: PreparedRun, folder: RunFolder, reporter: Reporter) -> dict[str, Evaluation]:
-    """Evaluate the teacher, the best and the last student on the test set and write ``report.json``."""
-    names = {"best": STUDENT_FILES.best, "last": STUDENT_FILES.last}
+    """Evaluate the teacher, the best and the last student on the test set and write ``report.json``.
+
+    Where the raw network is reported beside the average, so are its best and its last weights.
+    """
+    names = (STUDENT_FILES.best, STUDENT_FILES.last, STUDENT_FILES.raw_best, STUDENT_FILES.raw_last)
     report = {}
     if run.teacher is not None and run.config.eval.teacher:
         report["teacher"] = evaluate_checkpoint(run, run.teacher, folder, "teacher", TEACHER_FILES.last, reporter)
-    for role, name in names.items():
+    for name in names:
         if (folder.path / f"{name}.safetensors").exists():
-            report[role] = evaluate_checkpoint(run, run.student, folder, role, name, reporter)
+            report[name] = evaluate_checkpoint(run, run.student, folder, name, name, reporter)
     folder.write_json("report.json", {role: evaluation.to_json() for role, evaluation in report.items()})
     return report
 

@@ -28,11 +28,16 @@ NOT_FREE = ("eval.tau",)  # it affects the choice of the best checkpoint
 
 @dataclass(frozen=True)
 class StageFiles:
-    """The names of a stage's files in the run folder: newest and best weights, and the state to resume from."""
+    """The names of a stage's files in the run folder: newest and best weights, and the state to resume from.
+
+    ``raw_last`` and ``raw_best`` are those of the raw network, where a stage can have them beside its average.
+    """
 
     last: str
     best: str
     state: str
+    raw_last: str = ""
+    raw_best: str = ""
 
     @property
     def states(self) -> tuple[str, str]:
@@ -42,10 +47,11 @@ class StageFiles:
     @property
     def names(self) -> tuple[str, ...]:
         """All files of the stage."""
-        return (*self.states, f"{self.last}.safetensors", f"{self.best}.safetensors")
+        weights = filter(None, (self.last, self.best, self.raw_last, self.raw_best))
+        return (*self.states, *(f"{name}.safetensors" for name in weights))
 
 
-STUDENT_FILES = StageFiles(last="last", best="best", state="state.pt")
+STUDENT_FILES = StageFiles("last", "best", "state.pt", raw_last="raw-last", raw_best="raw-best")
 TEACHER_FILES = StageFiles(last="teacher", best="teacher-best", state="teacher-state.pt")
 
 REMAINS = (

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ltat.config import AverageSection
 from ltat.data import Batch
 from ltat.engine.captured_update import update_runner
 from ltat.engine.gradients import MeanGradients, average_statistics
@@ -46,7 +47,7 @@ class Trainer:
         self.optimizer = build_optimizer(stage.model, stage.config.optim, scaled)
         self.scaler = torch.amp.GradScaler(stage.device.type, enabled=scaled)
         self.gradients = MeanGradients(stage.model, stage.ranks)
-        self.average = build_average(stage.model, stage.config)
+        self.average = build_average(stage)
         changes = partial(changed_by_update, stage.model, self.optimizer, stage.method)
         self.runner = update_runner(self.network, stage.method, changes, stage.device, stage.ranks)
         self.epoch = 0  # complete ones
@@ -56,6 +57,14 @@ class Trainer:
     def outcome(self) -> Stage:
         """The stage with the network to validate and save: the average if one has begun, else the raw network."""
         return replace(self.stage, model=self.average.network)
+
+    @property
+    def raw(self) -> Stage | None:
+        """The stage as without an average, where ``average.raw`` reports the raw network as well; else ``None``."""
+        average = self.stage.config.average
+        if average.kind == "none" or not average.raw:
+            return None
+        return replace(self.stage, config=self.stage.config.model_copy(update={"average": AverageSection()}))
 
     def run_epoch(self, before_step: Callable[[], None] = lambda: None) -> Row:
         """Train the next epoch, or what is left of it, and return its metrics.

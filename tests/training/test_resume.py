@@ -46,7 +46,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("teacher", "best", "last"):
+    for name in ("teacher", "best", "last", "raw-best", "raw-last"):
         if (one / f"{name}.safetensors").exists():
             assert (one / f"{name}.safetensors").read_bytes() == (other / f"{name}.safetensors").read_bytes()
     assert metrics(one) == metrics(other)
