@@ -23,6 +23,22 @@ def _cosine(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
+def _onecycle(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
+    # The form of torch.optim.lr_scheduler.OneCycleLR of so many steps, with one step an epoch and a fixed momentum.
+    if epochs == 1:
+        return 1.0
+    lowest = 1 / (schedule.div * schedule.final_div)
+    passed, peak = epoch - 1, schedule.rise * epochs - 1
+    if passed <= peak:
+        return _annealed(1 / schedule.div, 1.0, passed / peak if peak else 1.0)
+    return _annealed(1.0, lowest, (passed - peak) / (epochs - 1 - peak))
+
+
+def _annealed(start: float, end: float, share: float) -> float:
+    """From ``start`` to ``end`` along half a cosine, of which ``share`` is done."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
 def _constant(schedule: ScheduleSection, epoch: int, epochs: int) -> float:
     del schedule, epoch, epochs
     return 1.0
@@ -32,6 +48,7 @@ SCHEDULES: dict[str, Callable[[ScheduleSection, int, int], float]] = {
     "multistep": _multistep,
     "compounding": _compounding,
     "cosine": _cosine,
+    "onecycle": _onecycle,
     "constant": _constant,
 }
 

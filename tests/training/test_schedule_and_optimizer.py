@@ -98,3 +98,31 @@ def test_the_steps_are_those_of_torch():
             model(x).square().sum().backward()
             optimizer.step()
     assert all(torch.equal(*pair) for pair in zip(network.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 10, 30, 100])
+@pytest.mark.parametrize(("rise", "div", "final_div"), [(0.3, 25, 1e4), (0.25, 10, 100), (0.05, 4, 1), (0.9, 1, 1e4)])
+def test_one_cycle_is_that_of_torch_with_a_step_an_epoch(epochs: int, rise: float, div: float, final_div: float):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.2, epochs, pct_start=rise, div_factor=div, final_div_factor=final_div, cycle_momentum=False
+    )
+    expected = []
+    for _ in range(epochs):
+        expected += reference.get_last_lr()
+        optimizer.step()
+        if len(expected) < epochs:
+            reference.step()
+    schedule = ScheduleSection(kind="onecycle", rise=rise, div=div, final_div=final_div)
+    assert rates(schedule, epochs, 0.2) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_cycle_where_its_peak_is_the_first_epoch_begins_there():
+    assert rates(ScheduleSection(kind="onecycle", rise=0.1), 10)[0] == 1
+    assert rates(ScheduleSection(kind="onecycle"), 1) == [1]
+
+
+@pytest.mark.parametrize("setting", ["rise=1", "rise=0", "div=0.5", "final_div=0"])
+def test_a_cycle_that_cannot_be_is_refused(setting: str):
+    with pytest.raises(LtatError, match=f"schedule.{setting}"):
+        load_config(lambda m: find_method(m).Config, assignments=[f"schedule.{setting}"])
