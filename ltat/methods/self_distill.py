@@ -133,8 +133,9 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             "on_biased": settings.on_biased,
         }
         cls_weight = 1.0 - weight if settings.mix == "convex" else 1.0
-        if self.chosen.in_balanced_kd:
+        if self.chosen.in_balanced_kd and not self.config.loss.smoothing:
             return balanced_kd(student, labels, prior, cls_weight=cls_weight, **kd)
-        distilled = balanced_kd(student, labels, torch.zeros_like(prior), cls_weight=0.0, **kd)
+        added = prior if self.chosen.in_balanced_kd else torch.zeros_like(prior)
+        distilled = balanced_kd(student, labels, added, cls_weight=0.0, **kd)
         cls = self.classification(student, step)
         return BalancedKD(cls_weight * cls + distilled.loss, cls.detach(), distilled.kd)

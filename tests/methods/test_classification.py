@@ -8,7 +8,13 @@ from torch import nn
 from ltat.data import Batch
 from ltat.errors import LtatError
 from ltat.methods import find_method
-from ltat.methods.classification import LOSSES, ClassificationMethod, effective_number_weights, ldam_margins
+from ltat.methods.classification import (
+    LOSSES,
+    ClassificationMethod,
+    effective_number_weights,
+    ldam_margins,
+    smoothed,
+)
 from ltat.models import build_model, load_model, save_model
 from tests.methods.making import loss_of, make_method, step_of
 from tests.methods.test_losses import gradient64
@@ -65,7 +71,16 @@ def lowered(z: np.ndarray, margin: float, scale: float) -> np.ndarray:
     return z
 
 
+def smoothed64(z: np.ndarray, tau: float, share: float) -> float:
+    """The mean over the images of - sum_c t_c log p_c, t mixed with n^tau / sum n^tau."""
+    targets = (1 - share) * np.eye(CLASSES)[LABELS.numpy()] + share * N**tau / (N**tau).sum()
+    z = z + tau * np.log(N)
+    return float(-(targets * (z - np.log(np.exp(z).sum(axis=1, keepdims=True)))).sum(axis=1).mean())
+
+
 FORMULAS = {
+    "ce smoothed": (["loss.smoothing=0.3"], lambda z: smoothed64(z, 0, 0.3)),
+    "bsl smoothed": (["bsl.tau=0.7", "loss.smoothing=0.2"], lambda z: smoothed64(z, 0.7, 0.2)),
     "ce": ([], lambda z: nll(z).mean()),
     "bsl": (["bsl.tau=0.7"], lambda z: nll(z + 0.7 * np.log(N)).mean()),
     "ldam-drw": (["loss.scale=4", "loss.drw=1"], lambda z: nll(lowered(z, 0.5, 4)).mean()),
@@ -153,17 +168,51 @@ def test_the_choice_is_the_same_loss_in_every_method():
         assert student.loss.item() == pytest.approx(alone.loss.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("mix", ["additive", "convex"])
-@pytest.mark.parametrize("cls", ["ce", "focal", "ldam-drw"])
-def test_the_students_two_terms_are_weighted_as_with_balanced_softmax(cls: str, mix: str):
-    method = make(
-        cls, "kd.alpha=0.5", "kd.form=kl_adv", "kd.ramp=none", f"kd.mix={mix}", name="self-distill", teacher=Table(1)
+@pytest.mark.parametrize("tau", [0.0, 0.6, 1.0, 1.4])
+def test_smoothing_by_the_prior_leaves_the_order_of_the_classes_at_the_minimum(tau: float):
+    n, share = COUNTS.double(), 0.2
+    prior = tau * n.log()
+    posterior = torch.from_numpy(np.random.default_rng(0).dirichlet(np.full(CLASSES, 0.4), size=200))
+    unsmoothed = posterior.log() - prior
+    z = (((1 - share) * posterior + share * prior.softmax(0)).log() - prior).requires_grad_()
+    expected = sum(
+        (posterior[:, y] * torch.func.vmap(lambda row, y=y: smoothed_row(row, y, prior, share))(z)).sum()
+        for y in range(CLASSES)
     )
+    expected.backward()
+    assert z.grad.abs().max() < 1e-12  # so z is the minimum
+    assert z.argsort(dim=1).equal(unsmoothed.argsort(dim=1))
+    uniform = ((1 - share) * posterior + share / CLASSES).log() - prior
+    assert uniform.argmax(1).equal(unsmoothed.argmax(1)) == (tau == 0)
+
+
+def smoothed_row(row: torch.Tensor, label: int, prior: torch.Tensor, share: float) -> torch.Tensor:
+    logits = row[None]
+    loss = torch.nn.functional.cross_entropy(logits + prior, torch.tensor([label]))
+    return smoothed(loss, logits, prior, share)
+
+
+@pytest.mark.parametrize("cls", ["cb", "focal", "ldam-drw"])
+def test_smoothing_where_it_is_not_defined_is_refused(cls: str):
+    with pytest.raises(LtatError, match=rf"loss\.smoothing needs loss\.cls=ce or bsl and it is {cls}"):
+        make(cls, "loss.smoothing=0.1")
+
+
+@pytest.mark.parametrize("mix", ["additive", "convex"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("cls", ["ce", "focal", "ldam-drw", "bsl"])
+def test_the_students_two_terms_are_weighted_as_with_balanced_softmax(cls: str, biased: bool, mix: str):
+    if biased and cls != "bsl":
+        return
+    chosen = ["loss.smoothing=0.3"] if cls == "bsl" else []
+    how = ["kd.alpha=0.5", "kd.form=kl_adv", "kd.ramp=none", f"kd.mix={mix}", f"kd.on_biased={str(biased).lower()}"]
+    method = make(cls, *chosen, *how, name="self-distill", teacher=Table(1))
     model = Table()
     terms = loss_of(method, model, BATCH, PIXELS, **LAST)
     share = 0.5 if mix == "convex" else 1.0
-    cls_alone = loss_of(make(cls), Table(), BATCH, PIXELS, **LAST).loss.item()
-    t, s = (net.rows.detach().double().log_softmax(1) for net in (Table(1), model))
+    cls_alone = loss_of(make(cls, *chosen), Table(), BATCH, PIXELS, **LAST).loss.item()
+    prior = COUNTS.double().log() if biased else 0.0
+    t, s = ((net.rows.detach().double() + own).log_softmax(1) for net, own in ((Table(1), 0.0), (model, prior)))
     kd = (t.exp() * (t - s)).sum().item() / IMAGES
     assert terms.loss.item() == pytest.approx(share * cls_alone + 0.5 * kd, rel=1e-5)
     assert (terms.logs["cls"].item(), terms.logs["kd"].item()) == pytest.approx((cls_alone, kd), rel=1e-5)
