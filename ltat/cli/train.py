@@ -56,7 +56,7 @@ def show_recipes() -> None:
 @click.option(
     "--model",
     metavar="M",
-    help="resnet18 (default), preactresnet18, wrn34-10, wrn28-10, mobilenetv2, resnet8-s2 or small.",
+    help="resnet18 (default), preactresnet18, wrn34-10, wrn28-10, wrn28-10-silu, mobilenetv2, resnet8-s2 or small.",
 )
 @click.option(
     "--teacher", metavar="CKPT", help="A trained teacher; without it self-distill trains one, the others stop."

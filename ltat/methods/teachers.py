@@ -40,13 +40,15 @@ class TeacherSection(Section):
     """The teacher: a checkpoint, or a network that is trained on D_B first."""
 
     path: FilePath | None = None
-    """The teacher's checkpoint; `--teacher` sets it."""
+    """The teacher's checkpoint, or another project's `.pt` of the network `teacher.model`; `--teacher` sets it."""
     classes_by_name: bool = False
     """Whether the teacher's outputs are permuted where its class names are the data's in another order."""
     train: Literal["balanced", "none"] = "balanced"
     """`balanced` trains the teacher on D_B first, unless `teacher.path` names one; `none` trains no teacher."""
     model: Decided[str] = left_out()
-    """Architecture of the teacher that is trained; left out, the student's."""
+    """Architecture of the teacher that is trained or read from a `.pt`; left out, the student's."""
+    normalize: Literal["file", "cifar10", "cifar100"] = "file"
+    """How a teacher from a `.pt` normalises images: by what its `file` holds, or by the constants of RobustBench."""
     epochs: Epochs = 30
     """Epochs of the teacher stage."""
     batch_size: Count = 32

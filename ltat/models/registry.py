@@ -10,6 +10,7 @@ from ltat.models.mobilenet import MobileNetV2
 from ltat.models.preactresnet import PreActResNet
 from ltat.models.resnet import ResNet
 from ltat.models.resnet8 import ResNet8
+from ltat.models.silu_wideresnet import SiluWideResNet
 from ltat.models.small import SmallNet
 from ltat.models.wideresnet import WideResNet
 
@@ -20,6 +21,7 @@ MODELS: dict[str, Callable[[int, int, Normalization | None], Classifier]] = {
     "preactresnet18": PreActResNet,
     "wrn34-10": WideResNet,
     "wrn28-10": partial(WideResNet, depth=28),
+    "wrn28-10-silu": SiluWideResNet,
     "mobilenetv2": MobileNetV2,
     "resnet8-s2": ResNet8,
     "small": SmallNet,

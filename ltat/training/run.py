@@ -16,6 +16,7 @@ from ltat.evaluation import Evaluation, evaluate
 from ltat.evaluation.adjustment import CORRECTED_TWICE
 from ltat.evaluation.flags import SELECTED_ON_TEST
 from ltat.evaluation.remarks import remarks
+from ltat.files import read_bytes
 from ltat.methods.teachers import teacher_settings
 from ltat.models import load_weights, read_card
 from ltat.ranks import ALONE, Ranks
@@ -30,7 +31,7 @@ from ltat.training.reporting import Reporter, reporter_of
 from ltat.training.run_folder import STUDENT_FILES, TEACHER_FILES, UNSAVED, RunFolder, SharedRunFolder
 from ltat.training.run_lock import locked, require_unlocked, was_held_by
 from ltat.training.stage import Stage
-from ltat.training.teacher import teacher_path
+from ltat.training.teacher import is_published, teacher_path
 from ltat.training.teacher_run import finished_stage, take_over
 from ltat.training.validation import adjustment, corrects_prior
 
@@ -132,7 +133,9 @@ def given_networks(config: RunConfig, handed: nn.Module | None = None) -> dict[s
 
 
 def file_sha256(path: str | None) -> str | None:
-    """The checksum on the card of the saved model ``path``; ``None`` without a path."""
+    """The checksum on the card of the saved model ``path``, or of a published file; ``None`` without a path."""
+    if path and is_published(path):
+        return hashlib.sha256(read_bytes(path)).hexdigest()
     return read_card(path).sha256 if path else None
 
 

@@ -1,6 +1,7 @@
 """A teacher that the run does not train: a checkpoint, or a module from Python."""
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -9,9 +10,14 @@ from ltat.attacks.checks import trial_logits
 from ltat.config import RunConfig
 from ltat.errors import LtatError
 from ltat.methods.teachers import TeacherSection, teacher_settings
-from ltat.models import Classifier, load_model
+from ltat.models import Classifier, build_model, load_model, load_published
+from ltat.models.base import moved
 from ltat.models.classes import match_classes
+from ltat.models.silu_wideresnet import PUBLISHED_NORMALIZATIONS, SiluWideResNet
 from ltat.training.run_data import RunData, first_images
+
+PUBLISHED = (".pt", ".pth", ".pkl")
+"""What the names of files end in that torch writes."""
 
 
 def teacher_path(config: RunConfig) -> str | None:
@@ -27,10 +33,18 @@ def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Clas
         LtatError: the file cannot be read, or the teacher has another number of channels or other classes.
     """
     settings = teacher_settings(config)
+    if settings is not None and settings.normalize != "file" and not is_published(settings.path or ""):
+        raise LtatError(
+            f"teacher.normalize={settings.normalize} is for a teacher from a .pt and this is none; leave it out"
+        )
     if settings is None or settings.path is None:
         return None
-    teacher = load_model(settings.path, device=device).to(memory_format=torch.channels_last)
     channels = data.train.images.shape[-1]
+    if is_published(settings.path):
+        teacher = moved(read_published(settings, data.train.num_classes, channels), device)
+    else:
+        teacher = load_model(settings.path, device=device)
+    teacher = teacher.to(memory_format=torch.channels_last)
     if teacher.in_channels != channels:
         raise LtatError(
             f"the teacher {settings.path} takes images of {teacher.in_channels} channels and the data have {channels}; "
@@ -38,6 +52,32 @@ def load_teacher(config: RunConfig, data: RunData, device: torch.device) -> Clas
         )
     match_teacher(teacher, settings, data)
     return teacher
+
+
+def is_published(path: str) -> bool:
+    """Whether the file is one that torch writes, without a card that describes the network."""
+    return Path(path).suffix in PUBLISHED
+
+
+def read_published(settings: TeacherSection, num_classes: int, channels: int) -> Classifier:
+    """The network ``teacher.model`` with the weights of another project's file, in evaluation mode.
+
+    Raises:
+        LtatError: the file cannot be read, or holds weights of another network, number of classes or normalisation.
+    """
+    name, normalize = settings.model, PUBLISHED_NORMALIZATIONS.get(settings.normalize)
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten and must not cost the run's numbers
+        network = build_model(name, num_classes=num_classes, in_channels=channels, normalize=normalize)
+    try:
+        load_published(network, str(settings.path)).eval()
+    except LtatError as error:
+        raise LtatError(f"the teacher, read as teacher.model={name}: {error}") from None
+    if isinstance(network, SiluWideResNet) and network.normalization is None:
+        raise LtatError(
+            f"{settings.path} holds no mean and deviation, by which every published {name} normalises its images; "
+            f"say whose they are: teacher.normalize={' or '.join(PUBLISHED_NORMALIZATIONS)}"
+        )
+    return network
 
 
 def handed_teacher(teacher: nn.Module, config: RunConfig, data: RunData, device: torch.device) -> nn.Module:

@@ -14,6 +14,7 @@ PARAMETERS = {
     "preactresnet18": 11_172_170,
     "wrn34-10": 46_160_474,
     "wrn28-10": 36_479_194,
+    "wrn28-10-silu": 36_479_194,
     "mobilenetv2": 2_296_922,
     "resnet8-s2": 78_042,
     "small": 26_266,
@@ -28,6 +29,8 @@ PUBLISHED_NAMES = {
                        "bn1.weight", "fc.bias"]),
     "wrn28-10": (155, ["conv1.weight", "block1.layer.0.convShortcut.weight", "block3.layer.3.bn2.running_mean",
                        "bn1.weight", "fc.bias"]),
+    "wrn28-10-silu": (155, ["init_conv.weight", "layer.0.block.0.shortcut.weight", "layer.2.block.3.batchnorm_1.bias",
+                            "layer.1.block.2.conv_0.weight", "batchnorm.running_mean", "logits.bias"]),
     "mobilenetv2": (344, ["conv1.weight", "layers.0.shortcut.1.bias", "layers.16.conv3.weight", "bn2.running_mean",
                           "linear.bias"]),
 }  # fmt: skip
@@ -36,6 +39,7 @@ NAME_HASHES = {
     "preactresnet18": "9d9b948d8e2661b5",
     "wrn34-10": "f880a7bf14acacbe",
     "wrn28-10": "733853da8aaa8952",
+    "wrn28-10-silu": "cb9a7ceb183b54b4",  # as of DMWideResNet in RobustBench 1.1.1
     "mobilenetv2": "6e254c358dc3bb9c",
 }
 
