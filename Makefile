@@ -19,9 +19,10 @@ test: $(BUILT) $(FFCV)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 stress: $(BUILT)
-	@echo "[3/3] two runs in one folder, damaged states, a bare machine; --rounds N and --long of the first two do more"
+	@echo "[3/3] two runs in one folder, damaged states, killed ranks, a bare machine; --rounds N, --long and --kills N do more"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.two_runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.corrupted_state
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.killed_ranks
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.stress.bare_machine
 
 lint: $(READY)

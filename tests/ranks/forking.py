@@ -1,9 +1,5 @@
-"""Ranks with the environment that torchrun gives them, forked from one process that has imported torch and ltat.
+"""Ranks with the environment that torchrun gives them, without torchrun, and what the first of them returns."""
 
-torchrun starts an interpreter for each of them, and their imports would take longer than all that is tested here.
-"""
-
-import multiprocessing
 import os
 import socket
 import traceback
@@ -14,10 +10,7 @@ from typing import Any
 import torch
 
 from ltat.ranks import ranks_of_torchrun
-
-SECONDS = 400.0  # after which a rank is taken to hang
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.ranks.cases"])
+from tests.warm import FORKS, SECONDS
 
 
 def run_ranks(size: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> Any:

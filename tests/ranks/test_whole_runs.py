@@ -2,10 +2,8 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,20 +11,16 @@ import pytest
 from ltat.training import train
 from ltat.training.run_folder import RunFolder
 from ltat.training.run_lock import locked
+from tests.ranks.launching import fresh_torchrun, launch, torchrun
 from tests.stress.runs import figures, same_run
 from tests.training.tiny import TINY, saved_state, tiny_config
+from tests.warm import Program, ended
 
 STAGES = (
     *("method=self-distill", "teacher.epochs=2", "teacher.ckpt=best", "student.init=teacher", "select.set=val"),
     *("train.epochs=3", "train.drop_last=false", "train.batch_size=130", "average.kind=ema", "average.decay=0.9"),
 )
 EVERY_STEP = "train.checkpoint_minutes=1e-9"
-
-
-def launch(ranks: int, module: str, *arguments: str, restarts: int = 0) -> list[str]:
-    """The command that runs a module on several ranks, on a free port."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return [*torchrun, f"--max-restarts={restarts}", "-m", module, *arguments]
 
 
 def options(*settings: str) -> list[str]:
@@ -38,10 +32,6 @@ def options(*settings: str) -> list[str]:
         method.partition("=")[2],
         *(f"--set={each}" for each in given if not each.startswith("method=")),
     ]
-
-
-def ended(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def sentences(said: str) -> list[str]:
@@ -58,7 +48,7 @@ def crashed(said: str) -> bool:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two stages on two ranks, from its beginning to its end."""
     folder = tmp_path_factory.mktemp("ranks") / "run"
-    done = ended(launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(folder)))
+    done = fresh_torchrun(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(folder))
     assert done.returncode == 0, done.stderr
     (folder.parent / "said").write_text(done.stdout + done.stderr)
     return folder
@@ -84,7 +74,7 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_with_the_same_bits(undistur
     folder = tmp_path / "run"
     moments = "1:open,0:opening,1:step,0:state,1:evaluation,0:evaluation"
     arguments = ["train", *options(*STAGES, EVERY_STEP), "--out", str(folder)]
-    done = ended(launch(2, "tests.ranks.killed", moments, *arguments, restarts=6))
+    done = torchrun(2, "tests.ranks.killed", moments, *arguments, restarts=6)
     assert done.returncode == 0, done.stderr
     same_run(undisturbed, folder)
     assert names(undisturbed) == names(folder)
@@ -94,8 +84,7 @@ def test_a_killed_rank_is_restarted_and_the_run_ends_with_the_same_bits(undistur
 
 def test_a_restart_does_not_resume_the_run_of_another(undisturbed: Path):
     before = {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
-    command = launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(undisturbed), restarts=2)
-    done = ended(command)
+    done = torchrun(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(undisturbed), restarts=2)
     assert done.returncode != 0 and len(sentences(done.stderr)) == 3, done.stderr
     assert all("already holds a run" in sentence for sentence in sentences(done.stderr))
     assert before == {path.name: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
@@ -105,21 +94,21 @@ def test_a_terminated_run_is_resumed_to_the_same_bits(undisturbed: Path, tmp_pat
     folder = tmp_path / "run"
     command = launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(folder))
     stopped_when((folder / "state.pt").exists, command, signal.SIGTERM)
-    done = ended([*command, "--resume"])
+    done = ended(*command, "--resume")
     assert done.returncode == 0, done.stderr
     same_run(undisturbed, folder)
     assert names(undisturbed) == names(folder)
 
 
-def stopped_when(ready: Callable[[], bool], command: list[str], number: int) -> str:
+def stopped_when(ready: Callable[[], bool], command: Sequence[str], number: int) -> str:
     """Run a command, send it a signal when something is ready, and return what it says."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not ready() and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode != 0, said
-    return said
+    with Program(*command) as program:
+        while not ready() and program.poll() is None:
+            time.sleep(0.02)
+        program.send_signal(number)
+        _, said = program.communicate()
+        assert program.returncode != 0, said
+        return said
 
 
 def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,7 +126,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path: Path, monkeypatch: 
     said = stopped_when(lambda: saved_state(folder)["epoch"] > 2, launch(2, "ltat", *command), signal.SIGINT)
     again = f"torchrun --nproc-per-node 2 -m ltat train --out {folder} --resume"
     assert sentences(said) == [f"Error: interrupted; continue with `{again}`"]
-    done = ended(launch(3, "ltat", *command))
+    done = torchrun(3, "ltat", *command)
     assert done.returncode == 0, done.stderr
     assert "warning: resumed elsewhere (" in done.stderr and "ranks 1, then 2, then 3" in done.stderr
     assert [row["epoch"] for row in figures(folder)] == list(range(1, 31))
@@ -166,7 +155,7 @@ def test_an_error_on_one_rank_ends_all_in_one_sentence(tmp_path: Path):
     file, folder = tmp_path / "failing.py", tmp_path / "run"
     file.write_text(FAILING)
     settings = options(f"method={file}:Failing", "select.set=none")
-    done = ended(launch(2, "ltat", "train", *settings, "--out", str(folder)))
+    done = torchrun(2, "ltat", "train", *settings, "--out", str(folder))
     assert done.returncode != 0
     assert sentences(done.stderr) == ["Error: cache cannot be used (No space left on device); check the path"]
     assert saved_state(folder)["epoch"] == 1 and not crashed(done.stderr)
@@ -177,7 +166,7 @@ def test_an_error_on_one_rank_ends_all_in_one_sentence(tmp_path: Path):
 @pytest.mark.parametrize("settings", ["train.compile=true", "optim.lr=1e30 train.batch_size=256"])
 def test_what_fails_on_all_ranks_is_one_sentence(settings: str, tmp_path: Path):
     folder = tmp_path / "run"
-    done = ended(launch(2, "ltat", "train", *options("method=pgd-at", *settings.split()), "--out", str(folder)))
+    done = torchrun(2, "ltat", "train", *options("method=pgd-at", *settings.split()), "--out", str(folder))
     assert done.returncode != 0 and not crashed(done.stderr)
     (sentence,) = sentences(done.stderr)
     if "compile" in settings:
@@ -189,7 +178,7 @@ def test_what_fails_on_all_ranks_is_one_sentence(settings: str, tmp_path: Path):
 def test_a_folder_in_use_is_refused_in_one_sentence(tmp_path: Path):
     with locked(tmp_path, pytest.fail):
         before = names(tmp_path)
-        done = ended(launch(2, "ltat", "train", *options("method=pgd-at"), "--out", str(tmp_path)))
+        done = torchrun(2, "ltat", "train", *options("method=pgd-at"), "--out", str(tmp_path))
     assert done.returncode != 0 and names(tmp_path) == before
     (sentence,) = sentences(done.stderr)
     assert "is in use by another run" in sentence

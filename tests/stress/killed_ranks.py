@@ -1,26 +1,31 @@
 """A run on two ranks, of which one or the other is killed at random moments, ends with the bits of an undisturbed one.
 
-python -m tests.stress.killed_ranks               five kills
+python -m tests.stress.killed_ranks               three kills
 python -m tests.stress.killed_ranks --kills 20    twenty
 """
 
 import argparse
 import itertools
+import os
 import random
-import subprocess
+import signal
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.ranks.test_whole_runs import EVERY_STEP, STAGES, launch, options
+from tests.ranks.launching import launch, torchrun
+from tests.ranks.test_whole_runs import EVERY_STEP, STAGES, options
 from tests.stress.runs import same_run
+from tests.warm import Program
 
 
 def ranks_of(launched: int) -> list[int]:
     """The processes that a torchrun has started and that still run."""
-    children = Path(f"/proc/{launched}/task/{launched}/children").read_text().split()
-    return [int(child) for child in children if b"ltat" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    try:
+        return [int(child) for child in Path(f"/proc/{launched}/task/{launched}/children").read_text().split()]
+    except FileNotFoundError:  # it has ended
+        return []
 
 
 def stage_of(folder: Path) -> str:
@@ -40,33 +45,34 @@ def killed_again_and_again(folder: Path, kills: int, longest: float) -> Counter[
     command = launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(folder), restarts=kills)
     moments: Counter[str] = Counter()
     known: set[int] = set()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while sum(moments.values()) < kills and process.poll() is None:
-            fresh = [rank for rank in ranks_of(process.pid) if rank not in known]
+    with Program(*command) as program:
+        while sum(moments.values()) < kills and program.poll() is None:
+            fresh = [rank for rank in ranks_of(program.pid) if rank not in known]
             if len(fresh) < 2:
-                time.sleep(0.05)
+                time.sleep(0.01)
                 continue
             known.update(fresh)
             time.sleep(random.uniform(0, 0.6 * longest))
             victim = random.randrange(2)
-            if fresh[victim] in ranks_of(process.pid):
+            if fresh[victim] in ranks_of(program.pid):
                 moments[f"rank {victim} {stage_of(folder)}"] += 1
-                subprocess.run(["kill", "-KILL", str(fresh[victim])], check=False)
-        _, said = process.communicate(timeout=3600)
-    assert process.returncode == 0, said
+                os.kill(fresh[victim], signal.SIGKILL)
+        _, said = program.communicate()
+    assert program.returncode == 0, said
     assert "Traceback" not in said, said
     return moments
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=5, metavar="N")
+    parser.add_argument("--kills", type=int, default=3, metavar="N")
     kills = parser.parse_args().kills
     with tempfile.TemporaryDirectory() as work:
         reference = Path(work) / "reference"
+        torchrun(2, "ltat", "methods")  # starts the process whose forks the ranks are
         begun = time.monotonic()
-        command = launch(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(reference))
-        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+        done = torchrun(2, "ltat", "train", *options(*STAGES, EVERY_STEP), "--out", str(reference))
+        assert done.returncode == 0, done.stderr
         longest, moments = time.monotonic() - begun, Counter[str]()
         for number in itertools.count():  # a launch may end before all its kills
             if sum(moments.values()) >= kills:
