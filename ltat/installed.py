@@ -1,6 +1,8 @@
 """Which packages ltat stands on, and which of them are installed; imports none of them."""
 
+import subprocess
 from importlib import metadata
+from pathlib import Path
 
 PACKAGES = (
     "torch",
@@ -45,3 +47,21 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def source_commit() -> str | None:
+    """The commit of the clone that the package is run from, with a plus where it has been changed; else ``None``."""
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
+        return None
+    try:
+        head = _git(package, "rev-parse", "--short=12", "HEAD")
+        changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -17,6 +17,7 @@ COMMANDS = {
     "eval": "Evaluate a checkpoint: clean, PGD and AutoAttack, tail classes apart.",
     "compare": "Train every method under one protocol: mean and spread over seeds.",
     "sweep": "Carry out a grid of methods, seeds and settings, here or on a cluster.",
+    "reproduce": "Run a table or figure of the papers, and show ours beside the published figures.",
     "methods": "List the training methods: paper, attack, loss and settings.",
     "data": "Describe a data set, or write it as files that load fast.",
     "doctor": "Show versions, devices and the native build, and missing parts.",

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ DATASETS = (
     *("digits", "cifar10", "cifar100", "tiny-imagenet", "medmnist"),
     *("imagefolder", "imagelist", "npz", "beton"),
 )
+
+UNITS = {"h": 3600, "m": 60, "s": 1}
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,6 +46,21 @@ class Radius(click.ParamType):
             return float(read_quotient(value))  # type: ignore[arg-type]
         except ValueError:
             self.fail(f"{value!r} is not a number; write for example 8/255 or 0.03.", param, ctx)
+
+
+class Duration(click.ParamType):
+    """A length of time such as 90s, 25m or 1h30m, in seconds."""
+
+    name = "25m"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the numbers and their units."""
+        if isinstance(value, int | float):
+            return float(value)
+        parts = re.findall(r"(\d+(?:\.\d+)?)([hms])", value)
+        if not parts or "".join(number + unit for number, unit in parts) != value:
+            self.fail(f"{value!r} is not a length of time; write for example 90s, 25m or 1h30m.", param, ctx)
+        return sum(float(number) * UNITS[unit] for number, unit in parts)
 
 
 def dataset_options(command: Command) -> Command:

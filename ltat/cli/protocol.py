@@ -10,7 +10,7 @@ from ltat.config.recipes import find_recipe, list_recipes
 from ltat.config.renamed import has_setting, todays_name
 
 if TYPE_CHECKING:
-    from ltat.config import RunConfig, ScheduleSection
+    from ltat.config import RunConfig
 
 ANY = "unified/any"
 """The protocol of a data set that has none of its own."""
@@ -39,6 +39,8 @@ class Protocol:
         Raises:
             LtatError: there is no such recipe, or the settings do not suit the method.
         """
+        from ltat.sweeps.lengths import scaled
+
         tree, texts, epochs = self.tree(method), self.texts(method), self.settings.get("train.epochs")
         scaling = {} if epochs is None else scaled(asked(method, tree, {}).config, epochs)
         return [asked(method, tree, {**scaling, **self.settings, "seed.train": n}, texts) for n in range(seeds)]
@@ -105,27 +107,6 @@ def asked(
         assignments=assignments,
         decided=DECIDED,
     )
-
-
-def scaled(config: "RunConfig", epochs: int) -> dict[str, Any]:
-    """The settings that count epochs, in the proportion of ``epochs`` to the epochs of ``config``, by dotted name.
-
-    These are the teacher's epochs, at least 1, and the milestones and warm-up of both stages.
-    """
-    from ltat.methods.teachers import teacher_settings
-
-    share, teacher = epochs / config.train.epochs, teacher_settings(config)
-    values = scaled_schedule("schedule", config.schedule, share)
-    if teacher is not None:
-        values |= scaled_schedule("teacher.schedule", teacher.schedule, share)
-        values["teacher.epochs"] = max(1, round(share * teacher.epochs))
-    return values
-
-
-def scaled_schedule(name: str, schedule: "ScheduleSection", share: float) -> dict[str, Any]:
-    """Milestones and warm-up of a run that is ``share`` as long; a milestone above 1 stays an epoch, of at least 2."""
-    milestones = [when if when <= 1 else max(2, round(share * when)) for when in schedule.milestones]
-    return {f"{name}.milestones": milestones, f"{name}.warmup": round(share * schedule.warmup)}
 
 
 def named(name: str, value: object) -> Iterator[str]:

@@ -165,12 +165,18 @@ def selection_cost(config: RunConfig, images: int) -> float:
     if select.set == "none":
         return 0.0
     candidates = [e for e in range(1, epochs + 1) if e >= select.from_epoch and (e % select.every == 0 or e == epochs)]
-    return len(candidates) * images * (attack_passes("clean") + attack_passes(str(select.metric)))
+    passes = attack_passes("clean") + attack_passes(str(select.metric))
+    return len(candidates) * images * passes * networks_of(config)
+
+
+def networks_of(config: RunConfig) -> int:
+    """How many networks a stage ends with: the average, and the raw one where it is reported beside it."""
+    return 2 if config.average.kind != "none" and config.average.raw else 1
 
 
 def evaluation_cost(config: RunConfig, images: int, teacher: bool) -> float:
     """The image passes of the evaluation: of the last network, the best one if one is chosen, and the ``teacher``."""
-    networks = 1 + (config.select.set != "none") + teacher
+    networks = networks_of(config) * (1 + (config.select.set != "none")) + teacher
     wanted = config.eval.n_examples
     tested = images if wanted == "all" else min(images, wanted)
     return networks * tested * sum(map(attack_passes, config.eval.attacks))

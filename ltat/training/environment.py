@@ -10,7 +10,7 @@ import torch
 
 from ltat import __version__, native
 from ltat.errors import LtatError
-from ltat.installed import package_versions
+from ltat.installed import package_versions, source_commit
 from ltat.ranks import ALONE, Ranks
 
 
@@ -68,9 +68,11 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 
 def environment_record(device: torch.device, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """The content of ``env.json``: versions, machine, device and the native build."""
+    """The content of ``env.json``: versions and commit, machine, device and the native build."""
     return {
         "ltat": __version__,
+        "commit": source_commit(),
+        "machine": platform.node(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),

@@ -62,6 +62,9 @@ def test_selection_and_evaluation_are_apart():
     on_test, without = run_cost(asked(AT_BSL)), run_cost(asked(AT_BSL, select__set="none"))
     assert on_test.selection == pytest.approx(100 * 10_000 * (20 + 2 * FORWARD)) and without.selection == 0
     assert on_test.training == without.training and on_test.evaluation == pytest.approx(2 * without.evaluation)
+    beside = run_cost(asked(AT_BSL, average__kind="ema", average__raw=True))
+    assert (beside.training, beside.selection) == (on_test.training, 2 * on_test.selection)
+    assert beside.evaluation == 2 * on_test.evaluation
     held = run_cost(asked(AT_BSL, select__set="val"))
     assert held.training < without.training and held.selection < on_test.selection / 10
 

@@ -1,0 +1,95 @@
+"""Every target with its runs, their cost, and how many are done."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ltat.errors import LtatError
+from ltat.reproduce.cost import RunCost, images_of, run_cost
+from ltat.reproduce.planning import Place, Planned, plan_cell, row_settings
+from ltat.reproduce.targets import Target
+from ltat.reproduce.throughput import Throughput, Workload, workload_of
+from ltat.sweeps import Phase, RunPlan
+from ltat.sweeps.state import Records, state_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a target takes.
+
+    Attributes:
+        target: the target.
+        runs: how many it has.
+        done: how many of them are finished.
+        refused: rows that cannot be run on the data.
+        training: image passes of the training of all runs.
+        testing: those of the selection of checkpoints and of the evaluation.
+        hours: of what is not finished, on this machine; ``None`` where it is not known.
+    """
+
+    target: Target
+    runs: int
+    done: int
+    refused: int
+    training: float
+    testing: float
+    hours: float | None
+
+
+def list_work(targets: Sequence[Target], place: Place, seeds: int | None) -> Iterator[Work]:
+    """What each target takes. A run that several targets share counts in each of them."""
+    planned = {
+        target.name: [plan_cell(cell, place, seeds or target.seeds) for cell in target.cells] for target in targets
+    }
+    known: dict[str, RunCost] = {}
+    speed = learned(place, [each for own in planned.values() for each in own])
+    for target in targets:
+        yield work_of(target, planned[target.name], place, known, speed)
+
+
+def learned(place: Place, planned: Sequence[Planned]) -> Throughput:
+    """The speeds of this machine, with those of finished epochs."""
+    speed, plans = Throughput(place.out), defaultdict[Workload, list[RunPlan]](list)
+    for plan in {plan.name: plan for own in planned for plan in own.runs}.values():
+        if (plan.folder / "metrics.jsonl").exists():
+            plans[workload(plan, place)].append(plan)
+    for each, own in plans.items():
+        speed.learn(each, own)
+    return speed
+
+
+def workload(plan: RunPlan, place: Place) -> Workload:
+    """What decides how fast a pass of the run is."""
+    return workload_of(plan.asked(), None if place.stand_in is None else place.stand_in.shape)
+
+
+def work_of(
+    target: Target, planned: Sequence[Planned], place: Place, known: dict[str, RunCost], speed: Throughput
+) -> Work:
+    """What one target takes; ``known`` keeps the costs of runs by name."""
+    plans = {plan.name: (own, plan) for own in planned for plan in own.runs}
+    done = {name for name, (_, plan) in plans.items() if is_done(plan, place)}
+    hours = 0.0
+    for name, (own, plan) in plans.items():
+        if name not in known:
+            known[name] = run_cost(plan.asked(), images_of(row_settings(own.cell)))
+        if name not in done:
+            hours += known[name].total / speed.of(workload(plan, place)) / 3600
+    costs = [known[name] for name in plans]
+    return Work(
+        target,
+        len(plans),
+        len(done),
+        sum(bool(own.refused) for own in planned),
+        sum(cost.training for cost in costs),
+        sum(cost.selection + cost.evaluation for cost in costs),
+        hours,
+    )
+
+
+def is_done(plan: RunPlan, place: Place) -> bool:
+    """Whether the run is finished; a folder with a run of other settings does not count."""
+    try:
+        return state_of(plan, Records(place.runs)).phase is Phase.FINISHED
+    except LtatError:
+        return False

@@ -1,0 +1,61 @@
+"""The scale of a reproduction: the published settings, or a short run of a small network on a CPU."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ltat.config import RunConfig
+from ltat.sweeps.lengths import scaled
+
+Adapt = Callable[[RunConfig, RunConfig], Mapping[str, Any]]
+EPOCHS = 20
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the runs of a reproduction are.
+
+    Attributes:
+        name: as ``--scale`` takes it.
+        comparable: whether its figures may be compared with the published ones, and not only their order.
+        remark: what it is, for the page.
+        adapt: from the settings of the recipe, and those of the row, to settings on top, by dotted name.
+    """
+
+    name: str
+    comparable: bool
+    remark: str
+    adapt: Adapt
+
+
+def paper(recipe: RunConfig, row: RunConfig) -> Mapping[str, Any]:
+    """Nothing: the published settings."""
+    del recipe, row
+    return {}
+
+
+def small(recipe: RunConfig, row: RunConfig) -> Mapping[str, Any]:
+    """Twenty epochs for those of the recipe; a row that is longer than its recipe stays so in proportion."""
+    share = EPOCHS / recipe.train.epochs
+    epochs = max(1, round(share * row.train.epochs))
+    return {
+        **scaled(row, epochs),
+        "train.epochs": epochs,
+        "model.name": "resnet8-s2",
+        "attack.steps": min(5, row.attack.steps),
+        "select.set": "val",
+        "select.from": max(1, round(share * row.select.from_epoch)),
+        "eval.attacks": [name for name in row.eval.attacks if name != "autoattack"],
+    }
+
+
+SCALES = {
+    "paper": Scale("paper", True, "the settings of the recipes", paper),
+    "small": Scale(
+        "small",
+        False,
+        "ResNet-8, 20 epochs for the recipe's and the teacher's in proportion, 5 steps of attack, the best checkpoint "
+        "selected on held-out images, no AutoAttack: only the order of the methods can be compared with the paper's",
+        small,
+    ),
+}
