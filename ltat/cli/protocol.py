@@ -52,7 +52,10 @@ class Protocol:
 
         sections = find_recipe(self.recipe)
         tree = {name: value for name, value in sections.items() if method not in self.without([name])}
-        if issubclass(find_method(method).Config, TaughtConfig) and "path" not in tree.get("teacher", {}):
+        teacher = tree.get("teacher", {})
+        if issubclass(find_method(method).Config, TaughtConfig) and not (
+            "path" in teacher or teacher.get("train") == "ema"
+        ):
             set_by_path(tree, "teacher.train", "balanced")  # no other teacher is there for all
         return tree
 
@@ -123,4 +126,4 @@ def teacher_lengths(configs: "Iterable[RunConfig]") -> list[int]:
     from ltat.methods.teachers import teacher_settings
 
     teachers = [teacher_settings(config) for config in configs]
-    return sorted({own.epochs for own in teachers if own is not None and own.path is None})
+    return sorted({own.epochs for own in teachers if own is not None and own.path is None and own.train == "balanced"})

@@ -3,6 +3,7 @@
 The trainer calls these hooks in this order, for every method::
 
     model = method.prepare_model(model)                # when the network is built
+    method.take_average(average)                       # where average.kind keeps an average of the weights
     method.initialise(model)                           # before the first epoch
     method.begin_epoch(epoch)                          # every epoch
         step.x_adv = method.attack(step)               # every step: PGD on method.objective(step)
@@ -76,6 +77,12 @@ class Method:
 
     def initialise(self, model: Classifier) -> None:
         """Set the initial weights of a run, after the teacher stage (a warm start)."""
+
+    def take_average(self, average: Classifier) -> None:
+        """Receive the network whose weights are the average of the run's, in place, after every update of it.
+
+        It is frozen and in evaluation mode, and is called for where ``average.kind`` keeps one.
+        """
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before an epoch's first batch."""

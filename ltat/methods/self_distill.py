@@ -11,7 +11,9 @@ Stage 2 trains the student S on the long-tailed D:
 This is an independent reconstruction. The paper names the distillation of Lee et al. and a weight alpha, but the text
 that we have does not contain its Algorithm 1, and the authors' code is a supplement that we have not seen. L_KD, alpha
 and the ramp rho(e) = e/E are those of Lee et al.'s IGDM (arXiv 2312.03286). Every choice is a setting below, and
-docs/methods/self-distill.md lists the evidence for each. ``loss.cls`` replaces L_BSL by another loss.
+docs/methods/self-distill.md lists the evidence for each. With ``teacher.train="ema"`` there is no stage 1, and T is the
+moving average of S. ``kd.target_tau`` makes the targets of the KL forms softmax(T - tau_t log n). ``loss.cls`` replaces
+L_BSL by another loss.
 """
 
 from functools import partial
@@ -52,6 +54,8 @@ class DistillSection(IgdmSection):
     """`additive` (L_BSL + w L_KD) or `convex` ((1 − w) L_BSL + w L_KD, w at most 1)."""
     on_biased: bool = False
     """Whether the divergence compares logits with the prior τ log n added; matters for the KL forms only."""
+    target_tau: NonNegative = 0.0
+    """τ_t of the targets softmax(T − τ_t log n) of the KL forms: how much of the prior is taken off T's logits."""
 
 
 class StudentSection(Section):
@@ -87,6 +91,12 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             raise LtatError(f"kd.mix=convex needs kd.alpha in [0, 1] and it is {config.kd.alpha:g}; lower kd.alpha")
         if config.kd.on_biased and not self.chosen.in_balanced_kd:
             raise LtatError(f"kd.on_biased needs loss.cls=bsl and it is {config.loss.cls}; leave kd.on_biased out")
+        if config.kd.target_tau and config.kd.form == "igdm":
+            raise LtatError("kd.target_tau cancels in kd.form=igdm, which takes differences; leave it out")
+        if config.student.init == "teacher" and config.teacher.train == "ema":
+            raise LtatError(
+                "student.init=teacher and teacher.train=ema: an average has no weights before the student's"
+            )
         if config.student.init == "teacher" and config.model.weights is not None:
             raise LtatError(
                 f"student.init=teacher and model.weights={config.model.weights} both set the start; leave one out"
@@ -119,7 +129,9 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
         else:
             student = student_plus(step)
         teacher = map(step.whole, self.teacher_logits_of(*(images[name] for name in inputs)))
-        return student, compared | {f"teacher_{name}": z for name, z in zip(inputs, teacher, strict=True)}
+        prior = kd.target_tau * step.log_prior if kd.target_tau else None
+        targets = (z if prior is None else z - prior for z in teacher)
+        return student, compared | {f"teacher_{name}": z for name, z in zip(inputs, targets, strict=True)}
 
     def terms(self, step: Step, weight: float, student: Tensor, compared: dict[str, Tensor]) -> BalancedKD:
         """The loss and its two terms, in one pass where the kernel computes both."""

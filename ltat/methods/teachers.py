@@ -2,7 +2,8 @@
 
 A teacher is a saved model (``teacher.path``, ``--teacher``), a torch module passed to :func:`ltat.training.train`, or,
 with ``teacher.train="balanced"``, a network that is trained first, by plain adversarial training on the balanced
-sub-dataset D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025).
+sub-dataset D_B: the self-teacher of Cho, Lee and Kim (ICLR 2025). With ``teacher.train="ema"`` it is the moving average
+of the weights that the run trains, which needs no stage of its own (as in ADR; Wu, Wang, Chen; ICLR 2024).
 """
 
 from typing import Any, Literal, Self
@@ -22,6 +23,7 @@ from ltat.config import (
     ScheduleSection,
     Section,
     left_out,
+    named_epoch,
 )
 from ltat.config.sections import Count, Epochs, FilePath, NonNegative, Tree
 from ltat.engine.precision import dtype_of
@@ -43,8 +45,8 @@ class TeacherSection(Section):
     """The teacher's checkpoint, or another project's `.pt` of the network `teacher.model`; `--teacher` sets it."""
     classes_by_name: bool = False
     """Whether the teacher's outputs are permuted where its class names are the data's in another order."""
-    train: Literal["balanced", "none"] = "balanced"
-    """`balanced` trains the teacher on D_B first, unless `teacher.path` names one; `none` trains no teacher."""
+    train: Literal["balanced", "ema", "none"] = "balanced"
+    """`balanced` trains one on D_B first, unless `teacher.path` names one; `ema`: the student's own average; `none`."""
     model: Decided[str] = left_out()
     """Architecture of the teacher that is trained or read from a `.pt`; left out, the student's."""
     normalize: Literal["file", "cifar10", "cifar100"] = "file"
@@ -98,13 +100,17 @@ class TaughtMethod(Method):
     In evaluation mode T runs in the precision of the training, as ``working_teacher``: a working copy, as attacks use
     it, with its last layer and its logits in fp32. A teacher that cannot be copied runs in fp32, because autocast would
     also round the last layer of a foreign network, and IGDM takes differences of logits. The copy takes over T's
-    weights at the start of every epoch: a method that changes T within an epoch needs ``teacher.precision=fp32``.
+    weights at the start of every epoch: a method that changes T within an epoch needs ``teacher.precision=fp32``. The
+    student's own average, ``teacher.train=ema``, changes with every step and so runs as itself, in fp32.
     """
 
     config: TaughtConfig
     teacher: nn.Module
 
     def __init__(self, config: TaughtConfig, class_counts: Tensor, teacher: nn.Module | None = None) -> None:
+        if config.teacher.train == "ema":
+            check_own_average(config)
+            teacher = teacher or nn.Identity()  # until take_average
         teacher = require_teacher(teacher, class_counts, config.method)
         super().__init__(config, class_counts, teacher)
         self.teacher.train(config.teacher.mode == "train")
@@ -117,6 +123,12 @@ class TaughtMethod(Method):
         """The settings of the balanced self-teacher's stage, where ``teacher.train`` is ``"balanced"``."""
         assert isinstance(config, TaughtConfig)
         return balanced_teacher(config) if config.teacher.train == "balanced" else None
+
+    def take_average(self, average: Classifier) -> None:
+        """Learn from the average, where ``teacher.train`` is ``"ema"``."""
+        super().take_average(average)
+        if self.config.teacher.train == "ema":
+            self.teacher = average
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_copy": None}  # belongs to the teacher of the original
@@ -141,6 +153,8 @@ class TaughtMethod(Method):
             return "train.precision=fp32"
         if self.config.teacher.precision == "fp32":
             return "teacher.precision=fp32"
+        if self.config.teacher.train == "ema":
+            return "teacher.train=ema"
         return "teacher.mode=train" if self.teacher.training else None
 
     def remarks(self, images: Tensor) -> tuple[str, ...]:
@@ -193,6 +207,25 @@ def balanced_teacher(config: TaughtConfig) -> PgdAtConfig:
         eval=config.eval.model_copy(update={"tau": 0.0}),  # D_B has no prior to take back
         seed=config.seed,
     )
+
+
+def check_own_average(config: TaughtConfig) -> None:
+    """Check that the run has an average that can teach from the first step on.
+
+    Raises:
+        LtatError: it has none, or one that begins later, or another teacher is named.
+    """
+    average, teacher = config.average, config.teacher
+    if average.kind != "ema":
+        raise LtatError(f"teacher.train=ema needs average.kind=ema and it is {average.kind}; set it to ema")
+    if named_epoch(average.start, config.train.epochs) > 1:
+        raise LtatError(
+            f"teacher.train=ema teaches from the first epoch and average.start={average.start:g}; set it to 0"
+        )
+    if teacher.path is not None:
+        raise LtatError(f"teacher.train=ema and teacher.path={teacher.path} name two teachers; leave one out")
+    if teacher.mode == "train":
+        raise LtatError("teacher.train=ema needs teacher.mode=eval and it is train; leave teacher.mode out")
 
 
 def require_teacher(teacher: nn.Module | None, class_counts: Tensor, method: str) -> nn.Module:

@@ -19,13 +19,14 @@ augmented training images. Counters are always copied, because the mean of integ
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
-from ltat.config import RunConfig, named_epoch
+from ltat.config import AverageSection, RunConfig, named_epoch
 from ltat.data import Loader
 from ltat.engine.gradients import average_statistics
 from ltat.engine.network import StepNetwork
@@ -77,6 +78,7 @@ class RunningAverage(Average):
         super().__init__(stage)
         self.averaged = copy.deepcopy(stage.model).requires_grad_(False).eval()
         self.count = 0  # models in the average
+        stage.method.take_average(self.averaged)
 
     def join(self, averaged: list[Pair], epoch: int) -> None:
         """Let the newest weights enter the average, in a step of ``epoch``."""
@@ -179,6 +181,14 @@ AVERAGES: dict[str, type[Average]] = {"none": Average, "ema": Ema, "swa": Swa}
 def build_average(stage: Stage) -> Average:
     """The average that ``average.kind`` names."""
     return AVERAGES[stage.config.average.kind](stage)
+
+
+def raw_stage(stage: Stage) -> Stage | None:
+    """The stage as without an average, where ``average.raw`` reports the raw network as well; else ``None``."""
+    average = stage.config.average
+    if average.kind == "none" or not average.raw:
+        return None
+    return replace(stage, config=stage.config.model_copy(update={"average": AverageSection()}))
 
 
 def class_rows(network: Classifier, stage: Stage) -> dict[int, Tensor]:

@@ -7,7 +7,7 @@ from ltat.arguments import shown
 from ltat.errors import LtatError
 from ltat.models import read_card
 from ltat.models.card import saved_tensors
-from ltat.training.averaging import average_record
+from ltat.training.averaging import average_record, raw_stage
 from ltat.training.epoch_metrics import Row
 from ltat.training.run_data import RunData
 from ltat.training.run_folder import TEACHER_FILES, RunFolder, StageFiles
@@ -46,7 +46,7 @@ def restore(trainer: Trainer, data: RunData, folder: RunFolder, files: StageFile
         save_weights(trainer, data, folder, files, rows, best)
     if stage.ranks.leads:  # which may have written them just now
         check_best(folder, files.best, best, state["epoch"])
-        if trainer.raw is not None:
+        if raw_stage(stage) is not None:
             check_best(folder, files.raw_best, best_raw(rows), state["epoch"])
     return rows, best
 
@@ -108,9 +108,10 @@ def save_weights(
 ) -> None:
     """Write the newest weights, and as the best too if they are; so those of the raw network, where it is reported."""
     save_newest(trainer.outcome, data, folder, files.last, files.best, rows[-1], best)
-    if trainer.raw is not None:
-        raw = {**rows[-1], **{name: rows[-1]["raw"].get(name) for name in ("select", "score", "val")}}
-        save_newest(trainer.raw, data, folder, files.raw_last, files.raw_best, raw, best_raw(rows))
+    raw = raw_stage(trainer.stage)
+    if raw is not None:
+        row = {**rows[-1], **{name: rows[-1]["raw"].get(name) for name in ("select", "score", "val")}}
+        save_newest(raw, data, folder, files.raw_last, files.raw_best, row, best_raw(rows))
 
 
 def best_raw(rows: list[Row]) -> Row:

@@ -1,6 +1,7 @@
 """Running the epochs of a stage, from the first or from a saved state: train, validate, save, record."""
 
 from ltat.interrupts import interrupts_wait
+from ltat.training.averaging import raw_stage
 from ltat.training.checkpoints import restore, save_weights
 from ltat.training.dominance import WARNING as DOMINANCE_WARNING
 from ltat.training.dominance import distillation_dominates
@@ -63,10 +64,11 @@ def run_epochs(trainer: Trainer, data: RunData, folder: RunFolder, files: StageF
 def validated(trainer: Trainer, data: RunData, epoch: int) -> Row:
     """What validation adds to the metrics of an epoch, with the entry ``raw`` where the raw network is reported too."""
     row = validate(trainer.outcome, data, epoch)
-    if trainer.raw is None:
+    raw = raw_stage(trainer.stage)
+    if raw is None:
         return row
-    begun = trainer.outcome.model is not trainer.raw.model
-    return {**row, "raw": validate(trainer.raw, data, epoch) if begun else row}
+    begun = trainer.outcome.model is not raw.model
+    return {**row, "raw": validate(raw, data, epoch) if begun else row}
 
 
 def announce(trainer: Trainer, data: RunData, reporter: Reporter) -> None:

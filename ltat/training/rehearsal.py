@@ -41,6 +41,8 @@ def rehearse(stage: Stage, data: RunData) -> str | None:
     what = f"a training step on images {tuple(batch.images.shape)} fails"
     with rephrased(what, REMEDY if batch.shared is None else REMEDY_OF_RANKS):
         lost, before = [], plain_attributes(method)
+        if stage.config.average.kind != "none":
+            method.take_average(copy.deepcopy(trial[0]).requires_grad_(False).eval())
         method.initialise(trial[0])
         for epoch in dict.fromkeys((1, settings.epochs)):
             counts = torch.as_tensor(stage.loader.class_counts(epoch), device=stage.device)

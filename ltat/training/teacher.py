@@ -90,6 +90,8 @@ def handed_teacher(teacher: nn.Module, config: RunConfig, data: RunData, device:
     settings = teacher_settings(config)
     if settings is None:
         raise LtatError(f"method {config.method!r} has no teacher and one was passed; leave it out")
+    if settings.train == "ema":
+        raise LtatError("teacher.train=ema learns from the run's own average and a teacher was passed; leave one out")
     if settings.path:
         raise LtatError(f"teacher.path={settings.path} names a teacher and another was passed; leave one out")
     teacher = copy.deepcopy(teacher).to(device).to(memory_format=torch.channels_last).eval()

@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ltat.config import AverageSection
 from ltat.data import Batch
 from ltat.engine.captured_update import update_runner
 from ltat.engine.gradients import MeanGradients, average_statistics
@@ -57,14 +56,6 @@ class Trainer:
     def outcome(self) -> Stage:
         """The stage with the network to validate and save: the average if one has begun, else the raw network."""
         return replace(self.stage, model=self.average.network)
-
-    @property
-    def raw(self) -> Stage | None:
-        """The stage as without an average, where ``average.raw`` reports the raw network as well; else ``None``."""
-        average = self.stage.config.average
-        if average.kind == "none" or not average.raw:
-            return None
-        return replace(self.stage, config=self.stage.config.model_copy(update={"average": AverageSection()}))
 
     def run_epoch(self, before_step: Callable[[], None] = lambda: None) -> Row:
         """Train the next epoch, or what is left of it, and return its metrics.

@@ -86,10 +86,17 @@ KD_TERMS = {
 
 
 @pytest.mark.parametrize("form", KD_TERMS)
-@pytest.mark.parametrize(("temperature", "biased"), [(1.0, False), (2.0, False), (1.0, True)])
-def test_the_students_loss_and_gradient_are_those_of_the_formula(form, temperature, biased, batch, x_adv):
+@pytest.mark.parametrize(
+    ("temperature", "biased", "taken_off"), [(1.0, False, 0.0), (2.0, False, 0.0), (1.0, True, 0.0), (2.0, True, 0.6)]
+)
+def test_the_students_loss_and_gradient_are_those_of_the_formula(form, temperature, biased, taken_off, batch, x_adv):
     student, teacher = Linear(2), Linear(3)
     kd = (f"kd.form={form}", "kd.alpha=2.5", f"kd.temp={temperature}", f"kd.on_biased={str(biased).lower()}")
+    if form == "igdm" and taken_off:
+        with pytest.raises(LtatError, match=r"kd\.target_tau cancels in kd\.form=igdm"):
+            make("self-distill", *kd, f"kd.target_tau={taken_off}", teacher=teacher)
+        return
+    kd = (*kd, f"kd.target_tau={taken_off}")
     method = make("self-distill", *kd, "bsl.tau=0.7", teacher=teacher)
     terms = loss_of(method, student, batch, x_adv, epoch=3, epochs=10)
     terms.loss.backward()
@@ -97,14 +104,15 @@ def test_the_students_loss_and_gradient_are_those_of_the_formula(form, temperatu
     views = {"+": x_adv, "-": 2 * batch.images - x_adv, "0": batch.images}
     bias = student.bias.detach().double().numpy()
     fixed = [parameter.detach().double().numpy() for parameter in teacher.parameters()]
-    prior = 0.7 * np.log(COUNTS.numpy().astype(np.float64))
+    log_n = np.log(COUNTS.numpy().astype(np.float64))
+    prior = 0.7 * log_n
 
     def loss64(weight: np.ndarray) -> float:
         def s(view: str) -> np.ndarray:
             return (logits64(weight, bias, views[view]) + (prior if biased else 0)) / temperature
 
         def t(view: str) -> np.ndarray:
-            return logits64(*fixed, views[view]) / temperature
+            return (logits64(*fixed, views[view]) - taken_off * log_n) / temperature
 
         cls = cross_entropy64(logits64(weight, bias, views["+"]) + prior, batch.labels)
         return cls + 2.5 * 0.3 * temperature**2 * KD_TERMS[form](s, t)

@@ -33,6 +33,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "attack in training mode": ("method=pgd-at", "attack.mode=train", "attack.steps=2"),
     "attack on the batch's statistics": ("method=at-bsl", "attack.mode=train_frozen_stats", "attack.steps=2"),
     "average and AWP of the teacher": ("method=ard", "teacher.average.kind=ema", "teacher.awp.gamma=0.01"),
+    "own average as the teacher": (
+        *("method=self-distill", "teacher.train=ema", "average.kind=ema", "average.decay=0.9"),
+        *("kd.form=kl_adv+igdm", "kd.target_tau=0.5"),
+    ),
     "teacher in training mode": ("method=self-distill", "teacher.mode=train", "kd.form=kl_adv"),
     "one forward of both": ("method=self-distill", "kd.bn=concat"),
     "l2 ball": ("method=at-bsl", "attack.norm=l2", "attack.start=uniform", "attack.eps=0.5", "attack.step_size=0.2"),

@@ -38,6 +38,7 @@ OPTIONS = [
     "pgd-at pgd_at.clean_forward=true data.sampling=balanced db.resample=per_epoch radius.share=0.3",
     "reat attack.mode=train",
     "dafa dafa.warmup=0.5 radius.share=0.3",
+    "self-distill teacher.train=ema average.kind=ema average.decay=0.5 kd.form=kl_clean",
     "self-distill teacher.mode=train train.precision=bf16",
 ]
 
