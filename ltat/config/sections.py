@@ -379,7 +379,7 @@ class EvalSection(Section):
     """The evaluation on the test set at the end of a run."""
 
     attacks: tuple[str, ...] = ("clean", "pgd20")
-    """The attacks: `clean`, `pgdK`, `cwK`, `lsaK`, `tenfoldK`, `autoattack` (docs/evaluation.md)."""
+    """The attacks: `clean`, `pgdK`, `cwK`, `lsaK`, `tenfoldK`, `deepfool`, `autoattack` (docs/evaluation.md)."""
     n_examples: Count | Literal["all"] = "all"
     """Number of test images, as evenly from all classes as possible, or `all`."""
     batch_size: Count = 256

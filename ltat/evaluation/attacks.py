@@ -1,4 +1,4 @@
-"""The attacks of an evaluation, by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``autoattack``.
+"""The attacks of an evaluation, by name: ``clean``, ``pgd20``, ``cw20``, ``lsa20``, ``deepfool``, ``autoattack``.
 
 To add one, write an ``Attack`` that goes through its images by :meth:`AttackInputs.over_batches`, so that several ranks
 share them, and enter it in ``ATTACKS``; another loss for PGD is one line in ``PGD_LOSSES``.
@@ -20,6 +20,7 @@ from ltat.arguments import shown
 from ltat.attacks import OBJECTIVES, Objective, ThreatModel, cross_entropy, pgd
 from ltat.attacks.checks import as_step_size
 from ltat.attacks.clean_images import CleanImages
+from ltat.attacks.deepfool import OVERSHOOT, STEPS, deepfool
 from ltat.attacks.modes import attack_mode
 from ltat.attacks.threat import LINF_8
 from ltat.data.images import as_floats
@@ -199,6 +200,36 @@ def _zero_gradients(inputs: AttackInputs, x: Tensor, y: Tensor) -> int:
     return int((gradient.flatten(1) == 0).all(1).sum())
 
 
+def deepfool_attack(inputs: AttackInputs) -> Outcome:
+    """DeepFool in the norm of the threat model, brought back into its ball, on the images that are correct before.
+
+    The settings of the report also have what DeepFool does without a radius: the share of all images that stays
+    correct, and the median distance at which the others are fooled.
+    """
+    correct = inputs.correct.copy()
+    attacked = np.flatnonzero(correct)
+    threat = inputs.threat
+
+    def attack(batch: np.ndarray) -> np.ndarray:
+        x, y = inputs.read(batch)
+        free = deepfool(inputs.answering, x, y, norm=threat.norm, box=threat.box)
+        moved = (free - x).flatten(1).norm(p=2 if threat.norm == "l2" else torch.inf, dim=1)
+        survived, resisted = (predict(inputs.answering, near, y)[0] for near in (threat.project(free, x), free))
+        return torch.stack([survived, resisted, moved]).cpu().numpy()
+
+    found = inputs.over_batches("deepfool", attacked, attack)
+    survived, resisted, moved = np.concatenate(found, axis=1) if found else np.zeros((3, 0))
+    correct[attacked] = survived > 0
+    distances = moved[resisted == 0]
+    settings = {
+        "steps": STEPS,
+        "overshoot": OVERSHOOT,
+        "without_radius": 100.0 * float(resisted.sum()) / max(1, len(correct)),
+        "median_distance": float(np.median(distances)) if len(distances) else None,
+    }
+    return Outcome(correct, {"attack": settings})
+
+
 def auto_attack(inputs: AttackInputs) -> Outcome:
     """AutoAttack ``standard`` on all images; see ``ltat.attacks.autoattack``."""
     from ltat.attacks.autoattack import autoattack_verdicts  # noqa: PLC0415  (only this attack needs its package)
@@ -247,7 +278,7 @@ PGD_LOSSES: dict[str, tuple[str, Objective]] = {
 }
 """Attacks whose names end in the number of steps: the name of the loss in reports, and the loss."""
 
-ATTACKS: dict[str, Attack] = {"clean": clean, "autoattack": auto_attack}
+ATTACKS: dict[str, Attack] = {"clean": clean, "deepfool": deepfool_attack, "autoattack": auto_attack}
 
 
 def left_out(attacks: Collection[str], num_classes: int, norm: str, size: tuple[int, ...]) -> list[str]:
