@@ -128,6 +128,7 @@ def test_without_a_compiler_the_pure_python_package_installs_and_says_so(source,
     assert "the native kernels were NOT built" in output and "--no-build-isolation" in output
     report = report_of(target)
     assert report["info"] is None and "not built" in report["problem"]
+    assert (target / "ltat/reproduce/published.csv").exists() and list((target / "ltat/recipes").glob("*.toml"))
 
 
 def test_without_a_compiler_a_required_native_build_fails(source, tmp_path):

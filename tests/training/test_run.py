@@ -61,6 +61,7 @@ def test_a_run_folder_explains_itself(taught: Path):
     report = json.loads((folder / "report.json").read_text())
     assert set(report) == {"teacher", "best", "last"}
     assert {"overall", "balanced", "tail", "many", "medium", "few", "per_class"} <= set(report["last"]["pgd2"])
+    assert {"ltat", "commit", "machine", "device", "threads"} <= set(json.loads((folder / "env.json").read_text()))
 
 
 def test_the_recorded_indices_are_the_images_trained_on(taught: Path):
