@@ -74,3 +74,8 @@ def published_checkpoints(source: str, table: str, method: str, **setting: objec
     found = [row for row in published_rows() if (row.table, row.method) == (table, method)]
     found = [row for row in found if row.source.startswith(source)]
     return {row.checkpoint: row for row in found if all(getattr(row, name) == value for name, value in setting.items())}
+
+
+def as_last(rows: Mapping[str, Published]) -> dict[str, Published]:
+    """The row of a checkpoint that is not stated, as that of the last one."""
+    return {"last": rows["unstated"]} if "unstated" in rows else {}

@@ -3,10 +3,15 @@
 from collections.abc import Callable, Iterable
 
 from ltat.errors import LtatError
-from ltat.reproduce import self_distillation, theory
+from ltat.reproduce import igdm, self_distillation, taet, theory
 from ltat.reproduce.targets import Target
 
-PAPERS: tuple[Callable[[], Iterable[Target]], ...] = (self_distillation.targets, theory.targets)
+PAPERS: tuple[Callable[[], Iterable[Target]], ...] = (
+    self_distillation.targets,
+    theory.targets,
+    igdm.targets,
+    taet.targets,
+)
 """The targets of each paper, in the order of the list."""
 
 

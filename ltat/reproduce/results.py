@@ -126,9 +126,20 @@ def verdicts(plans: Sequence[RunPlan], reports: Reports, checkpoint: str, column
         attacks = reports.get(plan.name, {}).get(checkpoint, {})
         own = next((attacks[name] for name in attacks if name.partition("@")[0] == column.attack), None)
         if isinstance(own, dict) and own.get(column.group) is not None:
-            n = own["n"][column.group]
+            n = images_behind(own["n"], column.group)
             found[int(plan.settings["seed"]["train"])] = Verdicts(round(own[column.group] * n / 100), n)
     return found
+
+
+def images_behind(counts: Mapping[str, Any], group: str) -> int:
+    """The number of images of a group; for a mean over classes that which gives its variance, C² / Σ 1/n_c.
+
+    The two are equal where all classes have as many images.
+    """
+    if group != "balanced":
+        return int(counts[group])
+    present = [each for each in counts["per_class"] if each]
+    return round(len(present) ** 2 / sum(1 / each for each in present))
 
 
 def ordering_trees(target: Target, planned: Sequence[Planned], reports: Reports) -> list[dict[str, Any]]:
