@@ -20,7 +20,9 @@ from ltat.reproduce.running import carry_out
 from ltat.reproduce.scales import SCALES
 from ltat.reproduce.targets import Target
 from ltat.sweeps import RunPlan, SweepReporter
-from tests.reproduce.stubs import Stub
+from ltat.sweeps.running import states_of
+from ltat.sweeps.state import Records
+from tests.reproduce.stubs import Stub, write_run
 from tests.reproduce.tables import published, table
 
 OURS = {"natural": (70.0, 5.0), "pgd-at": (60.0, 25.0), "at-bsl": (65.0, 40.0)}
@@ -83,6 +85,19 @@ def test_a_doubtful_figure_is_marked_and_is_no_part_of_the_order(tmp_path: Path)
 def test_a_failed_run_is_named_and_its_row_has_no_figure(tmp_path: Path):
     text = page(tree_of(table(), tmp_path, failing="pgd-at"))
     assert "| pgd-at | 0 | – / 70.00 | – / 35.00 |" in text and "failed: planted failure" in text
+
+
+def test_the_report_of_a_run_that_failed_later_is_not_shown(tmp_path: Path):
+    target, place = table(), Place(tmp_path, SCALES["paper"])
+    planned = plan_target(target, place, 1)
+    (plan,) = planned[0].runs
+    write_run(plan, 70.0, 5.0)
+    report = json.loads((plan.folder / "report.json").read_text())
+    report["last"]["failed"] = {"autoattack": "no memory"}
+    (plan.folder / "report.json").write_text(json.dumps(report))
+    states = states_of([plan for own in planned for plan in own.runs], Records(place.runs))
+    tree = result_tree(target, planned, states, place)
+    assert figure(tree, "natural", "clean")["ours"] is None and tree["rows"][0]["runs"][0]["state"] != "finished"
 
 
 def test_at_small_scale_only_the_order_is_compared(tmp_path: Path):

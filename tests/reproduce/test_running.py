@@ -14,9 +14,10 @@ from ltat.reproduce.running import carry_out, sorted_runs
 from ltat.reproduce.scales import SCALES
 from ltat.sweeps import Interrupted, Phase, RunPlan, SweepReporter
 from tests.reproduce.stubs import Stub
-from tests.reproduce.tables import table
+from tests.reproduce.tables import QUICK, quick_cell, table
 
 SEEDS = 2
+TAUGHT = {**QUICK, "method": "self-distill", "teacher.epochs": 1}
 
 
 def quiet() -> SweepReporter:
@@ -121,3 +122,15 @@ def test_a_shared_teacher_comes_just_before_its_first_student(tmp_path: Path):
     runs = [plan("a"), plan("b", one), plan("c", one), plan("d", two)]
     ordered = sorted_runs([one, two, *reversed(runs)], ["a", "b", "c", "d"])
     assert [each.name for each in ordered] == ["a", "teacher-1", "b", "c", "teacher-2", "d"]
+
+
+def test_the_teachers_of_later_seeds_wait_for_the_students_of_the_first(tmp_path: Path):
+    students = [
+        quick_cell("self-distill", 60.0, label=f"α = {alpha}", settings={**TAUGHT, "kd.alpha": alpha})
+        for alpha in (1.0, 2.0)
+    ]
+    planned = plan_target(table(*students), Place(tmp_path, SCALES["paper"]), SEEDS)
+    stub = Stub()
+    carry_out(in_order(planned), stub, tmp_path, reporter=quiet())
+    assert [name.split("-")[0] for name in stub.ran] == ["teacher", "unified", "unified"] * SEEDS
+    assert len(set(stub.ran)) == 3 * SEEDS
