@@ -74,7 +74,8 @@ def train(
     """
     with reporter or reporter_of(ranks) as shown:
         folder = (RunFolder if ranks.leads else SharedRunFolder)(Path(out), shown.say)
-        resume = resume or begun_before(folder.path, ranks)
+        restarted = begun_before(folder.path, ranks)
+        resume = resume or restarted
         if ranks.leads:
             folder.require_vacant(resume)
             require_unlocked(folder.path)
@@ -85,7 +86,8 @@ def train(
         ready = None
         if teacher_run is not None and not (folder.path / TEACHER_FILES.state).exists():
             ready = finished_stage(run, Path(teacher_run)), Path(teacher_run)
-        with locked(folder.path, shown.say) if ranks.leads else nullcontext() as sign:
+        launch = launch_name() if restarted else ""
+        with locked(folder.path, shown.say, launch) if ranks.leads else nullcontext() as sign:
             record = index_record(run.data, run.config, given_networks(run.config, teacher))
             open_together(folder, run, record, resume, ranks, sign)
             folder.record_environment(environment_record(run.student.device, ranks))

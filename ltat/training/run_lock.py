@@ -22,39 +22,52 @@ NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+def locked(folder: Path, say: Callable[[str], None], launch: str = "") -> Iterator[Callable[[str], None]]:
     """Lock the folder for this run; it is created if it is missing.
 
     On a file system without locks, ``say`` is called with a warning and nothing is locked. The function that it yields
     signs the folder with the name of a launch, whose restart may then continue the run (:func:`was_held_by`).
 
+    Args:
+        folder: of the run.
+        say: called with a line for the user.
+        launch: that has signed the folder before, so that it stays signed.
+
     Raises:
         LtatError: another run holds it, or it cannot be written.
     """
     with _opened(folder) as file:
-        os.register_at_fork(after_in_child=file.close)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LtatError(
-                f"{folder} is in use by {_holder(file)}; wait for it to end, or name another --out"
-            ) from None
-        except OSError as error:
-            say(f"warning: {folder} cannot be locked ({error.strerror}); make sure that no second run uses it")
-        else:
-            _sign(file)
+        if _taken(folder, file, say):
+            _sign(file, launch)
         yield partial(_sign, file)
 
 
 def require_unlocked(folder: Path) -> None:
-    """Check before long preparations that no other run holds the folder; this creates no file.
+    """Check before long preparations that no other run holds the folder; this writes nothing.
 
     Raises:
         LtatError: another run holds it.
     """
     if (folder / NAME).exists():
-        with locked(folder, lambda line: None):
-            pass
+        with _opened(folder) as file:
+            _taken(folder, file, lambda line: None)
+
+
+def _taken(folder: Path, file: io.FileIO, say: Callable[[str], None]) -> bool:
+    """Lock the open file of the folder until it is closed; whether the file system has locks.
+
+    Raises:
+        LtatError: another run holds it.
+    """
+    os.register_at_fork(after_in_child=file.close)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LtatError(f"{folder} is in use by {_holder(file)}; wait for it to end, or name another --out") from None
+    except OSError as error:
+        say(f"warning: {folder} cannot be locked ({error.strerror}); make sure that no second run uses it")
+        return False
+    return True
 
 
 def was_held_by(folder: Path, launch: str) -> bool:

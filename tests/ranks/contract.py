@@ -9,6 +9,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,7 +225,7 @@ def recomputed_statistics_are_the_same_on_all_ranks(ranks: Ranks) -> None:
         *("method=pgd-at", "average.kind=swa", "average.bn=recompute", "average.start=1", "train.sync_bn=false")
     )
     run = prepare(tiny_config("method=pgd-at", "train.sync_bn=false"), ranks=ranks)
-    average = build_average(run.student.model, config)
+    average = build_average(replace(run.student, config=config))
     average.end_epoch(3, run.student.loader)
     buffers = dict(average.network.named_buffers())
     mean = next(value for name, value in buffers.items() if name.endswith("running_mean"))

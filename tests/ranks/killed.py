@@ -47,7 +47,11 @@ class Replacing:
 
 def kill_at(moment: str) -> None:
     """Let this process end at a moment."""
-    if moment == "open":
+    if moment == "prepare":
+        ltat.training.run.prepare = at_call(1, ltat.training.run.prepare)
+    elif moment == "record":
+        ltat.training.run.index_record = at_call(1, ltat.training.run.index_record)
+    elif moment == "open":
         ltat.training.run.open_together = at_call(1, ltat.training.run.open_together)
     elif moment == "opening":
         RunFolder.open = at_call(1, RunFolder.open)  # type: ignore[method-assign]

@@ -9,7 +9,8 @@ from ltat.data.loaders import choice
 from ltat.errors import LtatError
 from ltat.ranks import Ranks, Share
 from ltat.training.environment import pick_device
-from tests.ranks.contract import FACTS
+from tests.data.betons import noise
+from tests.ranks.contract import FACTS, loader_of
 from tests.ranks.launching import torchrun
 
 
@@ -37,6 +38,16 @@ def test_shares_leave_out_no_row_and_differ_by_one_at_most(total: int, size: int
     assert rows == list(range(total)) and {share.total for share in shares} == {total}
     lengths = [len(share) for share in shares]
     assert max(lengths) - min(lengths) <= 1 and lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_a_last_batch_that_leaves_a_rank_without_an_image_is_refused_on_every_rank(rank: int):
+    split, ranks = noise(n=23), Ranks(rank, 4)  # 20 images and 3
+    with pytest.raises(LtatError, match=r"a batch of 3 .*drop_last=true"):
+        loader_of("resident", split, 20, ranks=ranks)
+    loader_of("resident", split, 20, ranks=ranks, drop_last=True)
+    last = list(loader_of("resident", split, 19, ranks=ranks).epoch(1))[-1]  # 4 images
+    assert len(last.images) == 1
 
 
 def test_one_rank_alone_sends_nothing():

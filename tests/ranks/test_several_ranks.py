@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+from ltat.methods import METHODS
 from ltat.ranks import ALONE
 from tests.ranks.cases import Ends, all_ends, cases, norm_ends
 from tests.ranks.forking import run_ranks
 
 NOT_EQUAL = "statistics of each share"
 ALL = [case for case in cases() if case not in (NOT_EQUAL,)]
-UNEVEN = ["at-bsl", "reat", "self-distill", "awp", "recomputed statistics", "l2 ball"]
-TOLERANCES = {2: 1e-12, 3: 1e-7}  # three times the gradient of fp32 logits is rounded, twice is not
+THREE = [*METHODS, "awp", "recomputed statistics", "l2 ball"]
+FOUR = ["reat", "self-distill", "recomputed statistics"]
+TOLERANCES = {2: 1e-12, 3: 1e-7, 4: 1e-12}  # three times the gradient of fp32 logits is rounded, two and four are not
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def difference(one: Ends, other: Ends) -> float:
     return max(float(a / b) for a, b in zip(apart, largest, strict=True))
 
 
-@pytest.mark.parametrize(("size", "names"), [(2, [*ALL, NOT_EQUAL]), (3, UNEVEN)])
+@pytest.mark.parametrize(("size", "names"), [(2, [*ALL, NOT_EQUAL]), (3, THREE), (4, FOUR)])
 def test_several_ranks_end_with_the_weights_of_one(size, names, alone, tmp_path):
     ends = run_ranks(size, tmp_path, all_ends, names)
     apart = {case: difference(alone[case], ends[case]) for case in names if case != NOT_EQUAL}

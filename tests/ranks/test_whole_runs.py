@@ -72,9 +72,9 @@ def names(folder: Path) -> set[str]:
 
 def test_a_killed_rank_is_restarted_and_the_run_ends_with_the_same_bits(undisturbed: Path, tmp_path: Path):
     folder = tmp_path / "run"
-    moments = "1:open,0:opening,1:step,0:state,1:evaluation,0:evaluation"
+    moments = "1:open,0:opening,1:step,0:prepare,0:record,0:state,1:evaluation,0:evaluation"
     arguments = ["train", *options(*STAGES, EVERY_STEP), "--out", str(folder)]
-    done = torchrun(2, "tests.ranks.killed", moments, *arguments, restarts=6)
+    done = torchrun(2, "tests.ranks.killed", moments, *arguments, restarts=8)
     assert done.returncode == 0, done.stderr
     same_run(undisturbed, folder)
     assert names(undisturbed) == names(folder)
