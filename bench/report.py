@@ -1,4 +1,4 @@
-"""docs/performance.md, docs/scaling.md and the README's table, from bench/results. Run: python -m bench.report.
+"""docs/performance.md, scaling.md, theory.md and the README's table, from bench/results. Run: python -m bench.report.
 
 None is edited by hand: the descriptions are the benches' docstrings, and the targets are those of bench/targets.py.
 """
@@ -37,10 +37,14 @@ relative to the case's plain or eager candidate; rows in which we lose are here 
 
 def main() -> None:
     """Write the pages, the plot and the README's table."""
-    from bench import _scaling_page  # needs ltat; the tables must not, on a machine that lacks its packages
+    from bench import (  # the first needs ltat; the tables must not, on a machine that lacks its packages
+        _scaling_page,
+        _theory_page,
+    )
 
     measured = read_all(ROOT / "bench" / "results")
     PAGE.write_text(page(measured))
+    _theory_page.PAGE.write_text(_theory_page.page())
     README.write_text(with_table(README.read_text(), measured))
     if SCALING in measured:
         _scaling_page.PAGE.write_text(_scaling_page.page(measured[SCALING]))

@@ -135,6 +135,8 @@ def write_page(target: "Target", planned: "list[Planned]", states: "States", pla
     atomic_write_text(file.with_suffix(".json"), json.dumps(tree, indent=2, allow_nan=False) + "\n")
     atomic_write_text(file.with_suffix(".md"), text)
     click.echo(text)
+    if target.picture is not None:
+        target.picture(file.with_suffix(".svg"), tree)
     click.echo(f"page: {file}.md; figures: {file}.json; runs: {place.runs}")
 
 

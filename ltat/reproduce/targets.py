@@ -72,6 +72,7 @@ class Target:
         checkpoints: those of a run's report that it shows.
         seeds: training seeds of each row, unless the command says otherwise.
         note: a line for the page on what of it is ours.
+        picture: draws the target's tree (:func:`ltat.reproduce.results.result_tree`) into an SVG, if it is a figure.
         compute: for a target without runs: writes its files into a folder and returns the lines to print.
     """
 
@@ -83,4 +84,5 @@ class Target:
     checkpoints: Sequence[str] = ("best", "last")
     seeds: int = 1
     note: str = ""
+    picture: Callable[[Path, Mapping[str, Any]], None] | None = None
     compute: Callable[[Path], Sequence[str]] | None = None

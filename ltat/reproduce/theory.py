@@ -51,7 +51,7 @@ def trainings(
         for method, rank in TRAININGS.items()
     ]
     title = f"natural against adversarial training over the ratio: {setting}"
-    return Target(name, title, SOURCE, cells, COLUMNS, ("last",), seeds, NOTE)
+    return Target(name, title, SOURCE, cells, COLUMNS, ("last",), seeds, NOTE, draw_accuracies)
 
 
 def write_theorem(folder: Path) -> Sequence[str]:
@@ -89,3 +89,29 @@ def draw_errors(folder: Path) -> Sequence[str]:
     result = theorem1()
     write_errors(folder / "figure3.svg", result)
     return [f"{folder / 'figure3.svg'}: closed forms as lines, Monte-Carlo as points with two standard errors"]
+
+
+def draw_accuracies(path: Path, tree: Mapping[str, Any]) -> None:
+    """Draw Figure 4 from the tree of its runs; what is not finished is left out, and all if nothing is."""
+    from ltat.theory.figures import write_accuracies  # noqa: PLC0415
+
+    if rows := accuracies(tree):
+        write_accuracies(path, rows)
+
+
+def accuracies(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The accuracies in percent of every finished row under each attack, as ``write_accuracies`` takes them."""
+    rows = []
+    for row in tree["rows"]:
+        for attack in ("clean", "PGD-20"):
+            groups = {"overall": attack, "tail": f"tail, {attack}"}
+            found = {group: percents(row["figures"]["last"][title]["verdicts"]) for group, title in groups.items()}
+            if all(found.values()):
+                ratio = float(row["settings"]["data.imbalance_ratio"])
+                rows.append({"method": row["label"], "ratio": ratio, "attack": attack, **found})
+    return rows
+
+
+def percents(verdicts: Mapping[str, Mapping[str, int]]) -> list[float]:
+    """The accuracy of each seed."""
+    return [100 * each["correct"] / each["n"] for each in verdicts.values()]

@@ -19,7 +19,7 @@ COLOURS = {"natural": "#4477aa", "robust": "#ee6677"}  # distinct for colour-bli
 STYLES = {"standard": "-", "robust": "--"}
 GROUPS = ("overall", "tail")
 SHOWN_RATIOS = (1, 2, 5)
-SHOWN_SAMPLES = 400
+SHOWN_SAMPLES = 200
 EDGE = 4.0  # of the plane that is shown
 CURVE = 200  # points
 
@@ -104,7 +104,7 @@ def write_accuracies(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     Args:
         path: the file.
         rows: each with ``"method"``, ``"ratio"``, ``"attack"`` and, for each of ``GROUPS``, its accuracies in percent,
-            one per seed; of two methods and two attacks.
+            one per seed; of at most two methods and two attacks.
 
     Raises:
         LtatError: no rows, or the file cannot be written.
@@ -114,8 +114,8 @@ def write_accuracies(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     methods, attacks = (list(dict.fromkeys(row[name] for row in rows)) for name in ("method", "attack"))
     lines = [
         (method, attack, colour, style)
-        for method, colour in zip(methods, COLOURS.values(), strict=True)
-        for attack, style in zip(attacks, STYLES.values(), strict=True)
+        for method, colour in zip(methods, COLOURS.values(), strict=False)
+        for attack, style in zip(attacks, STYLES.values(), strict=False)
     ]
     with svg(path, 4.2 * len(GROUPS), 3.8) as figure:
         for axes, group in zip(figure.subplots(1, len(GROUPS)), GROUPS, strict=True):
