@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ltat.cli.launching import carry_out, chosen_launcher, launcher_options, require_success, show_results
+from ltat.cli.launching import carry_out, chosen_launcher, launcher_options, require_success, show_checkpoints
 from ltat.cli.options import comma_separated
 from ltat.cli.protocol import Protocol, protocol_name, teacher_lengths
 from ltat.errors import LtatError
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> None:
     """Train every method with every seed under one protocol, and show mean and standard deviation.
 
-    The figures are those of the last checkpoint on the test set. The runs are carried out as by `ltat sweep`: several
-    at a time, a teacher that several students share trained once, finished runs skipped, and interrupted ones continued
-    by the same command.
+    There is a table for each checkpoint: best and last, and with an average also those of the raw network. The runs are
+    carried out as by `ltat sweep`: several at a time, a teacher that several students share trained once, finished runs
+    skipped, and interrupted ones continued by the same command.
     """
     from ltat.sweeps import share_teachers
 
@@ -57,8 +57,10 @@ def command(out: Path, seeds: int, json_file: Path | None, **options: Any) -> No
     data = "; ".join({described(asked.config): None for own in configs.values() for asked in own})
     plans = share_teachers([plan for name, own in configs.items() for plan in plans_of(name, own, out)], out)
     states = carry_out(plans, launcher, out)
-    show_results(plans, states, json_file)
-    click.echo(f"{protocol.recipe} on {data}; last checkpoint, {seeds} seed(s), mean ± standard deviation")
+    show_checkpoints(plans, states, json_file)
+    click.echo(f"{protocol.recipe} on {data}; {seeds} seed(s), mean ± standard deviation")
+    for line in explanation(configs):
+        click.echo(line)
     click.echo(f"run folders: {out}")
     require_success(states)
 
@@ -96,6 +98,20 @@ def remarks(protocol: Protocol, configs: "dict[str, list[Asked[RunConfig]]]") ->
     changed = protocol.settings["train.epochs"] is not None and lengths
     epochs = f"--epochs: the teachers train for {', '.join(map(str, lengths))} epoch(s), in proportion"
     return protocol.left_out() + ([epochs] if changed else [])
+
+
+def explanation(configs: "dict[str, list[Asked[RunConfig]]]") -> list[str]:
+    """Lines on what the names of the checkpoints mean, by the settings of the runs."""
+    from ltat.config.resolving import for_dataset
+    from ltat.training.averaging import raw_is_reported
+
+    runs = [for_dataset(asked).config for own in configs.values() for asked in own[:1]]
+    images = {"val": "held-out images", "test": "the test set"}
+    chosen = {f"{run.select.metric} on {images[run.select.set]}" for run in runs if run.select.set in images}
+    lines = [f"best: the epoch that is best by {' or '.join(sorted(chosen))}"] if chosen else []
+    if any(map(raw_is_reported, runs)):
+        lines.append("best, last: the average of the weights; raw-best, raw-last: the network without it")
+    return lines
 
 
 def described(config: "RunConfig") -> str:

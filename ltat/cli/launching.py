@@ -114,21 +114,43 @@ def carry_out(plans: "list[RunPlan]", launcher: "Launcher", out: Path) -> "dict[
 
 
 def show_results(plans: "list[RunPlan]", states: "dict[str, RunState]", json_file: Path | None) -> None:
-    """Print the table of the finished runs' figures, and write them into a file where one is named."""
+    """Print the table of the finished runs' last checkpoints, and write the figures into a file where one is named."""
     from rich.console import Console
 
-    from ltat.sweeps import Phase
     from ltat.sweeps.results import collect, render, to_json
 
-    # a run that failed can have the report of an earlier evaluation
-    finished = {name for name, state in states.items() if state.phase is Phase.FINISHED}
-    rows = collect(plan for plan in plans if plan.name in finished)
+    rows = collect(finished(plans, states))
     try:
         if json_file is not None:
             atomic_write_text(json_file, json.dumps(to_json(rows), indent=2) + "\n")
     finally:
         if rows:
             Console().print(render(rows))
+
+
+def show_checkpoints(plans: "list[RunPlan]", states: "dict[str, RunState]", json_file: Path | None) -> None:
+    """As :func:`show_results`, with a table and an entry of the file for each checkpoint that the runs report."""
+    from rich.console import Console
+
+    from ltat.sweeps.results import CHECKPOINTS, collect, render, to_json
+
+    there = finished(plans, states)
+    tables = {name: rows for name in CHECKPOINTS if (rows := collect(there, name))}
+    try:
+        if json_file is not None:
+            tree = {name: to_json(rows) for name, rows in tables.items()}
+            atomic_write_text(json_file, json.dumps(tree, indent=2) + "\n")
+    finally:
+        for name, rows in tables.items():
+            Console().print(render(rows, f"{name}: accuracy in percent, mean ± standard deviation"))
+            click.echo()
+
+
+def finished(plans: "list[RunPlan]", states: "dict[str, RunState]") -> "list[RunPlan]":
+    """The runs that have ended well; one that failed can have the report of an earlier evaluation."""
+    from ltat.sweeps import Phase
+
+    return [plan for plan in plans if plan.name in states and states[plan.name].phase is Phase.FINISHED]
 
 
 def require_success(states: "dict[str, RunState]") -> None:

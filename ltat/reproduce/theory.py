@@ -18,6 +18,8 @@ COLUMNS = (
     Column("tail, PGD-20", "pgd20", "tail"),
 )
 TRAININGS = {"natural": BASELINE, "pgd-at": MAIN}
+LAST = {"select.set": "none", "average.kind": "none"}
+"""The network of the last epoch alone is looked at."""
 SMALL_RADIUS = {"attack.eps": "2/255", "attack.step_size": "0.5/255"}
 DIGITS = {
     "attack.eps": 0.0375,
@@ -46,7 +48,13 @@ def trainings(
 ) -> Target:
     """Figure 4: natural and adversarial training at each ratio, which is a group."""
     cells = [
-        Cell(method, recipe, {**settings, "method": method, "data.imbalance_ratio": ratio}, f"ratio {ratio:g}", rank)
+        Cell(
+            method,
+            recipe,
+            {**LAST, **settings, "method": method, "data.imbalance_ratio": ratio},
+            f"ratio {ratio:g}",
+            rank,
+        )
         for ratio in ratios
         for method, rank in TRAININGS.items()
     ]

@@ -15,6 +15,8 @@ from ltat.sweeps.plans import RunPlan
 from ltat.sweeps.state import read_report
 
 CHECKPOINT = "last"
+CHECKPOINTS = ("best", "last", "raw-best", "raw-last")
+"""Those of a student, in the order of a report; the raw ones are there beside an average."""
 WIDTH = 7  # of "99.99 ±", so that no figure is cut in two
 
 
@@ -33,7 +35,7 @@ class Row:
 
 
 def collect(plans: Iterable[RunPlan], checkpoint: str = CHECKPOINT) -> dict[str, Row]:
-    """The figures of a checkpoint, ``last``, ``best`` or ``teacher``, of each run that has a report, by row."""
+    """The figures of a checkpoint, one of :data:`CHECKPOINTS` or ``teacher``, of each run that reports it, by row."""
     rows: dict[str, Row] = {}
     for plan in plans:
         report = (read_report(plan.folder) or {}).get(checkpoint)

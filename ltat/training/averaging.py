@@ -183,10 +183,14 @@ def build_average(stage: Stage) -> Average:
     return AVERAGES[stage.config.average.kind](stage)
 
 
+def raw_is_reported(config: RunConfig) -> bool:
+    """Whether the raw network has checkpoints of its own beside those of the average."""
+    return config.average.kind != "none" and config.average.raw
+
+
 def raw_stage(stage: Stage) -> Stage | None:
     """The stage as without an average, where ``average.raw`` reports the raw network as well; else ``None``."""
-    average = stage.config.average
-    if average.kind == "none" or not average.raw:
+    if not raw_is_reported(stage.config):
         return None
     return replace(stage, config=stage.config.model_copy(update={"average": AverageSection()}))
 

@@ -1,5 +1,6 @@
 """`ltat compare`: one protocol, every seed, and figures that can be recomputed from the runs."""
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -26,20 +27,33 @@ def test_two_students_share_a_teacher_and_the_same_command_again_runs_nothing(tm
     arguments = ("--methods", "ard,rslad", "--seeds", 1, *QUICK, "--out", out, "--json", file)
     done = compare(*arguments)
     assert done.exit_code == 0, done.output
-    figures = json.loads(file.read_text())
-    assert list(figures) == ["ard", "rslad"]
-    for method, own in figures.items():
-        report = json.loads((out / method / "s0/report.json").read_text())["last"]
-        for group in ("overall", "balanced", "tail", "many", "medium", "few"):
-            assert own["figures"]["pgd2"][group] == [report["pgd2"][group]]
-        assert f"{report['clean']['overall']:.2f}" in done.output and "balanced" not in done.output  # it is overall
-    assert "unified/digits on digits, imbalance ratio 20, whole test set; last checkpoint, 1 seed(s)" in done.output
+    checkpoints = json.loads(file.read_text())
+    assert list(checkpoints) == ["best", "last", "raw-best", "raw-last"]
+    tables = dict(zip(checkpoints, parts(done.output, *(f"{name}: accuracy" for name in checkpoints)), strict=True))
+    for checkpoint, figures in checkpoints.items():
+        assert list(figures) == ["ard", "rslad"]
+        for method, own in figures.items():
+            report = json.loads((out / method / "s0/report.json").read_text())[checkpoint]
+            for group in ("overall", "balanced", "tail", "many", "medium", "few"):
+                assert own["figures"]["pgd2"][group] == [report["pgd2"][group]]
+            assert f"{report['clean']['overall']:.2f}" in tables[checkpoint]
+    assert "balanced" not in done.output  # it is overall
+    assert "unified/digits on digits, imbalance ratio 20, whole test set; 1 seed(s), mean" in done.output
+    assert "best: the epoch that is best by pgd10 on held-out images" in done.output
+    assert "raw-best, raw-last: the network without it" in done.output
     (teacher,) = (out / "teachers").iterdir()
     weights = (teacher / "teacher.safetensors").read_bytes()
     assert [(out / method / "s0/teacher.safetensors").read_bytes() for method in figures] == [weights, weights]
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a finished run was started again"))
     again = compare(*arguments)
-    assert again.exit_code == 0 and json.loads(file.read_text()) == figures, again.output
+    assert again.exit_code == 0 and json.loads(file.read_text()) == checkpoints, again.output
+
+
+def parts(text: str, *heads: str) -> list[str]:
+    """What stands between each of the heads, in their order, and the next."""
+    places = [*map(text.index, heads), len(text)]
+    assert places == sorted(places)
+    return [text[start:end] for start, end in itertools.pairwise(places)]
 
 
 @pytest.mark.parametrize(
@@ -68,9 +82,12 @@ def test_under_a_unified_protocol_only_the_method_differs(recipe):
         for method in METHODS
     ]
     configs = [each.config.model_dump() for each in asked]
-    for section in ("data", "model", "optim", "schedule", "train", "eval"):
+    for section in ("data", "model", "optim", "schedule", "train", "average", "eval"):
         assert all(config[section] == configs[0][section] for config in configs), section
-    assert {config["select"]["set"] for config in configs} == {"none"}  # and so by what measure does not matter
+    assert {(config["select"]["set"], config["select"]["metric"]) for config in configs} == {("val", "pgd10")}
+    average = configs[0]["average"]
+    assert average["kind"] == "ema" and average["raw"]
+    assert average["decay_epochs"] == configs[0]["train"]["epochs"] / 20
     shared = ("norm", "eps", "steps", "step_size", "start", "mode")  # the loss that it maximises is the method's
     assert len({tuple(config["attack"][name] for name in shared) for config in configs}) == 1
 
@@ -104,6 +121,7 @@ def test_fewer_epochs_shorten_the_teacher_and_the_steps_of_both_rates(planned, t
     done = compare("--methods", "pgd-at,ard", "--epochs", 6)
     assert done.exit_code == 0 and "teachers train for 3 epoch(s)" in done.output, done.output
     assert (planned["ard"].train.epochs, planned["ard"].teacher.epochs, planned["pgd-at"].train.epochs) == (6, 3, 6)
+    assert planned["ard"].average.decay_epochs == pytest.approx(0.3) and planned["ard"].teacher.average.kind == "none"
     assert planned["ard"].teacher.schedule.milestones == (0.75, 0.9)  # shares of all epochs
     compare("--methods", "ard", "--epochs", 1)
     assert planned["ard"].teacher.epochs == 1
@@ -111,11 +129,16 @@ def test_fewer_epochs_shorten_the_teacher_and_the_steps_of_both_rates(planned, t
     assert planned["ard"].teacher.epochs == 9
     recipe = tmp_path / "r.toml"
     recipe.write_text(
-        'data.name = "digits"\ntrain.epochs = 100\nschedule = { milestones = [75, 90], warmup = 10 }\n'
-        "teacher = { epochs = 40, schedule = { milestones = [0.5, 30, 36] } }\n"
+        'data.name = "digits"\ntrain.epochs = 100\nschedule = { milestones = [75, 90], warmup = 10 }\nawp.warmup = 9\n'
+        "teacher = { epochs = 40, schedule = { milestones = [0.5, 30, 36] }, average = { decay_epochs = 2 } }\n"
     )
     compare("--recipe", recipe, "--methods", "ard", "--epochs", 50)
     assert planned["ard"].schedule.milestones == (38, 45) and planned["ard"].schedule.warmup == 5
+    assert (
+        planned["ard"].awp.warmup == 4
+        and planned["ard"].teacher.average.decay_epochs == 1
+        and planned["ard"].average.decay_epochs == 0
+    )
     assert (planned["ard"].teacher.epochs, planned["ard"].teacher.schedule.milestones) == (20, (0.5, 15, 18))
     assert "in proportion" not in compare("--methods", "pgd-at", "--epochs", 6).output
     assert "in proportion" not in compare("--methods", "ard").output
@@ -166,7 +189,7 @@ def test_ones_own_images_have_a_protocol_and_the_figures_are_theirs(own_images: 
     assert (reports[1]["dataset"], reports[1]["n"], reports[1]["clean"]["n"]["per_class"]) == ("mine", 20, [10, 6, 4])
     settings = [(out / f"at-bsl/s{seed}/config.toml").read_text() for seed in (0, 1)]
     assert settings[0].replace("train = 0", "train = 1") == settings[1]
-    figures = json.loads(file.read_text())["at-bsl"]["figures"]["clean"]
+    figures = json.loads(file.read_text())["last"]["at-bsl"]["figures"]["clean"]
     for group in ("overall", "balanced", "medium", "few", "tail"):
         assert figures[group] == [report["clean"][group] for report in reports]
         assert group in done.output
@@ -185,3 +208,16 @@ def test_a_failed_run_fails_the_comparison_and_the_others_are_shown(monkeypatch:
     monkeypatch.setattr(command, "carry_out", one_failed)
     done = compare("--methods", "at-bsl", "--seeds", 2, "--out", tmp_path / "out")
     assert done.exit_code == 1 and "50.00" in done.output and "at-bsl-s1: why" in done.output, done.output
+
+
+def test_without_selection_and_average_the_last_checkpoint_is_all_there_is(planned, tmp_path: Path):
+    """The protocol of former versions, whose figures are on docs/methods/digits.md."""
+    done = compare("--methods", "at-bsl", "--set", "select.set=none", "--set", "average.kind=none")
+    assert done.exit_code == 0 and "best:" not in done.output and "raw-" not in done.output
+    assert (planned["at-bsl"].select.set, planned["at-bsl"].average.kind) == ("none", "none")
+
+
+def test_a_recipe_that_learns_from_its_own_average_is_given_no_other_teacher(planned):
+    done = compare("--recipe", "ours/ema-teacher", "--dataset", "digits", "--methods", "self-distill,at-bsl")
+    assert done.exit_code == 0, done.output
+    assert planned["self-distill"].teacher.train == "ema"
