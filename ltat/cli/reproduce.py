@@ -151,31 +151,37 @@ def require_success(states: "States") -> None:
 
 def list_targets(place: "Place", seeds: int | None) -> None:
     """Print a line for each target."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     from ltat.reproduce.listing import list_work
     from ltat.reproduce.registry import all_targets
     from ltat.reproduce.throughput import machine
 
-    table = Table(box=None, pad_edge=False)
-    table.add_column("target", no_wrap=True, min_width=8)
-    table.add_column("", no_wrap=True, overflow="ellipsis")
-    for heading in ("runs", "done", "training", "testing", "hours left"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    for work in list_work(list(all_targets().values()), place, seeds):
-        table.add_row(work.target.name, Text(work.target.title), *numbers(work))
-    Console().print(table)
-    click.echo(
-        "training, and testing (selection and evaluation): in million image passes, a forward and a backward each"
-    )
-    click.echo(f"hours of {machine()}, all cores or one GPU; seeds: those of --seeds, or 1 (table10: 5)")
+    targets = all_targets()
+    first = max(map(len, targets))
+    click.echo(list_line("target", ["runs", "done", "training", "testing", "hours left"], first))
+    for work in list_work(list(targets.values()), place, seeds):
+        click.echo(list_line(work.target.name, numbers(work), first) + f"  {work.target.title}")
+    click.echo("training, and testing (selection and evaluation): million image passes, a forward and a backward each")
+    click.echo(f"hours of {machine()}: all cores, or one GPU")
+
+
+def list_line(name: str, cells: "list[str]", first: int) -> str:
+    """A line of the list; ``first`` is the width of its first column."""
+    widths = (5, 5, 10, 10, 12)
+    return name.ljust(first) + "".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
 
 def numbers(work: "Work") -> list[str]:
-    """The numbers of a line of the list."""
-    if work.target.compute is not None:
+    """The numbers of a line of the list; a target without runs on these data, and what is not known, has none."""
+    if not work.runs:
         return ["–"] * 5
-    counted = [str(work.runs), str(work.done), f"{work.training / 1e6:,.1f}", f"{work.testing / 1e6:,.1f}"]
-    return [*counted, "–" if work.hours is None else f"{work.hours:,.1f}"]
+    return [str(work.runs), str(work.done), millions(work.training), millions(work.testing), hours(work.hours)]
+
+
+def millions(passes: float | None) -> str:
+    """Image passes in millions."""
+    return "–" if passes is None else f"{passes / 1e6:,.1f}"
+
+
+def hours(value: float | None) -> str:
+    """Hours with a decimal."""
+    return "–" if value is None else f"{value:,.1f}"

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ltat.errors import LtatError
 from ltat.reproduce.cost import RunCost, images_of, run_cost
@@ -24,16 +24,18 @@ class Work:
         refused: rows that cannot be run on the data.
         training: image passes of the training of all runs.
         testing: those of the selection of checkpoints and of the evaluation.
-        hours: of what is not finished, on this machine; ``None`` where it is not known.
+        hours: of what is not finished, on this machine.
+
+    The last three are ``None`` where they depend on images that are not there.
     """
 
     target: Target
     runs: int
     done: int
     refused: int
-    training: float
-    testing: float
-    hours: float | None
+    training: float | None = None
+    testing: float | None = None
+    hours: float | None = None
 
 
 def list_work(targets: Sequence[Target], place: Place, seeds: int | None) -> Iterator[Work]:
@@ -67,23 +69,21 @@ def work_of(
     target: Target, planned: Sequence[Planned], place: Place, known: dict[str, RunCost], speed: Throughput
 ) -> Work:
     """What one target takes; ``known`` keeps the costs of runs by name."""
-    plans = {plan.name: (own, plan) for own in planned for plan in own.runs}
+    plans = {plan.name: (own.cell, plan) for own in planned for plan in own.runs}
     done = {name for name, (_, plan) in plans.items() if is_done(plan, place)}
-    hours = 0.0
-    for name, (own, plan) in plans.items():
-        if name not in known:
-            known[name] = run_cost(plan.asked(), images_of(row_settings(own.cell)))
-        if name not in done:
-            hours += known[name].total / speed.of(workload(plan, place)) / 3600
-    costs = [known[name] for name in plans]
-    return Work(
-        target,
-        len(plans),
-        len(done),
-        sum(bool(own.refused) for own in planned),
-        sum(cost.training for cost in costs),
-        sum(cost.selection + cost.evaluation for cost in costs),
-        hours,
+    work = Work(target, len(plans), len(done), sum(bool(own.refused) for own in planned))
+    try:
+        for name, (cell, plan) in plans.items():
+            if name not in known:
+                known[name] = run_cost(plan.asked(), images_of(row_settings(cell)))
+    except LtatError:
+        return work
+    left = [(known[name].total, workload(plan, place)) for name, (_, plan) in plans.items() if name not in done]
+    return replace(
+        work,
+        training=sum(known[name].training for name in plans),
+        testing=sum(known[name].selection + known[name].evaluation for name in plans),
+        hours=sum(passes / speed.of(kind) for passes, kind in left) / 3600,
     )
 
 

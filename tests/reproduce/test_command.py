@@ -47,7 +47,16 @@ def test_a_table_is_run_compared_written_and_skipped_by_the_next_call(
     assert reproduce("table0", "--out", tmp_path).exit_code == 0
     assert (tmp_path / "paper/table0.md").read_text() == text
     listed = reproduce("list", "--out", tmp_path)
-    assert listed.exit_code == 0 and re.search(r"table0 +digits +2 +2 +0\.0 +0\.0 +0\.0", listed.output), listed.output
+    assert listed.exit_code == 0, listed.output
+    assert re.search(r"^table0 +2 +2 +0\.0 +0\.0 +0\.0  digits$", listed.output, re.MULTILINE), listed.output
+
+
+def test_the_list_names_a_target_whose_images_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    medical = registry.find_target("taet-dermamnist")
+    monkeypatch.setattr(registry, "PAPERS", (lambda: [medical],))
+    listed = CliRunner(env={"COLUMNS": "40"}).invoke(main, ["reproduce", "list", "--out", str(tmp_path)])
+    assert listed.exit_code == 0, listed.output
+    assert re.search(r"^taet-dermamnist +7 +0 +– +– +–  TAET: DermaMNIST$", listed.output, re.MULTILINE), listed.output
 
 
 @pytest.mark.parametrize(
