@@ -26,7 +26,12 @@ LIST = "list"
 
 @click.command("reproduce")
 @click.argument("target")
-@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Runs of each row; 1, and 5 for table10.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Runs of each row; left out, 1, or 5 for table10, 3 for figure4-digits.",
+)
 @click.option(
     "--scale",
     type=click.Choice(["paper", "small"]),
