@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ltat.errors import LtatError
-from ltat.reproduce.cost import RunCost, images_of, run_cost
-from ltat.reproduce.planning import Place, Planned, plan_cell, row_settings
+from ltat.reproduce.cost import RunCost, run_cost
+from ltat.reproduce.planning import Place, Planned, plan_cell, row_images
 from ltat.reproduce.targets import Target
 from ltat.reproduce.throughput import Throughput, Workload, workload_of
 from ltat.sweeps import Phase, RunPlan
@@ -69,13 +69,13 @@ def work_of(
     target: Target, planned: Sequence[Planned], place: Place, known: dict[str, RunCost], speed: Throughput
 ) -> Work:
     """What one target takes; ``known`` keeps the costs of runs by name."""
-    plans = {plan.name: (own.cell, plan) for own in planned for plan in own.runs}
+    plans = {plan.name: (own, plan) for own in planned for plan in own.runs}
     done = {name for name, (_, plan) in plans.items() if is_done(plan, place)}
     work = Work(target, len(plans), len(done), sum(bool(own.refused) for own in planned))
     try:
-        for name, (cell, plan) in plans.items():
+        for name, (own, plan) in plans.items():
             if name not in known:
-                known[name] = run_cost(plan.asked(), images_of(row_settings(cell)))
+                known[name] = run_cost(plan.asked(), row_images(own))
     except LtatError:
         return work
     left = [(known[name].total, workload(plan, place)) for name, (_, plan) in plans.items() if name not in done]

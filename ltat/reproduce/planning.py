@@ -11,6 +11,7 @@ from ltat.config.recipes import Recipe, find_recipe, list_recipes
 from ltat.config.sections import Tree
 from ltat.errors import LtatError
 from ltat.methods import find_method
+from ltat.reproduce.cost import PUBLISHED, Images, images_of
 from ltat.reproduce.data import StandIn, data_settings
 from ltat.reproduce.scales import Scale
 from ltat.reproduce.targets import BASELINE, Cell, Target
@@ -62,6 +63,14 @@ def plan_target(target: Target, place: Place, seeds: int) -> list[Planned]:
     distinct = {plan.name: plan for own in planned for plan in own.runs}
     shared = {plan.name: plan for plan in share_teachers(list(distinct.values()), place.runs)}
     return [Planned(own.cell, [shared[plan.name] for plan in own.runs], own.refused) for own in planned]
+
+
+def row_images(planned: Planned) -> Images | None:
+    """The images of a row: by its ratios where its set is a published one, else from its files; None without runs."""
+    if not planned.runs:
+        return None
+    own = row_settings(planned.cell)
+    return images_of(own if own.config.data.name in PUBLISHED else planned.runs[0].asked())
 
 
 def plan_cell(cell: Cell, place: Place, seeds: int) -> Planned:

@@ -7,10 +7,10 @@ from hashlib import sha256
 from typing import Any
 
 from ltat.files import read_text
-from ltat.reproduce.cost import Images, images_of, run_cost
+from ltat.reproduce.cost import Images, run_cost
 from ltat.reproduce.intervals import Verdicts, accuracy_interval
 from ltat.reproduce.ordering import Entry, Ordering, ordering
-from ltat.reproduce.planning import Place, Planned, row_settings
+from ltat.reproduce.planning import Place, Planned, row_images, row_settings
 from ltat.reproduce.scales import Scale
 from ltat.reproduce.targets import Cell, Column, Target
 from ltat.sweeps import Phase, RunPlan
@@ -50,8 +50,8 @@ def data_trees(planned: Sequence[Planned], place: Place) -> list[dict[str, Any]]
     for own in planned:
         asked = row_settings(own.cell)
         named = asked.config.data.name if place.stand_in is None else place.stand_in.name
-        images: Images = images_of(asked) if own.runs else Images((), 0)
-        if images.counts:
+        images = row_images(own)
+        if images is not None:
             numbers = {"counts": list(images.counts), "test": images.test}
             trees.append({"group": own.cell.group, "name": named, "of": asked.config.data.name, **numbers})
     return list({json.dumps(tree): tree for tree in trees}.values())
@@ -60,7 +60,7 @@ def data_trees(planned: Sequence[Planned], place: Place) -> list[dict[str, Any]]
 def row_tree(target: Target, planned: Planned, states: States, reports: Reports, scale: Scale) -> dict[str, Any]:
     """A row: its runs and its figures by checkpoint and column."""
     cell = planned.cell
-    images = images_of(row_settings(cell)) if planned.runs else None
+    images = row_images(planned)
     figures = {
         checkpoint: {
             column.title: figure_tree(cell, checkpoint, column, planned.runs, reports, scale)

@@ -1,13 +1,19 @@
 """The targets of IGDM and of TAET: a base that differs by more than the term, another test set or another radius."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from ltat.config import RunConfig
 from ltat.config.resolving import for_dataset
-from ltat.reproduce.planning import row_settings
+from ltat.reproduce.planning import Place, plan_target, row_settings
 from ltat.reproduce.registry import all_targets, find_target
-from ltat.reproduce.results import images_behind
+from ltat.reproduce.results import images_behind, result_tree
+from ltat.reproduce.scales import SCALES
 from ltat.reproduce.targets import BASELINE, MAIN
+from ltat.sweeps import states_of
+from ltat.sweeps.state import Records
 from ltat.training.run_folder import differing_settings
 
 TARGETS = all_targets()
@@ -78,3 +84,19 @@ def test_a_mean_over_classes_counts_as_many_images_as_give_its_variance():
     rare = {"overall": 1010, "per_class": [1000, 10, 0]}
     assert images_behind(rare, "balanced") == round(4 / (1 / 1000 + 1 / 10)) == 40
     assert images_behind(rare, "overall") == 1010
+
+
+def test_a_set_that_lies_in_files_is_counted_from_them(tmp_path: Path):
+    labels = np.repeat(np.arange(7), [30, 12, 10, 8, 6, 5, 4])[:, None]
+    random, arrays = np.random.default_rng(0), {}
+    for part in ("train", "val", "test"):
+        arrays[f"{part}_images"] = random.integers(0, 256, (75, 28, 28, 3), np.uint8)
+        arrays[f"{part}_labels"] = labels
+    np.savez(tmp_path / "dermamnist.npz", **arrays)
+    place = Place(tmp_path, SCALES["paper"], tmp_path / "dermamnist.npz")
+    planned = plan_target(find_target("taet-dermamnist"), place, 1)
+    states = states_of([run for own in planned for run in own.runs], Records(place.runs))
+    tree = result_tree(find_target("taet-dermamnist"), planned, states, place)
+    (data,) = tree["data"]
+    assert data["name"] == "medmnist" and data["counts"] == [30, 12, 10, 8, 6, 5, 4] and data["test"] == 75
+    assert tree["rows"][0]["runs"][0]["image_passes"] > 0
