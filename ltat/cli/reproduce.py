@@ -37,7 +37,7 @@ LIST = "list"
     type=click.Choice(["paper", "small"]),
     default="paper",
     show_default=True,
-    help="small: a small network and 20 epochs, for a CPU; only the order of the rows can be compared.",
+    help="small: a small network and a fifth of the epochs, for a CPU; only the order of the rows can be compared.",
 )
 @click.option("--budget", type=Duration(), help="Stop after this time; the same command goes on later.")
 @click.option("--data-dir", type=click.Path(path_type=Path), metavar="DIR", help="Where the data set lies.")

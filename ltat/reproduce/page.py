@@ -4,10 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Tree = Mapping[str, Any]
-CHECKPOINTS = {"best": "Best checkpoint", "last": "Last checkpoint", "teacher": "The teacher"}
+CHECKPOINTS = {
+    "best": "Best checkpoint",
+    "last": "Last checkpoint",
+    "raw-best": "Best checkpoint, no average",
+    "raw-last": "Last checkpoint, no average",
+    "teacher": "The teacher",
+}
 READING = (
     "Each cell: ours, with its 95 % interval, / published{difference}. The interval is {kinds}. A published figure "
     "with a question mark is doubtful and no target."
+)
+GAIN = (
+    "Each row minus the baseline with the same seed, with the 95 % interval of the difference: Student's t over the "
+    "seeds, or Newcombe's over the images where there is one. A star: the interval excludes zero."
 )
 ORDER = (
     "For every two rows whose published figures differ beyond doubt: the pair agrees if our difference has the "
@@ -21,7 +31,7 @@ def page(tree: Tree) -> str:
     lines = [*heading(tree), *data_lines(tree)]
     for checkpoint in tree["checkpoints"]:
         lines += ["", f"## {CHECKPOINTS[checkpoint]}", *tables(tree, checkpoint)]
-    return "\n".join([*lines, *orderings(tree), *doubts(tree), *runs(tree)]) + "\n"
+    return "\n".join([*lines, *gains(tree), *orderings(tree), *doubts(tree), *runs(tree)]) + "\n"
 
 
 def heading(tree: Tree) -> Iterator[str]:
@@ -97,6 +107,32 @@ def cell(figure: Tree) -> str:
     printed = f"{published:.2f}{'?' if figure['doubtful'] else ''}"
     difference = "" if figure["difference"] is None else f" ({figure['difference']:+.2f})"
     return f"{shown} / {printed}{difference}"
+
+
+def gains(tree: Tree) -> Iterator[str]:
+    """What every row gains over the baseline."""
+    if not tree["gains"]:
+        return
+    yield from ("", f"## Gains over {tree['baseline']}", "", GAIN)
+    found = {(each["checkpoint"], each["group"], each["row"], each["column"]): each for each in tree["gains"]}
+    for checkpoint in dict.fromkeys(each["checkpoint"] for each in tree["gains"]):
+        yield from ("", f"### {CHECKPOINTS[checkpoint]}", "")
+        yield table_row(["method", "seeds", *tree["columns"]])
+        yield table_row(["---", "---:", *["---"] * len(tree["columns"])])
+        for group, row in dict.fromkeys((group, row) for at, group, row, _ in found if at == checkpoint):
+            own = [found.get((checkpoint, group, row, column)) for column in tree["columns"]]
+            numbers = [len(each["seeds"]) for each in own if each is not None]
+            label = ", ".join(filter(None, (group, row)))
+            yield table_row([label, str(max(numbers)), *map(gain, own)])
+
+
+def gain(found: Tree | None) -> str:
+    """A gain with its interval; a star where the interval excludes zero."""
+    if found is None:
+        return "–"
+    own = found["gain"]
+    star = "*" if own["low"] > 0 or own["high"] < 0 else ""
+    return f"{own['value']:+.2f}{star} ({own['low']:+.1f} to {own['high']:+.1f})"
 
 
 def orderings(tree: Tree) -> Iterator[str]:

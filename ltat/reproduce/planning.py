@@ -85,7 +85,7 @@ def plan_cell(cell: Cell, place: Place, seeds: int) -> Planned:
 
 def plan_seed(cell: Cell, place: Place, data: Any, seed: int) -> RunPlan:
     """The run of a row with one training seed."""
-    adapted = place.scale.adapt(row_settings(cell, own=False).config, row_settings(cell).config)
+    adapted = place.scale.adapt(row_settings(cell).config)
     asked = row_settings(cell, settings={**adapted, **data, "seed.train": seed, **OFTEN_SAVED})
     row = row_name(cell)
     return plan_run(f"{row}-s{seed}", place.runs / f"{row}-s{seed}", asked, row)
@@ -97,13 +97,13 @@ def row_name(cell: Cell) -> str:
     return "-".join([cell.recipe.replace("/", "-"), *added])
 
 
-def row_settings(cell: Cell, settings: dict[str, Any] | None = None, own: bool = True) -> Asked[RunConfig]:
-    """The settings of a row; with ``own=False`` those of its recipe alone.
+def row_settings(cell: Cell, settings: dict[str, Any] | None = None) -> Asked[RunConfig]:
+    """The settings of a row, with ``settings`` on top.
 
     Raises:
         LtatError: wrong settings.
     """
-    given = {**(cell.settings if own else {}), **(settings or {})}
+    given = {**cell.settings, **(settings or {})}
     return load_config(lambda name: find_method(name).Config, recipe=recipe_tree(cell.recipe), settings=given)
 
 

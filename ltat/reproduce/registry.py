@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from ltat.errors import LtatError
-from ltat.reproduce import igdm, self_distillation, taet, theory
+from ltat.reproduce import forms, igdm, self_distillation, taet, theory
 from ltat.reproduce.targets import Target
 
 PAPERS: tuple[Callable[[], Iterable[Target]], ...] = (
@@ -11,6 +11,7 @@ PAPERS: tuple[Callable[[], Iterable[Target]], ...] = (
     theory.targets,
     igdm.targets,
     taet.targets,
+    forms.targets,
 )
 """The targets of each paper, in the order of the list."""
 

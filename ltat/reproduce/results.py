@@ -1,5 +1,6 @@
 """Our figures beside the published ones, as a tree for JSON: all that a page shows is in it."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from typing import Any
 
 from ltat.files import read_text
 from ltat.reproduce.cost import Images, run_cost
-from ltat.reproduce.intervals import Verdicts, accuracy_interval
+from ltat.reproduce.intervals import Verdicts, accuracy_interval, difference_interval
 from ltat.reproduce.ordering import Entry, Ordering, ordering
 from ltat.reproduce.planning import Place, Planned, row_images, row_settings
 from ltat.reproduce.scales import Scale
@@ -41,6 +42,8 @@ def result_tree(target: Target, planned: Sequence[Planned], states: States, plac
         "data": data_trees(planned, place),
         "rows": rows,
         "orderings": ordering_trees(target, planned, reports),
+        "baseline": target.baseline,
+        "gains": gain_trees(target, planned, reports),
     }
 
 
@@ -153,6 +156,21 @@ def ordering_trees(target: Target, planned: Sequence[Planned], reports: Reports)
                 if found is not None:
                     place = {"checkpoint": checkpoint, "group": group, "column": column.title}
                     trees.append({**place, **ordering_tree(found)})
+    return trees
+
+
+def gain_trees(target: Target, planned: Sequence[Planned], reports: Reports) -> list[dict[str, Any]]:
+    """Our figure minus that of the baseline, by the seeds that both have."""
+    trees = []
+    for base in (own for own in planned if own.cell.label == target.baseline):
+        others = [own for own in planned if own.cell.group == base.cell.group and own is not base]
+        for checkpoint, column, own in itertools.product(target.checkpoints, target.columns, others):
+            found = [verdicts(each.runs, reports, checkpoint, column) for each in (own, base)]
+            seeds = sorted(found[0].keys() & found[1].keys())
+            if seeds:
+                gain = difference_interval(*([counts[seed] for seed in seeds] for counts in found))
+                place = {"checkpoint": checkpoint, "group": own.cell.group, "column": column.title}
+                trees.append({**place, "row": own.cell.label, "seeds": seeds, "gain": asdict(gain)})
     return trees
 
 

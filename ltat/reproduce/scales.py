@@ -7,8 +7,8 @@ from typing import Any
 from ltat.config import RunConfig
 from ltat.sweeps.lengths import scaled
 
-Adapt = Callable[[RunConfig, RunConfig], Mapping[str, Any]]
-EPOCHS = 20
+Adapt = Callable[[RunConfig], Mapping[str, Any]]
+SHARE = 1 / 5
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Scale:
         name: as ``--scale`` takes it.
         comparable: whether its figures may be compared with the published ones, and not only their order.
         remark: what it is, for the page.
-        adapt: from the settings of the recipe, and those of the row, to settings on top, by dotted name.
+        adapt: from the settings of a row to settings on top, by dotted name.
     """
 
     name: str
@@ -28,23 +28,22 @@ class Scale:
     adapt: Adapt
 
 
-def paper(recipe: RunConfig, row: RunConfig) -> Mapping[str, Any]:
+def paper(row: RunConfig) -> Mapping[str, Any]:
     """Nothing: the published settings."""
-    del recipe, row
+    del row
     return {}
 
 
-def small(recipe: RunConfig, row: RunConfig) -> Mapping[str, Any]:
-    """Twenty epochs for those of the recipe; a row that is longer than its recipe stays so in proportion."""
-    share = EPOCHS / recipe.train.epochs
-    epochs = max(1, round(share * row.train.epochs))
+def small(row: RunConfig) -> Mapping[str, Any]:
+    """A fifth of the epochs, so that rows of equal compute stay so, on a small network."""
+    epochs = max(1, round(SHARE * row.train.epochs))
     return {
         **scaled(row, epochs),
         "train.epochs": epochs,
         "model.name": "resnet8-s2",
         "attack.steps": min(5, row.attack.steps),
         "select.set": "val",
-        "select.from": max(1, round(share * row.select.from_epoch)),
+        "select.from": max(1, round(SHARE * row.select.from_epoch)),
         "eval.attacks": [name for name in row.eval.attacks if name != "autoattack"],
     }
 
@@ -54,7 +53,7 @@ SCALES = {
     "small": Scale(
         "small",
         False,
-        "ResNet-8, 20 epochs for the recipe's and the teacher's in proportion, 5 steps of attack, the best checkpoint "
+        "ResNet-8, a fifth of all epochs, at most 5 steps of attack, the best checkpoint "
         "selected on held-out images, no AutoAttack: only the order of the methods can be compared with the paper's",
         small,
     ),

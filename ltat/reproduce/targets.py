@@ -74,6 +74,7 @@ class Target:
         note: a line for the page on what of it is ours.
         picture: draws the target's tree (:func:`ltat.reproduce.results.result_tree`) into an SVG, if it is a figure.
         compute: for a target without runs: writes its files into a folder and returns the lines to print.
+        baseline: the label of the row over which the gain of every other row of its group is shown, or "".
     """
 
     name: str
@@ -86,3 +87,4 @@ class Target:
     note: str = ""
     picture: Callable[[Path, Mapping[str, Any]], None] | None = None
     compute: Callable[[Path], Sequence[str]] | None = None
+    baseline: str = ""
