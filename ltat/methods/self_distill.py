@@ -95,7 +95,7 @@ class SelfDistill(ClassificationMethod, TaughtMethod):
             raise LtatError("kd.target_tau cancels in kd.form=igdm, which takes differences; leave it out")
         if config.student.init == "teacher" and config.teacher.train == "ema":
             raise LtatError(
-                "student.init=teacher and teacher.train=ema: an average has no weights before the student's"
+                "student.init=teacher needs a teacher before the student and teacher.train=ema has none; leave one out"
             )
         if config.student.init == "teacher" and config.model.weights is not None:
             raise LtatError(

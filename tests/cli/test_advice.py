@@ -21,6 +21,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 COMMAND = re.compile(r"(?:^ {4}|`|: |; |run )ltat ([a-z]+)(?![\w.])", re.MULTILINE)
 FORMATS = {"state"}  # a file that begins with `ltat state` is no command
 OTHERS = {"--help", "--no-build-isolation", "--test-dir", "--version", "--yes"}  # of click, pip, ctest and install_ffcv
+OTHERS |= {"--porcelain", "--short", "--untracked-files"}  # of git
 OTHERS |= {"--requeue", "--seconds", "--strict"}  # of sbatch and bench.scaling
 OTHERS |= {"--nproc-per-node", "--nnodes", "--max-restarts"}  # of torchrun
 OTHERS |= {"--rdzv-backend", "--rdzv-endpoint", "--rdzv-id", "--ntasks-per-node"}  # of torchrun and srun

@@ -105,7 +105,7 @@ def test_there_is_no_teacher_stage_to_share():
         (("average.start=0.9",), "average.start=0.9; set it to 0"),
         (("teacher.path=t.safetensors",), "leave one out"),
         (("teacher.mode=train",), "needs teacher.mode=eval"),
-        (("student.init=teacher",), "an average has no weights before the student's"),
+        (("student.init=teacher",), "needs a teacher before the student"),
     ],
 )
 def test_an_average_that_cannot_teach_is_refused_before_the_folder_is_made(settings, message, tmp_path: Path):
