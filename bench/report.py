@@ -1,6 +1,7 @@
-"""docs/performance.md, scaling.md, theory.md and the README's table, from bench/results. Run: python -m bench.report.
+"""docs/performance.md, scaling.md, theory.md, results.md and the README's table. Run: python -m bench.report.
 
-None is edited by hand: the descriptions are the benches' docstrings, and the targets are those of bench/targets.py.
+They are made from bench/results, and none is edited by hand: the descriptions are the benches' docstrings, and the
+targets are those of bench/targets.py.
 """
 
 import ast
@@ -38,6 +39,7 @@ relative to the case's plain or eager candidate; rows in which we lose are here 
 def main() -> None:
     """Write the pages, the plot and the README's table."""
     from bench import (  # the first needs ltat; the tables must not, on a machine that lacks its packages
+        _results_page,
         _scaling_page,
         _theory_page,
     )
@@ -45,6 +47,7 @@ def main() -> None:
     measured = read_all(ROOT / "bench" / "results")
     PAGE.write_text(page(measured))
     _theory_page.PAGE.write_text(_theory_page.page())
+    _results_page.PAGE.write_text(_results_page.page())
     README.write_text(with_table(README.read_text(), measured))
     if SCALING in measured:
         _scaling_page.PAGE.write_text(_scaling_page.page(measured[SCALING]))

@@ -9,6 +9,7 @@ from ltat.sweeps.lengths import scaled
 
 Adapt = Callable[[RunConfig], Mapping[str, Any]]
 SHARE = 1 / 5
+TESTED = 5000
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def small(row: RunConfig) -> Mapping[str, Any]:
         "attack.steps": min(5, row.attack.steps),
         "select.set": "val",
         "select.from": max(1, round(SHARE * row.select.from_epoch)),
+        "eval.n_examples": TESTED,
         "eval.attacks": [name for name in row.eval.attacks if name != "autoattack"],
     }
 
@@ -53,8 +55,8 @@ SCALES = {
     "small": Scale(
         "small",
         False,
-        "ResNet-8, a fifth of all epochs, at most 5 steps of attack, the best checkpoint "
-        "selected on held-out images, no AutoAttack: only the order of the methods can be compared with the paper's",
+        "ResNet-8, a fifth of all epochs, at most 5 steps of attack, the best checkpoint selected on held-out images, "
+        "at most 5,000 test images, no AutoAttack: only the order of the methods can be compared with the paper's",
         small,
     ),
 }
