@@ -9,6 +9,7 @@ from typing import Any
 from ltat.reproduce.targets import BASELINE, MAIN, OTHER, Cell, Column, Target
 
 PROTOCOL = "unified/cifar10"
+ATTACKS = {"eval.attacks": ["clean", "pgd20", "autoattack"]}
 BASE = "AT-BSL"
 COLUMNS = (
     Column("clean", "clean"),
@@ -43,15 +44,15 @@ def targets() -> Iterator[Target]:
 
 def trained_alike() -> Iterator[Cell]:
     """The rows that differ by the method, the form of the term, or its weight."""
-    yield Cell(BASE, PROTOCOL, {"method": "at-bsl"}, rank=BASELINE)
+    yield Cell(BASE, PROTOCOL, {"method": "at-bsl", **ATTACKS}, rank=BASELINE)
     yield student("igdm, α 1", {}, MAIN)
     for form in FORMS:
         yield student(f"{form}, α 1", {"kd.form": form})
-    yield Cell("RoBal", PROTOCOL, {"method": "robal"})
+    yield Cell("RoBal", PROTOCOL, {"method": "robal", **ATTACKS})
     for alpha in ALPHAS:
         yield student(f"igdm, α {alpha:g}", {"kd.alpha": alpha})
 
 
 def student(label: str, settings: Mapping[str, Any], rank: int = OTHER) -> Cell:
     """A row of the main method."""
-    return Cell(f"self-distill: {label}", PROTOCOL, {"method": "self-distill", **settings}, rank=rank)
+    return Cell(f"self-distill: {label}", PROTOCOL, {"method": "self-distill", **settings, **ATTACKS}, rank=rank)

@@ -11,10 +11,8 @@ CHECKPOINTS = {
     "raw-last": "Last checkpoint, no average",
     "teacher": "The teacher",
 }
-READING = (
-    "Each cell: ours, with its 95 % interval, / published{difference}. The interval is {kinds}. A published figure "
-    "with a question mark is doubtful and no target."
-)
+READING = "Each cell: ours, with its 95 % interval{published}. The interval is {kinds}."
+BESIDE = " / published{difference}; a published figure with a question mark is doubtful and no target"
 GAIN = (
     "Each row minus the baseline with the same seed, with the 95 % interval of the difference: Student's t over the "
     "seeds, or Newcombe's over the images where there is one. A star: the interval excludes zero."
@@ -48,7 +46,13 @@ def heading(tree: Tree) -> Iterator[str]:
     yield ""
     kinds = sorted({each["ours"]["kind"] for each in figures(tree) if each["ours"]})
     difference = " (ours minus published)" if tree["comparable"] else ""
-    yield READING.format(difference=difference, kinds=" or ".join(kinds) or "that of the runs to come")
+    beside = BESIDE.format(difference=difference) if any(each["published"] for each in figures(tree)) else ""
+    yield READING.format(published=beside, kinds=" or ".join(kinds) or "that of the runs to come")
+
+
+def all_of(row: Tree, checkpoint: str) -> list[Tree]:
+    """The figures of a row at a checkpoint."""
+    return list(row["figures"][checkpoint].values())
 
 
 def figures(tree: Tree) -> Iterator[Tree]:
@@ -72,15 +76,18 @@ def data_lines(tree: Tree) -> Iterator[str]:
 
 
 def tables(tree: Tree, checkpoint: str) -> Iterator[str]:
-    """A table for each group of rows."""
-    for group in dict.fromkeys(row["group"] for row in tree["rows"]):
+    """A table for each group of rows; a row without any figure stands among the runs alone."""
+    shown = [row for row in tree["rows"] if any(each["ours"] or each["published"] for each in all_of(row, checkpoint))]
+    if not shown:
+        yield from ("", "No row has a figure yet.")
+    for group in dict.fromkeys(row["group"] for row in shown):
         if group:
             yield ""
             yield f"### {group}"
         yield ""
         yield table_row(["method", "seeds", *tree["columns"]])
         yield table_row(["---", "---:", *["---"] * len(tree["columns"])])
-        for row in tree["rows"]:
+        for row in shown:
             if row["group"] == group:
                 own = row["figures"][checkpoint]
                 yield table_row([row["label"], seeds(own), *(cell(own[name]) for name in tree["columns"])])

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ltat.reproduce.published import TAET, Published, as_last, published_checkpoints
-from ltat.reproduce.targets import BASELINE, MAIN, OTHER, Cell, Column, Target
+from ltat.reproduce.targets import BASELINE, LAST, MAIN, OTHER, Cell, Column, Target
 
 SOURCE = "Wang et al., CVPR 2025 (arXiv 2503.01924)"
 OWN, STRONGEST = "taet", "robal"
@@ -57,7 +57,7 @@ def own_row(recipe: str, settings: Mapping[str, Any], rows: Mapping[str, Publish
 def baseline(recipe: str, method: str, settings: Mapping[str, Any], rows: Mapping[str, Published]) -> Cell:
     """A method that TAET is compared with."""
     rank = BASELINE if method == STRONGEST else OTHER
-    own = {**settings, "method": method, "eval.attacks": ATTACKS}
+    own = {**LAST, **settings, "method": method, "eval.attacks": ATTACKS}
     return Cell(BASELINES[method], recipe, own, rank=rank, published=rows)
 
 

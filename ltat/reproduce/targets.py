@@ -36,6 +36,8 @@ COLUMNS = (
     Column("tail, PGD-20", "pgd20", "tail", "tail_pgd20"),
 )
 """The columns of the tables of the main paper."""
+LAST: Mapping[str, Any] = {"select.set": "none", "average.kind": "none"}
+"""The settings of a row under a protocol of ours of which the network of the last epoch alone is looked at."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ltat.files import atomic_write_text
 from ltat.reproduce.self_distillation import SOURCE
-from ltat.reproduce.targets import BASELINE, MAIN, Cell, Column, Target
+from ltat.reproduce.targets import BASELINE, LAST, MAIN, Cell, Column, Target
 from ltat.theory import theorem1
 from ltat.theory.theorem import ERRORS
 
@@ -18,8 +18,6 @@ COLUMNS = (
     Column("tail, PGD-20", "pgd20", "tail"),
 )
 TRAININGS = {"natural": BASELINE, "pgd-at": MAIN}
-LAST = {"select.set": "none", "average.kind": "none"}
-"""The network of the last epoch alone is looked at."""
 SMALL_RADIUS = {"attack.eps": "2/255", "attack.step_size": "0.5/255"}
 DIGITS = {
     "attack.eps": 0.0375,

@@ -84,6 +84,13 @@ def test_every_row_gains_over_the_baseline_with_the_same_seed(tmp_path: Path):
     assert "## Gains over pgd-at" in text and "| natural | 2 | +10.00* (+10.0 to +10.0) | -20.00*" in text
 
 
+def test_a_row_without_any_figure_is_listed_among_the_runs_alone(tmp_path: Path):
+    unpublished = [replace(cell, published={}) for cell in table().cells]
+    text = page(tree_of(table(*unpublished), tmp_path, failing="pgd-at"))
+    assert "| natural | 1 |" in text and "| pgd-at |" not in text and "failed: planted failure" in text
+    assert "/ published" not in text and "question mark" not in text
+
+
 def test_a_table_without_a_baseline_shows_no_gains(tmp_path: Path):
     tree = tree_of(table(), tmp_path)
     assert tree["gains"] == [] and "Gains" not in page(tree)

@@ -100,3 +100,9 @@ def test_a_set_that_lies_in_files_is_counted_from_them(tmp_path: Path):
     (data,) = tree["data"]
     assert data["name"] == "medmnist" and data["counts"] == [30, 12, 10, 8, 6, 5, 4] and data["test"] == 75
     assert tree["rows"][0]["runs"][0]["image_passes"] > 0
+
+
+@pytest.mark.parametrize("name", TAET)
+def test_no_row_of_taet_has_an_average_or_fewer_images_than_another(name: str):
+    found = configs(name).values()
+    assert {(config.average.kind, config.select.set) for config in found} == {("none", "none")}
