@@ -21,7 +21,6 @@ class Work:
         target: the target.
         runs: how many it has.
         done: how many of them are finished.
-        refused: rows that cannot be run on the data.
         training: image passes of the training of all runs.
         testing: those of the selection of checkpoints and of the evaluation.
         hours: of what is not finished, on this machine.
@@ -32,7 +31,6 @@ class Work:
     target: Target
     runs: int
     done: int
-    refused: int
     training: float | None = None
     testing: float | None = None
     hours: float | None = None
@@ -71,7 +69,7 @@ def work_of(
     """What one target takes; ``known`` keeps the costs of runs by name."""
     plans = {plan.name: (own, plan) for own in planned for plan in own.runs}
     done = {name for name, (_, plan) in plans.items() if is_done(plan, place)}
-    work = Work(target, len(plans), len(done), sum(bool(own.refused) for own in planned))
+    work = Work(target, len(plans), len(done))
     try:
         for name, (own, plan) in plans.items():
             if name not in known:
