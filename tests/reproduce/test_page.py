@@ -151,7 +151,7 @@ def test_a_set_in_the_place_of_another_must_have_its_images(tmp_path: Path):
     place = Place(tmp_path, SCALES["small"], tmp_path, StandIn("npz", tmp_path, images, (32, 32, 3)))
     planned = plan_target(find_target("table5"), place, 1)
     assert {own.cell.group for own in planned if own.runs} == {"ratio 10"}
-    assert "the row is trained on 12,6" in planned[0].refused or "12," in planned[0].refused
+    assert "the row is trained on 12,608 training images of 100 classes" in planned[0].refused
     run = next(own for own in planned if own.runs).runs[0]
     data = run.settings["data"]
     assert (data["name"], data["dir"], data["imbalance_ratio"]) == ("npz", str(tmp_path), "natural")
